@@ -1,0 +1,92 @@
+"What the runner, the site and the checks share: errors, atomic files, and reading a project's notebooks."
+import ast, json, os, re, shutil, subprocess, sys, tempfile
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBERED, LETTERED = re.compile(r'\d\d_'), re.compile(r'\d\d[a-z]_')
+
+
+class UserError(Exception):
+    "A mistake of the user: one line on stderr, exit code 2."
+
+
+def main(f):
+    "Run `f()` as a command: a `UserError` is one line on stderr and exit code 2"
+    try: sys.exit(f())
+    except UserError as e:
+        print(f'error: {e}', file=sys.stderr)
+        sys.exit(2)
+
+
+def write_atomic(path, data):
+    "Write `data` (text or bytes) under a temporary name, then rename: readers see the old file or the new one"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp.write_bytes(data if isinstance(data, bytes) else data.encode())
+    os.replace(tmp, path)
+
+
+def write_json(path, obj): write_atomic(path, json.dumps(obj, indent=1, ensure_ascii=False) + '\n')
+
+
+def read_json(path, default=None):
+    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError): return default
+
+
+def settings(root):
+    "The project's settings.ini (`lib_name`, `requirements`, …)"
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(root/'settings.ini', encoding='utf-8')
+    return cfg['DEFAULT']
+
+
+def source(cell): return ''.join(cell['source'])
+
+
+def load_nb(path):
+    "A notebook as a plain dict"
+    nb = read_json(path)
+    if nb is None: raise UserError(f'{path}: not a readable notebook')
+    return nb
+
+
+def code_cells(nb, injected=False):
+    "Code cells, without the one that papermill injects unless `injected`"
+    return [c for c in nb['cells'] if c['cell_type'] == 'code'
+            and (injected or 'injected-parameters' not in c['metadata'].get('tags', []))]
+
+
+def notebooks(root):
+    "{stem: path} of the project: numbered and lettered ones in their order, then index"
+    found = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem == 'index' or re.match(r'\d\d[a-z]?_', p.stem))
+    return {p.stem: p for p in sorted(found, key=lambda p: (p.stem == 'index', p.stem))}
+
+
+def declared(nb):
+    "{name: default} of a notebook's `parameters` cell; only literals can be set from outside"
+    names = {}
+    for c in nb['cells']:
+        if 'parameters' not in c['metadata'].get('tags', []): continue
+        for st in ast.parse(source(c)).body:
+            target = st.targets[0] if isinstance(st, ast.Assign) else getattr(st, 'target', None)
+            if isinstance(target, ast.Name) and st.value is not None: names[target.id] = ast.literal_eval(st.value)
+    return names
+
+
+def exported(root):
+    "{file name: bytes} of the library as the notebooks say it is, exported in a copy so that the tree stays as it is"
+    lib = settings(root)['lib_name']
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        shutil.copy(root/'settings.ini', tmp)
+        shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*', '*.mp4'))
+        (tmp/lib).mkdir()
+        env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}   # nbdev does not export when it is set
+        if (root/lib/'__init__.py').exists(): shutil.copy(root/lib/'__init__.py', tmp/lib)
+        p = subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()'],
+                           cwd=tmp, env=env, capture_output=True, text=True)
+        if p.returncode: raise UserError('nbdev_export failed: ' + (p.stderr.strip().splitlines() or ['?'])[-1])
+        return {f.name: f.read_bytes() for f in sorted((tmp/lib).glob('*.py'))}

@@ -1,0 +1,394 @@
+"""Run a study: the notebooks in order through papermill, only those that are not fresh.
+
+    python -m report.run studies/demo.yaml        # or: make report STUDY=demo
+
+A notebook is fresh while its code, its parameters, the library modules it imports, the outputs of the notebooks
+before it and the pinned versions are the same as when it last ran, and what it wrote is still there, unchanged.
+Outputs count, not runs: a notebook that ran again and wrote the same bytes makes nothing after it stale."""
+import argparse, ast, fcntl, hashlib, json, os, re, shutil, signal, sys, tempfile, threading, time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from .common import (LETTERED, NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
+                     source, write_atomic, write_json)
+from .record import write_record
+from .study import check_values, effective, load_study
+
+MODEL = ('predictions/{name}/**/*', 'models/{name}/**/*')
+# number: (the notebooks it waits for, what it leaves in the study's folder). A number that is not here waits for all before it.
+STAGES = {
+    '00': ((), ('clips.csv', 'known.json', 'videos/*')),
+    '01': (('00',), ('frames/*',)),
+    '02': (('00', '01'), MODEL),
+    '03': (('00', '01'), MODEL),
+    '04': (('00', '01'), MODEL),
+    '05': (('00', '02', '03', '04'), ('report.json', 'figures/**/*', 'tables/**/*')),
+    '06': (('00', '02', '03', '04'), ('inference/**/*',)),
+}
+# what differs from run to run without meaning anything: it must not make the next notebook stale
+VOLATILE = {'report.json': ('seconds',), 'card.json': ('trained', 'seconds')}
+SKIPPED = {'history.csv'}
+THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS')
+SILENCE = 20    # seconds between lines where there is no terminal
+
+
+def sha(x): return hashlib.sha256(x if isinstance(x, bytes) else x.encode()).hexdigest()[:20]
+
+
+def tree(src):
+    "Parsed code; a cell that holds a magic has none"
+    try: return ast.parse(src)
+    except SyntaxError: return None
+
+
+def normal(src):
+    "Code without comments and layout: rewording a caption must not train a network again"
+    return ast.unparse(t) if (t := tree(src)) else src.strip()
+
+
+def modules(srcs, root, lib):
+    "{module: hash} of the library's modules that `srcs` import, with what these import in turn"
+    found, todo = {}, [t for s in srcs if (t := tree(s))]
+    while todo:
+        for node in ast.walk(todo.pop()):
+            names = []
+            if isinstance(node, ast.Import): names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = f"{lib}.{node.module or ''}".rstrip('.') if node.level else node.module or ''
+                names = [base] + [f'{base}.{a.name}' for a in node.names]
+            for n in names:
+                p = root/lib/f"{n.removeprefix(lib + '.')}.py"
+                if not n.startswith(lib + '.') or n in found or not p.exists(): continue
+                t = ast.parse(p.read_text(encoding='utf-8'))
+                found[n] = sha(ast.unparse(t)); todo.append(t)
+    return found
+
+
+def file_sha(p):
+    if p.name in VOLATILE and isinstance(d := read_json(p), dict):
+        return sha(json.dumps({k: v for k, v in d.items() if k not in VOLATILE[p.name]}, sort_keys=True))
+    with p.open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:20]
+
+
+@dataclass
+class Stage:
+    "One notebook of a study"
+    stem: str
+    path: Path
+    params: dict                              # as papermill injects them
+    needs: list = field(default_factory=list)
+    globs: list = field(default_factory=list)
+    one_thread: bool = False
+    state: str = 'waiting'                    # waiting, running, fresh, ran, failed
+    seconds: float = 0.
+    where: str = ''                           # the running cell, in words
+    error: str = ''
+    code: int = 0                             # exit code that the error asks for
+
+
+class Run:
+    "A study's stages, their records, and the kernels that are alive"
+    def __init__(self, root, study, params, decl, runs):
+        self.root, self.study, self.lib = root, study, settings(root)['lib_name']
+        self.folder = root/(runs or params.get('runs') or 'runs')/study
+        self.executed, self.records = self.folder/'executed', {}
+        pins = root/'constraints.txt'
+        self.pins = sha('\n'.join(l for l in pins.read_text().splitlines() if l and l[0] != '#')) if pins.exists() else ''
+        nbs, numbers = notebooks(root), {}
+        self.stages = {}
+        for stem, path in nbs.items():
+            mine = {k: v for k, v in params.items() if k in decl[stem]}
+            if NUMBERED.match(stem):
+                needs, globs = STAGES.get(stem[:2], (tuple(numbers), ()))
+                st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], [g.format(name=stem[3:]) for g in globs],
+                           one_thread=globs is MODEL)        # three of them run side by side
+                numbers[stem[:2]] = stem
+            else: st = Stage(stem, path, mine, list(numbers.values()) if stem == 'index' else [], [], one_thread=True)
+            self.stages[stem] = st
+        # lettered notebooks fill idle slots: they come after the numbered ones, and index is the last of all
+        self.stages = dict(sorted(self.stages.items(), key=lambda kv: (kv[0] == 'index', bool(LETTERED.match(kv[0])), kv[0])))
+
+    def record(self, stem):
+        if stem not in self.records: self.records[stem] = read_json(self.folder/'stages'/f'{stem}.json')
+        return self.records[stem]
+
+    def outputs(self, st, known=None):
+        "{file: [size, mtime_ns, hash]} of what the stage left; hashes of files that look untouched are taken from `known`"
+        res = {}
+        for g in st.globs:
+            for p in sorted(self.folder.glob(g)):
+                if p.name.startswith('.') or p.name.endswith('.tmp') or p.name in SKIPPED or not p.is_file(): continue
+                s, rel = p.stat(), p.relative_to(self.folder).as_posix()
+                old = (known or {}).get(rel)
+                res[rel] = [s.st_size, s.st_mtime_ns, old[2] if old and old[:2] == [s.st_size, s.st_mtime_ns] else file_sha(p)]
+        return res
+
+    def key(self, st):
+        "Everything that the result of a notebook depends on, in parts, so that a stale one can say why"
+        cells = [source(c) for c in code_cells(load_nb(st.path))]
+        for n in st.needs:
+            if not self.record(n): raise UserError(f'{st.stem} needs {n}, which has not been run: leave out --only')
+        up = {n: sha(json.dumps(sorted((f, o[2]) for f, o in self.record(n)['outputs'].items()))) for n in st.needs}
+        return dict(code=sha('\0'.join(map(normal, cells))), library=modules(cells, self.root, self.lib), upstream=up, pins=self.pins,
+                    parameters={k: v for k, v in st.params.items() if k != 'runs'})
+
+    def stale(self, st):
+        "Why the notebook has to run, or None"
+        rec, key = self.record(st.stem), self.key(st)
+        if not rec or not (self.executed/f'{st.stem}.ipynb').exists(): return 'not run yet'
+        for part, old in rec['key'].items():
+            if old == key[part]: continue
+            names = [k for k in {**old, **key[part]} if old.get(k) != key[part].get(k)] if isinstance(old, dict) else []
+            return f"{part} changed" + (f": {', '.join(sorted(names)[:4])}" if names else '')
+        now = self.outputs(st, rec['outputs'])
+        bad = [f for f in {**rec['outputs'], **now} if rec['outputs'].get(f, [0]*3)[2] != now.get(f, [0]*3)[2]]
+        if bad: return f"output {'changed' if bad[0] in now else 'missing'}: {bad[0]}"
+
+    def refresh(self, st):
+        "Put the prose and comments of the notebook as it is now around the outputs that it had: same code, same results"
+        rec, now = self.record(st.stem), sha(st.path.read_bytes())
+        if rec.get('source') == now: return
+        out = self.executed/f'{st.stem}.ipynb'
+        old, new = load_nb(out), load_nb(st.path)
+        for a, b in zip(code_cells(old), code_cells(new)):
+            b.update(outputs=a['outputs'], execution_count=a['execution_count'])
+        for c in old['cells']:
+            if 'injected-parameters' in c['metadata'].get('tags', []):
+                i = next((i for i, x in enumerate(new['cells']) if 'parameters' in x['metadata'].get('tags', [])), -1)
+                new['cells'].insert(i + 1, c)
+        new['metadata'] = old['metadata']
+        write_json(out, new)
+        self.save(st.stem, {**rec, 'source': now})
+
+    def save(self, stem, rec):
+        self.records[stem] = rec
+        write_json(self.folder/'stages'/f'{stem}.json', rec)
+
+    # --- one notebook -------------------------------------------------------------------------------------------------
+
+    def execute(self, st):
+        "Run one notebook in this thread; sets its state, and writes its record if it succeeded"
+        import logging, nbformat, papermill
+        logging.getLogger('papermill').setLevel(logging.ERROR)      # keys are checked in study.py; it stumbles over quotes in help texts
+        from papermill.exceptions import PapermillExecutionError
+        started, t0 = datetime.now(timezone.utc), time.time()
+        running, failed, out = (self.executed/d/f'{st.stem}.ipynb' for d in ('.running', '.failed', '.'))
+        for p in (running, failed): p.parent.mkdir(parents=True, exist_ok=True); p.unlink(missing_ok=True)
+        src, key = load_nb(st.path), self.key(st)
+        src_sha, n, heading = sha(st.path.read_bytes()), len(code_cells(src)), ''
+
+        def on_cell(cell, cell_index):
+            nonlocal heading
+            if cell['cell_type'] == 'code': on_cell.k += 1
+            elif m := re.search(r'^#+ (.+)', cell['source'], re.M): heading = m[1]
+            st.where = f"cell {min(on_cell.k, n)}/{n}  {' '.join(heading.split()[:6])}"
+        on_cell.k = 0
+        try:
+            nb = papermill.execute_notebook(
+                st.path, running, parameters=st.params, kernel_name='python3', progress_bar=False, autosave_cell_every=0,
+                kernel_manager_class=self.kernel_class(st), resources={'metadata': {'path': str(st.path.parent)}}, on_cell_start=on_cell)
+        except PapermillExecutionError as e:
+            os.replace(running, failed)
+            st.state, st.code = 'failed', 2 if e.ename == 'StudyError' else 1
+            bad = next(c for c in nbformat.read(failed, 4).cells if any(o.output_type == 'error' for o in c.get('outputs', [])))
+            at = next((i for i, c in enumerate(src['cells'], 1) if c.get('id') == bad.get('id')), e.cell_index + 1)
+            lines = [l for l in e.evalue.strip().splitlines() if l.strip()] or ['']
+            st.error = f"{st.path.name} cell {at} (In [{e.exec_count}]): {e.ename}: {lines[0] if len(lines) == 1 else lines[0] + ' … ' + lines[-1]}"
+            return
+        except Exception as e:               # the kernel died, or would not start
+            if running.exists(): os.replace(running, failed)
+            st.state, st.code = 'failed', 1
+            st.error = f'{st.path.name} {st.where.strip()}: the kernel died ({type(e).__name__}: {(str(e).splitlines() or [""])[0]}); out of memory?'
+            return
+        for k in ('input_path', 'output_path'): nb.metadata.papermill.pop(k, None)     # absolute paths of this machine
+        write_atomic(out, nbformat.writes(nb))
+        running.unlink(missing_ok=True)
+        st.seconds, st.state = round(time.time() - t0, 2), 'ran'
+        self.save(st.stem, dict(key=key, source=src_sha, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
+                                finished=datetime.now(timezone.utc).isoformat(timespec='seconds')))
+
+    def kernel_class(self, st):
+        "A kernel manager that starts kernels of this interpreter in nbs/, and notes them so that none outlives us unseen"
+        from jupyter_client import AsyncKernelManager
+        run = self
+
+        class Kernel(AsyncKernelManager):
+            def __init__(self, **kw):          # sockets in a folder of ours: no TCP ports that others see
+                super().__init__(transport='ipc', ip=f"{os.environ['JUPYTER_RUNTIME_DIR']}/{st.stem}", **kw)
+
+            async def start_kernel(self, **kw):
+                env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
+                env.update(PYTHONHASHSEED='0', PYTHONPATH=os.pathsep.join([str(run.root), *filter(None, [env.get('PYTHONPATH')])]))
+                if st.one_thread: env.update({k: env.get(k, '1') for k in THREADS})
+                await super().start_kernel(**{**kw, 'env': env, 'cwd': str(st.path.parent)})
+                run.note(self.provisioner.process.pid)
+        return Kernel
+
+    kernels, _lock = (), threading.Lock()
+
+    def note(self, pid):
+        import psutil
+        with self._lock:
+            self.kernels += ((pid, psutil.Process(pid).create_time()),)
+            write_json(self.folder/'.kernels', self.kernels)
+
+    def kill(self, kernels, sig=signal.SIGKILL):
+        "Signal kernels with all they started (each leads its own process group), if they are still the same processes"
+        import psutil
+        for pid, created in kernels:
+            try:
+                if psutil.Process(pid).create_time() == created: os.killpg(pid, sig)
+            except (psutil.Error, ProcessLookupError, PermissionError): pass
+
+    # --- all of them --------------------------------------------------------------------------------------------------
+
+    def go(self, chosen, jobs, force, show):
+        "Run the chosen stages, up to `jobs` side by side; after a failure those that run finish and nothing new starts"
+        waiting, running = [self.stages[s] for s in chosen], {}
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                while waiting or running:
+                    for st in list(waiting):
+                        if any(s.state == 'failed' for s in self.stages.values()): waiting.clear(); break
+                        open_ = {s.stem for s in [*waiting, *running.values()]}
+                        if len(running) >= jobs or open_ & set(st.needs): continue
+                        waiting.remove(st)
+                        why = 'asked for' if force else self.stale(st)
+                        if why is None:
+                            self.refresh(st)
+                            st.state, st.seconds = 'fresh', self.record(st.stem)['seconds']
+                        else:
+                            st.state = 'running'; show.start(st, why)
+                            running[pool.submit(self.execute, st)] = st
+                    done, _ = wait(running, timeout=.5, return_when=FIRST_COMPLETED)
+                    for f in done: f.result(); show.end(running.pop(f))
+                    show.tick(list(running.values()))
+            except BaseException:                                          # Ctrl-C, a SIGTERM, or a bug of ours
+                self.kill(self.kernels, signal.SIGINT)                      # lets cells close their files
+                wait(running, timeout=5)
+                self.kill(self.kernels)
+                raise
+
+    def sync_library(self):
+        "Export the library if it is not what the notebooks say (a hash of both tells, in milliseconds)"
+        def state(): return sha(b''.join(p.read_bytes() for p in [*notebooks(self.root).values(), *sorted((self.root/self.lib).glob('*.py'))]))
+        stamp = self.folder.parent/'.exported'
+        if stamp.exists() and stamp.read_text() == state(): return
+        for name, data in exported(self.root).items():
+            p = self.root/self.lib/name
+            if not p.exists() or p.read_bytes() != data: write_atomic(p, data)
+        write_atomic(stamp, state())
+
+    def finish(self):
+        "Durations into report.json, and a word about outputs that a later notebook changed"
+        seconds = {s: self.record(s)['seconds'] for s in self.stages if self.record(s)}
+        p = self.folder/'report.json'
+        rep = read_json(p)
+        if isinstance(rep, dict) and rep.get('seconds') != seconds:
+            text = p.read_text(encoding='utf-8')
+            rep['seconds'] = dict(sorted(seconds.items()))
+            write_atomic(p, json.dumps(rep, indent=1, ensure_ascii=text.isascii()) + '\n'*text.endswith('\n'))
+        for st in self.stages.values():
+            if (rec := self.record(st.stem)) and (now := self.outputs(st, rec['outputs'])) != rec['outputs']:
+                bad = [f for f in {**rec['outputs'], **now} if rec['outputs'].get(f, [0]*3)[2] != now.get(f, [0]*3)[2]]
+                if bad: print(f'warning: {bad[0]} was changed after {st.stem} wrote it, so {st.stem} will run again next time', file=sys.stderr)
+                else: self.save(st.stem, {**rec, 'outputs': now})           # only touched
+
+
+@contextmanager
+def locked(folder):
+    "One run a study at a time; the lock goes with the process that holds it"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder/'.lock').open('a+') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            f.seek(0)
+            raise UserError(f'study {folder.name!r} is being run by process {f.read().strip() or "?"}: wait for it, or stop it') from None
+        f.truncate(0); f.write(str(os.getpid())); f.flush()
+        try: yield
+        finally: f.truncate(0)
+
+
+class Show:
+    "Progress: rich bars on a terminal, else a line when a notebook starts or ends, and one now and then in between"
+    def __init__(self):
+        from rich.console import Console
+        self.console, self.bars, self.ids, self.last, self.t0 = Console(highlight=False), None, {}, time.time(), {}
+        if self.console.is_terminal:
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), TimeElapsedColumn(), TextColumn('{task.fields[where]}', style='dim'),
+                                 console=self.console, transient=True)
+            self.bars.start()
+
+    def line(self, s): self.last = time.time(); self.console.print(s, soft_wrap=True, markup=False)
+    def start(self, st, why):
+        self.t0[st.stem] = time.time()
+        self.line(f'{st.stem}: starts ({why})')
+        if self.bars: self.ids[st.stem] = self.bars.add_task(st.stem, total=None, where='')
+    def end(self, st):
+        if self.bars: self.bars.remove_task(self.ids[st.stem])
+        self.line(f'{st.stem}: ' + ('FAILED' if st.state == 'failed' else f'done in {st.seconds:.1f} s'))
+    def tick(self, running):
+        if self.bars:
+            for st in running: self.bars.update(self.ids[st.stem], where=st.where)
+        elif running and time.time() - self.last > SILENCE:
+            self.line('; '.join(f'{st.stem}: {st.where}, {time.time()-self.t0[st.stem]:.0f} s' for st in running))
+    def close(self):
+        if self.bars: self.bars.stop()
+    def summary(self, stages):
+        from rich.table import Table
+        t = Table(box=None, pad_edge=False)
+        t.add_column('notebook'); t.add_column('state'); t.add_column('seconds', justify='right')
+        for st in stages: t.add_row(st.stem, st.state, f'{st.seconds:.1f}' if st.seconds else '')
+        self.console.print(t)
+
+
+def run():
+    ap = argparse.ArgumentParser(prog='python -m report.run', description='Run a study: every notebook that is not fresh, through papermill.')
+    ap.add_argument('study', help='the study file, such as studies/demo.yaml')
+    ap.add_argument('--only', nargs='+', metavar='NOTEBOOK', help='only these (their stem or its beginning)')
+    ap.add_argument('--force', action='store_true', help='run also what is fresh')
+    ap.add_argument('--jobs', type=int, default=3, help='how many notebooks side by side (default 3)')
+    ap.add_argument('--runs', help='folder of all runs (default: runs)')
+    ap.add_argument('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
+    a = ap.parse_args()
+    root = a.root.resolve()
+    study, params, decl, shown = load_study(a.study, root, a.runs)
+    os.chdir(root)                                     # nbdev looks for settings.ini from here
+    os.environ.pop('IN_TEST', None)
+    r = Run(root, study, params, decl, a.runs)
+    chosen = [s for s in r.stages if not a.only or any(s.startswith(o.removesuffix('.ipynb')) for o in a.only)]
+    if not chosen: raise UserError(f"--only {' '.join(a.only)}: no such notebook (there are: {', '.join(r.stages)})")
+    r.sync_library()
+    check_values(params, decl, root, shown)
+    # kernels: the python3 of this environment, whatever the user has installed, and no history or start-up files of theirs
+    scratch = tempfile.mkdtemp(prefix='study-')
+    os.environ.update(JUPYTER_PATH=f'{sys.prefix}/share/jupyter', JUPYTER_RUNTIME_DIR=scratch, IPYTHONDIR=scratch)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    resume = 'what is done is kept; the same command goes on from there'
+    try:
+        with locked(r.folder):
+            r.kill(read_json(r.folder/'.kernels', []))  # left by a run that was killed
+            t0, show = time.time(), Show()
+            try: r.go(chosen, max(1, a.jobs), a.force, show)
+            except KeyboardInterrupt:
+                show.close(); print(f'\nstopped: {resume}', file=sys.stderr)
+                return 130
+            finally: show.close()
+            (r.folder/'.kernels').unlink(missing_ok=True)
+            r.finish()
+            if all(s.state == 'fresh' for s in r.stages.values()): print(f'{study}: all {len(chosen)} notebooks are fresh')
+            else: show.summary(r.stages.values()); print(f'{study}: {time.time()-t0:.0f} s')
+            bad = [s for s in r.stages.values() if s.state == 'failed']
+            for st in bad:
+                print(f'error: {st.error}', file=sys.stderr)
+                if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
+                    print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
+            write_record(r, effective(params, decl))
+            return max((s.code for s in bad), default=0)
+    finally: shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == '__main__': main(run)

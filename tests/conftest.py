@@ -1,0 +1,76 @@
+"Toy nbdev projects: the shape of the real one, with notebooks that run in a second."
+import json, os, subprocess, sys, textwrap
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_nb(path, *cells):
+    "Write a notebook: a cell is text (code), `('md', text)` or `('parameters', text)`"
+    out = []
+    for i, c in enumerate(cells):
+        kind, src = c if isinstance(c, tuple) else ('code', c)
+        src = textwrap.dedent(src).strip()
+        cell = dict(cell_type='markdown' if kind == 'md' else 'code', id=f'c{i}', metadata={'tags': ['parameters']} if kind == 'parameters' else {},
+                    source=src.splitlines(True))
+        if kind != 'md': cell.update(execution_count=None, outputs=[])
+        out.append(cell)
+    nb = dict(cells=out, metadata=dict(kernelspec=dict(display_name='python3', language='python', name='python3')), nbformat=4, nbformat_minor=5)
+    Path(path).write_text(json.dumps(nb, indent=1))
+
+
+LOG = "open(f'../runs/{study}/log', 'a').write('%s\\n')"     # who ran, in which order
+
+
+class Toy:
+    "A toy project in a folder, and how to run it"
+    def __init__(self, root):
+        self.root, self.folder = root, root/'runs/toy'
+        (root/'nbs').mkdir(parents=True); (root/'studies').mkdir(); (root/'toy').mkdir()
+        ini = (ROOT/'settings.ini').read_text().replace('kinetics_dance', 'toy')
+        (root/'settings.ini').write_text(ini)
+        (root/'toy/__init__.py').write_text('')
+        (root/'constraints.txt').write_text('papermill==2.7.0\n')
+        self.study('study: toy\nn: 3\n')
+
+    def nb(self, name, *cells): make_nb(self.root/'nbs'/f'{name}.ipynb', *cells)
+    def study(self, text): (self.root/'studies/toy.yaml').write_text(text)
+    def ran(self):
+        "What ran since the last call, in the order of starting"
+        log = self.folder/'log'
+        res = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return res
+
+    def command(self, *args, study='studies/toy.yaml'):
+        return [sys.executable, '-m', 'report.run', str(self.root/study), '--root', str(self.root), *args]
+    def run(self, *args, rc=0, **kw):
+        p = subprocess.run(self.command(*args, **kw), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert p.returncode == rc, p.stdout + p.stderr
+        return p
+    def popen(self, *args): return subprocess.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture
+def toy(tmp_path): return fill(Toy(tmp_path/'p'))
+
+
+def fill(t):
+    "data → two models → comparison, with a library module that the second one imports"
+    t.nb('00_data', ('md', '# Data\n\n> Numbers.'), '#| default_exp data', ('parameters', "study = 'demo'\nn = 2  # how many\nscale = 1.5"),
+         "#| export\ndef double(x): return 2*x", "#| study\n" + LOG % '00',
+         "import pathlib", "#| study\npathlib.Path(f'../runs/{study}/clips.csv').write_text('\\n'.join(str(double(i)*scale) for i in range(n)))")
+    for num, name, extra in (('02', 'a', ''), ('03', 'b', 'from toy.helper import shift')):
+        t.nb(f'{num}_{name}', ('md', f'# Model {name}\n\n> Adds.'), *([extra] if extra else []),
+             ('parameters', "study = 'demo'\nepochs = 1\nlr = None" if num == '02' else "study = 'demo'\nepochs = 1"),
+             ('md', '## Training'), "#| study\n" + LOG % num,
+             "import time, os\nfrom pathlib import Path", "#| study\nrun = Path(f'../runs/{study}')\nd = run/'predictions/%s'\nd.mkdir(parents=True, exist_ok=True)" % name,
+             "#| study\nx = sum(float(l) for l in (run/'clips.csv').read_text().split()) + epochs%s\n(d/'seed0.parquet').write_text(str(x))" % (' + shift' if extra else ''))
+    t.nb('02a_helper', ('md', '# Helper\n\n> Shifts.'), '#| default_exp helper', '#| export\nshift = 10', "assert shift > 0")
+    t.nb('05_comparison', ('md', '# Comparison\n\n> Compares.'), ('parameters', "study = 'demo'"), "#| study\n" + LOG % '05',
+         "import json\nfrom pathlib import Path", "#| study\nrun = Path(f'../runs/{study}')\n"
+         "rep = {'study': study, 'seconds': {}, 'models': {p.parent.name: p.read_text() for p in sorted(run.glob('predictions/*/*'))}}\n"
+         "(run/'report.json').write_text(json.dumps(rep, indent=1))")
+    t.nb('index', ('md', '# Toy\n\n> A home page.'), ('parameters', "study = 'demo'"), LOG % 'index')
+    return t
