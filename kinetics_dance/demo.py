@@ -7,8 +7,8 @@ __all__ = ['PAIRS', 'CLASSES', 'FPS', 'WIDTH', 'HEIGHT', 'CLIP_SECONDS', 'JOINTS
            'draw_frame', 'render_clip', 'known_answer', 'write_video', 'upload_spec', 'render_upload', 'plan_uploads',
            'make_uploads', 'annotations', 'serve']
 
-# %% ../nbs/00a_demo.ipynb #0c73e991
-import base64, colorsys, functools, hashlib, io, json, math, multiprocessing, os, threading
+# %% ../nbs/00a_demo.ipynb #3c0c8c71
+import base64, colorsys, functools, hashlib, inspect, json, math, multiprocessing, os, threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
@@ -315,7 +315,8 @@ def make_uploads(
 )->bool: # Whether the folder was made anew (all that was derived from it is then out of date)
     "Render all uploads that are not there yet; safe to kill and run again"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    made_of = hashlib.sha256((Path(__file__).read_text()+json.dumps(specs, sort_keys=True)).encode()).hexdigest()
+    drawn_by = ''.join(map(inspect.getsource, (_arm, _knee, _step, pose, phases, look, _curtain, _bricks, backdrop, _Pen, draw_frame, render_clip, _tune, write_video, render_upload)))
+    made_of = hashlib.sha256((drawn_by+json.dumps(specs, sort_keys=True)).encode()).hexdigest()
     manifest = folder/'manifest.json'; same = manifest.exists() and json.loads(manifest.read_text()) == made_of
     if not same:
         for f in folder.iterdir(): f.unlink()
@@ -334,6 +335,9 @@ def annotations(
 # %% ../nbs/00a_demo.ipynb #1a82cce4
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
+    def copyfile(self, *args):
+        try: super().copyfile(*args)
+        except ConnectionError: pass      # a downloader may hang up when it has seen enough
 
 @contextmanager
 def serve(

@@ -388,7 +388,8 @@ def _is_there(row, folder):
     return bool(path) and path.is_file() and file_digest(path) == dict(bytes=row['bytes'], sha256=row['sha256'])
 
 def _given_up(row, attempts):
-    return row['status'] in ('missing', 'failed') and (is_final(row['reason']) or (row['attempts'] or 0) >= attempts)
+    cut_at_its_source = row['status'] == 'failed' and row['reason'] == 'truncated' # all its bytes had come
+    return row['status'] in ('missing', 'failed') and (is_final(row['reason']) or cut_at_its_source or (row['attempts'] or 0) >= attempts)
 
 # %% ../nbs/00b_download.ipynb #541d693e
 def _uploads(rows, source):

@@ -360,7 +360,7 @@ def spread(n:int,   # Stored frames
           ) -> np.ndarray: # Indices, (B,t), sorted
     "`t` of `n` frames at equal steps, one phase a clip"
     _check(n, t)
-    return np.floor((np.arange(t) + np.asarray(phase, float)[:, None])*n/t).astype(int)
+    return np.floor((np.arange(t) + np.asarray(phase, float)[:, None])*n/t).astype(int).clip(0, n-1)
 
 # %% ../nbs/01_frames.ipynb #d6187df9
 MEAN, STD = (.485, .456, .406), (.229, .224, .225) # of ImageNet, for RGB in [0,1]

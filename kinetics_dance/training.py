@@ -7,8 +7,8 @@ __all__ = ['PROBES', 'Clips', 'ClipLoader', 'clip_probabilities', 'clip_loss', '
            'frame_order', 'predict', 'write_predictions', 'git_commit', 'write_model', 'train_unit', 'study_clips',
            'histories', 'load_weights', 'plot_history']
 
-# %% ../nbs/01a_training.ipynb #67fb9bb8
-import hashlib, inspect, json, os, platform, subprocess, sys, time
+# %% ../nbs/01a_training.ipynb #5786d23b
+import ast, hashlib, importlib, inspect, json, os, platform, subprocess, time
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -25,7 +25,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from .data import StudyError, hash_order
+from .data import ClipTable, StudyError, hash_order
 from .frames import FrameStore, normalise, spread
 
 # %% ../nbs/01a_training.ipynb #958d9a32
@@ -202,23 +202,22 @@ def write_model(
     _replace(folder/'model.safetensors', lambda p: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, p))
     _replace(folder/'card.json', lambda p: p.write_text(json.dumps(card, indent=1, sort_keys=True)))
 
-# %% ../nbs/01a_training.ipynb #73a2de59
-def _unit_key(store, name, arguments, recipe, model_class):
-    "Changes when anything changes that could change the result"
-    h = hashlib.sha256((Path(store.folder)/'index.parquet').read_bytes())
-    for obj in {sys.modules[c.__module__] for c in (*model_class.__mro__, Clips, FrameStore) if c.__module__.startswith(__name__.split('.')[0])} | {sys.modules[__name__]}:
-        h.update(inspect.getsource(obj).encode())
-    h.update(json.dumps([name, arguments, recipe, torch.__version__], sort_keys=True).encode())
+# %% ../nbs/01a_training.ipynb #842aa3ef
+def _unit_key(run, model, arguments, recipe):
+    "Changes when anything changes that could change the result: frames, clips, parameters, code, torch"
+    h = hashlib.sha256((run/'frames'/'index.parquet').read_bytes()+study_clips(run).to_csv().encode())
+    for module in ('kinetics_dance.training', 'kinetics_dance.frames', 'kinetics_dance.per_frame', model.split(':')[0]):     # per_frame has the backbone of all
+        h.update(ast.unparse(ast.parse(inspect.getsource(importlib.import_module(module)))).encode())                       # without comments
+    h.update(json.dumps([model, arguments, recipe, torch.__version__], sort_keys=True).encode())
     return h.hexdigest()
 
 # %% ../nbs/01a_training.ipynb #55e7e957
 def train_unit(
     name:str,        # Name of the model in the study: the folder of its predictions
-    model_class,     # Class of the model, called with n_classes and `arguments`
+    model:str,       # Its class as `module:Class`, called with n_classes and `arguments`
     arguments:dict,  # Its other arguments
     run,             # The study's folder, from `run_dir`
     seed:int,        # Draws weights, batches and augmentation
-    table:pd.DataFrame, # Clips of the study, from `study_clips`
     clip_frames:int=8, crop=(44, 60), epochs:int=40, lr:float=2e-3, batch_size:int=8, weight_decay:float=.05, label_smoothing:float=.1, # The recipe
     threads:int=1,   # CPU threads: part of the recipe, since sums in another order end in other weights
     device:str='cpu', # Where to train
@@ -227,23 +226,23 @@ def train_unit(
     recipe = dict(seed=seed, clip_frames=clip_frames, crop=list(crop), epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, label_smoothing=label_smoothing, threads=threads, device=device)
     run = Path(run); store = FrameStore(run/'frames'); folder = run/'models'/name/f'seed{seed}'
     files = {p: run/'predictions'/name/('' if p == 'normal' else p)/f'seed{seed}.parquet' for p in PROBES}
-    key = _unit_key(store, name, arguments, recipe, model_class)
+    key = _unit_key(run, model, arguments, recipe)
     card = json.loads((folder/'card.json').read_text()) if (folder/'card.json').exists() else {}
     if card.get('key') == key and all(f.exists() for f in files.values()): return card
     (folder/'card.json').unlink(missing_ok=True)
-    classes = sorted(table.label.unique()); part = lambda s: Clips(store, table[table.split.isin(s)].sort_values('clip_id'), classes, clip_frames, crop, seed)
+    table = study_clips(run); classes = sorted(table.label.unique()); part = lambda s: Clips(store, table[table.split.isin(s)].sort_values('clip_id'), classes, clip_frames, crop, seed)
     if len(classes) < 2: raise StudyError(f'the study has {len(classes)} class; a classifier needs two')
     lonely = sorted(set(classes)-set(table.label[table.split == 'train']))
     if lonely: raise StudyError(f'class {lonely[0]!r} has no training clip; take more clips or leave the class out')
     torch.set_num_threads(threads); set_seed(seed, reproducible=True); began = time.perf_counter()
-    model = model_class(n_classes=len(classes), **arguments)
-    learn = make_learner(model, part(['train']), part(['valid']), batch_size, weight_decay, label_smoothing, device=device)
+    module,cls = model.split(':'); net = getattr(importlib.import_module(module), cls)(n_classes=len(classes), **arguments)
+    learn = make_learner(net, part(['train']), part(['valid']), batch_size, weight_decay, label_smoothing, device=device)
     history = fit(learn, epochs, lr)
     rest = part(['valid', 'test'])
     for probe,path in files.items(): write_predictions(path, rest, predict(learn.model, rest, probe))
     _replace(folder/'history.csv', lambda p: history.to_csv(p, index=False))
-    card = dict(format=1, name=name, model=f'{model_class.__module__}:{model_class.__name__}', arguments=arguments, classes=classes, frames=clip_frames,
-                stored=store.params, crop=list(crop), recipe=recipe, study=run.name, key=key, parameters=sum(p.numel() for p in model.parameters()),
+    card = dict(format=1, name=name, model=model, arguments=arguments, classes=classes, frames=clip_frames,
+                stored=store.params, crop=list(crop), recipe=recipe, study=run.name, key=key, parameters=sum(p.numel() for p in net.parameters()),
                 versions={'torch': torch.__version__, 'python': platform.python_version()}, commit=git_commit(), clip_seconds=round(float(table.seconds.median()), 3), seconds=round(time.perf_counter()-began, 1))
     write_model(folder, learn.model, card)
     return card
@@ -253,7 +252,6 @@ def study_clips(
     run, # The study's folder
 )->pd.DataFrame: # clip_id, group, label, split, seconds of the clips whose frames are in the store
     "The clips that every model of a study learns from and is tested on: those that came through decoding"
-    from kinetics_dance.data import ClipTable
     store = FrameStore(Path(run)/'frames'); t = ClipTable(Path(run)/'clips.sqlite').frame()
     return t[t.clip_id.isin(store.clip_ids)][['clip_id', 'group', 'label', 'split', 'seconds']].reset_index(drop=True)
 

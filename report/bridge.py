@@ -25,7 +25,7 @@ class Api(MarkdownRenderer):
         def text(x):        # `Generator`, not `numpy.random._generator.Generator`
             return re.sub(r'\b(?:\w+\.)+(?=\w)', '', x if isinstance(x, str) else inspect.formatannotation(x) if x is not None else 'None')
         def par(n, p):
-            name, typed, default = self.dm._fmt_param(n, {'kind': p.get('kind')}), p.get('anno', empty) is not empty, p.get('default', empty)
+            name, typed, default = self.dm._fmt_param(n, {'kind': p.get('kind')}), p.get('anno', empty) not in (empty, type(None)), p.get('default', empty)
             d = '' if default is empty else getattr(default, '__name__', None) or repr(default)
             return name + (f": {text(p['anno'])}" if typed else '') + ((f' = {d}' if typed else f'={d}') if d else '')
         kind = 'class' if inspect.isclass(self.sym) else 'method' if '.' in self.nm else 'function'
@@ -154,23 +154,18 @@ def definitions(code):
     return [r.lower() for r in res]
 
 
-def in_order(cells):
-    "nbdev puts all but one of a cell's objects after its source, last one first: put them before it, as they are written"
-    res = []
+def in_order(cells, order):
+    "nbdev documents what one cell exports last one first, and all but one of it after its source: back to the order of the module"
+    res, place = [], {n: i for i, n in enumerate(order)}
     for c in cells:
-        apis = []
-        if c.get('api') and len(res) and (src := next((r for r in reversed(res) if 'api' not in r), None)) and c['api'] in src.get('defines', ()):
-            i = next(i for i, r in enumerate(res) if r is src)
-            j = i
-            while j and res[j-1].get('api') in src['defines']: j -= 1
-            apis = sorted([*res[j:i], c], key=lambda a: src['defines'].index(a['api']))
-            res[j:i] = apis
-        else: res.append(c)
-    for c in res: c.pop('api', None); c.pop('defines', None)
-    return res
+        i = len(res)
+        if 'api' in c:
+            while i and (res[i-1].get('api') or c['api'] in res[i-1].get('defines', ())) and place.get(res[i-1].get('api'), 1e9) > place.get(c['api'], -1): i -= 1
+        res.insert(i, c)
+    return [{k: v for k, v in c.items() if k not in ('api', 'defines')} for c in res]
 
 
-def to_myst(nb, stem, lib, media, base=''):
+def to_myst(nb, stem, lib, media, base='', order=()):
     "MyST-NB notebook of an executed notebook that nbdev has processed"
     cells, mod = [], None
     for c in nb['cells']:
@@ -205,7 +200,10 @@ def to_myst(nb, stem, lib, media, base=''):
                 cells.append(dict(cell_type='code', metadata=meta, source=code, outputs=stay, execution_count=c.get('execution_count')))
                 if prompt == 'Exported source': cells[-1]['defines'] = definitions(code)
             cells += map(_md, floats)
-    cells = in_order(cells)
+    cells = in_order(cells, order)
+    for c in cells:        # labels belong to their notebook: two of them may both have a fig-history
+        if c['cell_type'] == 'markdown':
+            c['source'] = re.sub(r'(\{numref\}`|\{eq\}`|^:name: |\$\$ \(|^\(|\[\]\(#)((?:fig|tbl|eq|sec)-)', rf'\1{page(stem)}-\2', c['source'], flags=re.M)
     for i, c in enumerate(cells): c['id'] = f'cell-{i}'
     # `widgets` would make MyST-NB load scripts from another host
     return dict(cells=cells, metadata={k: v for k, v in nb['metadata'].items() if k in ('kernelspec', 'language_info')}, nbformat=4, nbformat_minor=5)

@@ -1,16 +1,25 @@
 """The site of a study: executed notebooks → nbdev's processors → the bridge → Sphinx → _site/.
 
     python -m report.site demo        # or: make site STUDY=demo"""
-import argparse, hashlib, json, os, re, shutil, subprocess, sys, tempfile
+import argparse, ast, hashlib, json, os, re, shutil, subprocess, sys, tempfile
 from html.parser import HTMLParser
 from pathlib import Path
-from .bridge import Media, check_links, page, to_myst
+from .bridge import Media, check_links, definitions, page, to_myst
 from .common import LETTERED, NUMBERED, ROOT, UserError, code_cells, load_nb, main, notebooks, read_json, settings, source, write_atomic, write_json
 
 HERE = Path(__file__).parent
 
 
 def sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()[:16]
+
+
+def not_again(src):
+    "nbdev runs every cell that imports something: keep it from running one that also does something else"
+    if re.search(r'^#\| *(exports?|exporti)\b', src, re.M): return src
+    try: body = ast.parse(src).body
+    except SyntaxError: return src
+    mixed = any(isinstance(n, (ast.Import, ast.ImportFrom)) for b in body for n in ast.walk(b)) and not all(isinstance(b, (ast.Import, ast.ImportFrom)) for b in body)
+    return '#| eval: false\n' + src if mixed else src
 
 
 def process(root, stems, executed, lib, cache):
@@ -26,13 +35,16 @@ def process(root, stems, executed, lib, cache):
         (tmp/'settings.ini').write_text((root/'settings.ini').read_text() + '\nrenderer = report.bridge.Api\n')
         (tmp/'nbs').mkdir()
         (tmp/lib).symlink_to(root/lib)
-        for s in todo: shutil.copy(executed/f'{s}.ipynb', tmp/'nbs')
+        for s in todo:
+            nb = load_nb(executed/f'{s}.ipynb')
+            for c in code_cells(nb, injected=True): c['source'] = not_again(source(c))
+            write_json(tmp/'nbs'/f'{s}.ipynb', nb)
         path = os.pathsep.join([str(root), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
         p = subprocess.run([sys.executable, '-m', 'report.site', '--process'], cwd=tmp, capture_output=True, text=True,
                            env={**os.environ, 'PYTHONPATH': path, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'})
         if p.returncode:
             why = re.search(r'^Exception: (Error in notebook.*?)(?=\n"""|\nThe above|\Z)', p.stderr, re.M | re.S)
-            raise UserError('nbdev could not process the notebooks (are imports in cells of their own?):\n' + (why[1] if why else p.stdout + p.stderr).strip())
+            raise UserError('nbdev could not process the notebooks :\n' + (why[1] if why else p.stdout + p.stderr).strip())
         for s in todo:
             for old in cache.glob(f'{s}-*.ipynb'): old.unlink()
             write_atomic(res[s], (tmp/'_proc'/f'{s}.ipynb').read_bytes())
@@ -91,6 +103,7 @@ def build(root, study, runs='runs', out=None):
     stems, executed = list(notebooks(root)), root/runs/study/'executed'
     if missing := [s for s in stems if not (executed/f'{s}.ipynb').exists()]:
         raise UserError(f"study {study!r}: not run yet: {', '.join(missing)}; `make report STUDY={study}` runs them")
+    if 'index' not in stems: raise UserError('nbs/index.ipynb is missing: the site needs a home page')
     rec = read_json(folder/'record.json') or {}
     same = {k: v for k, v in rec.items() if k not in ('seconds', 'finished')}
     stamp = sha(json.dumps(same, sort_keys=True), str(root), *[p.read_bytes() for p in [*(executed/f'{s}.ipynb' for s in stems), *sorted((root/lib).glob('*.py')),
@@ -107,7 +120,7 @@ def build(root, study, runs='runs', out=None):
             nb = load_nb(proc[s])
             exp = [m[1] for c in code_cells(load_nb(executed/f'{s}.ipynb')) if (m := re.search(r'^#\| *default_exp +(\S+)', source(c), re.M))]
             nb['metadata']['module'] = exp[0] if exp else None
-            nbs[s] = to_myst(nb, s, lib, media, base)
+            nbs[s] = to_myst(nb, s, lib, media, base, definitions((root/lib/f'{exp[0]}.py').read_text(encoding='utf-8')) if exp else ())
         check_links(nbs.values())
         trees = [toctree('The study', [page(s) for s in stems if NUMBERED.match(s)] + ['record']*bool(rec))]
         if lettered := [page(s) for s in stems if LETTERED.match(s)]: trees.append(toctree('How it is built', lettered))

@@ -153,7 +153,7 @@ def test_identical_models_do_not_differ():
 
 def test_bootstrap_against_a_loop():
     "Every resample written out: repeat the clips of each drawn upload, score with scikit-learn, average the drawn seeds"
-    from kinetics_dance.comparison import seed_weights, upload_weights
+    from kinetics_dance.statistics import seed_weights, upload_weights
     p, n = stack_predictions({'m': {s: table(.7, s, clips=3) for s in range(3)}}), 40
     got, w, v = bootstrap(p, n, seed=5)['m'], upload_weights(24, n, 5), seed_weights(3, n, 5)
     for r in range(n):

@@ -76,7 +76,7 @@ def test_every_fault_gets_its_reason(served, tmp_path):
     got = {(r.youtube_id, int(r.time_start), int(r.time_end)): 'ok' if r.status == 'ok' else r.reason for r in out.itertuples()}
     assert got == expected, out[['clip_id', 'status', 'reason', 'detail']].to_string()
     tried = dict(zip(out.youtube_id, out.attempts))
-    assert tried['gone_for_ev'] == tried['just_text01'] == 1 and tried['e503_______'] == tried['stall______'] == 2
+    assert tried['gone_for_ev'] == tried['just_text01'] == tried['cut_short01'] == 1 and tried['e503_______'] == tried['stall______'] == 2
     assert sorted(p.name for p in (tmp_path/'videos').iterdir()) == sorted(f'{c}.mp4' for c in out.clip_id[out.status == 'ok'])
     for r in out[out.status == 'ok'].itertuples():
         assert (read_numbers(frames_of(tmp_path/r.path)) == np.arange(r.time_start*15, r.time_end*15)).all()
@@ -88,7 +88,7 @@ def test_every_fault_gets_its_reason(served, tmp_path):
 def test_a_worker_that_hangs_is_killed(served, tmp_path):
     table = ClipTable(tmp_path/'clips.sqlite')
     table.set(clip_rows(('stall______', 0, 2), ('-good_one01', 0, 2)))
-    out = download(table, tmp_path, url_template=served[1], short_side=64, timeout=5, attempts=1)
+    out = download(table, tmp_path, url_template=served[1], short_side=64, timeout=8, attempts=1)
     assert dict(zip(out.youtube_id, out.reason.fillna('ok'))) == {'stall______': 'timeout', '-good_one01': 'ok'}
     assert [p.name for p in (tmp_path/'videos').iterdir()] == ['-good_one01_000000_000002.mp4']
 

@@ -100,8 +100,8 @@ def test_a_hang_costs_its_own_clip_only(videos, tmp_path):
     (tmp_path/'c01.mp4').unlink(); os.mkfifo(tmp_path/'c01.mp4')  # whoever opens it waits for ever
     (tmp_path/'c02.mp4').unlink()
     start = time.monotonic()
-    out = build_store(clips, tmp_path/'frames', n_frames=4, size=(48, 64), timeout=4, rebuild=True)
-    assert out.reason.fillna('ok').tolist() == ['ok', 'timeout', 'removed'] and time.monotonic() - start < 15
+    out = build_store(clips, tmp_path/'frames', n_frames=4, size=(48, 64), timeout=6, rebuild=True)
+    assert out.reason.fillna('ok').tolist() == ['ok', 'timeout', 'removed'] and time.monotonic() - start < 30
     assert FrameStore(tmp_path/'frames').clip_ids == ['c00']
 
 def test_nothing_old_is_reused_silently(videos, tmp_path):

@@ -67,8 +67,8 @@ def test_pages(site):
     assert p.find('h1') and 'What' in p.text and not re.search(r'#\||\{#|:::|@(fig|tbl|eq|sec)-line', p.text)
     assert 'a@fig-b' in p.text and '@fig-not-a-reference' in p.text
     assert 'Figure 1' in p.text and 'Table 1' in p.text and 'Figure 2' in p.text and 'Equation (1)' in p.text
-    assert p.find('figure', id='fig-line') and p.find('figure', id='tbl-rows') and p.find('img', alt='A rising line', class_='plot')
-    assert p.find('math') and p.find('a', href='#sec-plots') and p.find('a', href='helper.html')
+    assert p.find('figure', id='data-fig-line') and p.find('figure', id='data-tbl-rows') and p.find('img', alt='A rising line', class_='plot')
+    assert p.find('math') and p.find('a', href='#data-sec-plots') and p.find('a', href='helper.html')
     assert 'Imports for the study' in p.text and 'What this study sets' in p.text and 'plain text' in p.text
     assert p.find('div', class_='tip admonition') and p.find('details', class_='sd-')
     assert p.find('table', class_='dataframe') and 'matplotlib.lines' not in p.text
