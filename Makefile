@@ -34,7 +34,7 @@ site: env ## build the site of a study that has been run
 	@$(PY) -m report.site $(STUDY)
 
 test: env ## every notebook's cells, the end-to-end tests, the checks (PYTEST_ARGS="-k runner")
-	@$(PY) -m pytest -q -n 2 --dist loadgroup --maxschedchunk 1 tests $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -n 2 --maxschedchunk 1 tests $(PYTEST_ARGS)
 
 check: env ## the quick checks alone: library exported, notebooks clean, README as index.ipynb has it, pins complete
 	@$(PY) -m pytest -q tests/test_checks.py $(PYTEST_ARGS)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CNNLSTM']
 
-# %% ../nbs/03_cnn_lstm.ipynb #483acf55
+# %% ../nbs/03_cnn_lstm.ipynb #2c6a1781
 import torch
 from torch import nn, Tensor
-from .per_frame import make_backbone
+from .data import StudyError
+from .per_frame import FrameFeatures
 
 # %% ../nbs/03_cnn_lstm.ipynb #37600029
 class CNNLSTM(nn.Module):
@@ -17,19 +18,27 @@ class CNNLSTM(nn.Module):
         n_classes:int,          # Classes
         backbone:str='small',   # Name of the picture network
         weights:str='none',     # Its weights
+        grid:int=2,             # A frame is kept as grid x grid places
         hidden:int=128,         # Size of the LSTM's state
         layers:int=1,           # LSTMs on top of each other
+        state:str='mean',       # What the classes are read from: `mean` of the states, or the `last`
         dropout:float=.2,       # Before the last layer
     ):
         super().__init__()
-        self.body = make_backbone(backbone, weights)
-        self.lstm = nn.LSTM(self.body.channels, hidden, layers, batch_first=True)     # (B,T,C): without it, T would be the batch
+        if state not in ('mean', 'last'): raise StudyError(f"lstm_state: {state!r} is neither mean nor last")
+        self.features,self.state = FrameFeatures(backbone, weights, grid),state
+        width = self.features.places*self.features.channels
+        self.norm = nn.LayerNorm(width)
+        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True)     # (B,T,C): without batch_first it would run over the batch
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, n_classes))
+
+    def states(self, x):
+        h,_ = self.lstm(self.norm(self.features(x).flatten(2)))          # (B,T,hidden)
+        return h
 
     def forward(self,
         x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
     )->Tensor: # Scores, `(B,n_classes)`
         "Features of all frames at once, then along time"
-        f = self.body(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))  # (B*T,C,h,w)
-        h,_ = self.lstm(f.mean((2, 3)).unflatten(0, x.shape[:2]))                     # (B,T,hidden)
-        return self.head(h[:, -1])
+        h = self.states(x)
+        return self.head(h.mean(1) if self.state == 'mean' else h[:, -1])

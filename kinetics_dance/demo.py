@@ -89,15 +89,15 @@ def phases(
     member:int,  # 0 for the first class of the pair, 1 for the second
     tempo:float, # Cycles a second
     start:float, # Phase at the first frame
+    waited:float=0., # Share of a wait that is over at the first frame (stop-and-go only)
     n:int=CLIP_SECONDS*FPS, # Frames
 )->np.ndarray: # Phases `(n,)`
     "Phase at each frame of a clip of the class `PAIRS[step][member]`"
     t = np.arange(n)/FPS; differs = PAIRS[step][2]
     if differs == 'order': return (start+tempo*t)[::-1 if member else 1]
     if differs == 'tempo': return start + .75*tempo*t*(1+member)
-    smooth = start + .8*tempo*t
-    if not member: return smooth
-    u = 3*.8*tempo*t + 7*start; hold = np.floor(u); go = np.clip((u-hold)/.2, 0, 1)
+    if not member: return start + .8*tempo*t
+    u = 3*.8*tempo*t + waited; hold = np.floor(u); go = np.clip((u-hold)/.2, 0, 1)
     return start + (hold + go*go*(3-2*go))/3     # a quick smooth step, then a wait
 
 # %% ../nbs/00a_demo.ipynb #6fff2b00
@@ -207,9 +207,9 @@ def render_clip(
 )->np.ndarray: # Frames `(n, HEIGHT, WIDTH, 3)` uint8
     "A clip of the class `PAIRS[step][member]`"
     rng = np.random.default_rng(seed)
-    drawn = int(rng.integers(2)); tempo,start = rng.uniform(.45, .65),rng.random(); lk = look(rng)
+    drawn = int(rng.integers(2)); tempo,start,waited = rng.uniform(.45, .65),rng.random(),rng.random(); lk = look(rng)
     a,b = rng.uniform(-10, 10, (2, 2)); stage = backdrop(rng, drawn if family is None else family)
-    ph = phases(step, member, tempo, start); t = np.linspace(0, 1, len(ph))[:,None]; cam = a*(1-t)+b*t
+    ph = phases(step, member, tempo, start, waited); t = np.linspace(0, 1, len(ph))[:,None]; cam = a*(1-t)+b*t
     if member and PAIRS[step][2] == 'order': cam = cam[::-1]
     return np.stack([draw_frame(stage, *f, lk, c) for *f,c in zip(*pose(step, ph), cam)])
 

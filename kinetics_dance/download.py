@@ -6,7 +6,7 @@
 __all__ = ['CONTAINERS', 'SAFE_INPUT', 'MARK', 'FINAL', 'TEMPORARY', 'REASONS', 'SOURCES', 'numbered_clip', 'read_numbers',
            'Unavailable', 'open_video', 'probe', 'upright_size', 'killable', 'worker_pool', 'normalise_clip',
            'reason_of', 'is_final', 'Upload', 'Folder', 'YouTube', 'get_source', 'fetch_upload', 'file_digest',
-           'download', 'rot_report', 'plot_rot']
+           'download', 'rot_report', 'plot_rot', 'check_study']
 
 # %% ../nbs/00b_download.ipynb #12c8f9b4
 import errno, hashlib, multiprocessing, os, re, shutil, subprocess, sys, tempfile, time
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 from urllib.parse import urlsplit
 import numpy as np, pandas as pd
-from .data import StudyError
+from .data import StudyError, list_clips, nearest, select_classes
+from .demo import CLASSES
 
 # %% ../nbs/00b_download.ipynb #d8ce03af
 def numbered_clip(path:str|Path,        # File to write; its ending chooses the container
@@ -457,3 +458,18 @@ def plot_rot(report:pd.DataFrame, # What `rot_report` returned
     ax.spines[['top', 'right']].set_visible(False)
     if ax.get_legend(): ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     return ax
+
+# %% ../nbs/00b_download.ipynb #ed542472
+def check_study(
+    params:dict, # A study's parameters
+):
+    "Raise `StudyError` for what can be known to be wrong before a study starts: source, paths, rows, class names, counts"
+    p = dict(source='demo', annotations=[], folder=None, contains='dancing', classes=[], n_train=1, n_valid=1, n_test=1, scene_bias=0.) | params
+    if p['source'] not in SOURCES: raise StudyError(f"source: {p['source']!r} is none of {', '.join(sorted(SOURCES))}{nearest(p['source'], SOURCES)}")
+    for k,least in (('n_train', 0), ('n_valid', 1), ('n_test', 0)):
+        if p[k] < least: raise StudyError(f"{k}: {p[k]} clips a class; give at least {least}" + (' (0 takes all)' if not least else ''))
+    if not 0 <= p['scene_bias'] <= 1: raise StudyError(f"scene_bias: {p['scene_bias']} is not a share between 0 and 1")
+    if p['source'] == 'demo':
+        if not (p['n_train'] and p['n_test']): raise StudyError('n_train, n_test: the demo renders as many clips as you ask for; give at least 1')
+        select_classes(pd.DataFrame({'label': CLASSES}), p['contains'] or '', p['classes'])
+    elif not any('://' in str(a) for a in p['annotations']): list_clips(**{k: p[k] for k in ('source', 'annotations', 'folder', 'contains', 'classes')})

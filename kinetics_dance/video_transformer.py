@@ -9,7 +9,7 @@ __all__ = ['Attention', 'SpaceTimeBlock', 'VideoTransformer']
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
-from .per_frame import make_backbone
+from .per_frame import FrameFeatures
 
 # %% ../nbs/04_video_transformer.ipynb #1bb1d123
 class Attention(nn.Module):
@@ -43,27 +43,25 @@ class VideoTransformer(nn.Module):
         n_classes:int,          # Classes
         backbone:str='small',   # Name of the picture network
         weights:str='none',     # Its weights
+        grid:int=2,             # A frame is kept as grid x grid places
         frames:int=8,           # Frames a clip: positions in time are learned
-        grid:int=2,             # Tokens of a frame lie on a grid x grid
         width:int=128,          # Numbers a token
         depth:int=2,            # Layers
         heads:int=4,            # Attention heads a layer
     ):
         super().__init__()
-        self.body,self.grid = make_backbone(backbone, weights),grid
-        self.norm_in = nn.LayerNorm(self.body.channels)
-        self.tubelet = nn.Conv1d(self.body.channels, width, 3, padding=1)
+        self.features = FrameFeatures(backbone, weights, grid)
+        self.norm_in = nn.LayerNorm(self.features.channels)
+        self.tubelet = nn.Conv1d(self.features.channels, width, 3, padding=1)
         # as large as the content: with the usual .02 a small data set never finds the positions
         self.when,self.where = nn.Parameter(.5*torch.randn(frames, 1, width)),nn.Parameter(.5*torch.randn(grid*grid, width))
         self.blocks = nn.Sequential(*[SpaceTimeBlock(width, heads) for _ in range(depth)])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_classes))
 
-    def tokens(self, x):                                                                  # (B,T,3,H,W)
-        b,t = x.shape[:2]
-        f = F.adaptive_avg_pool2d(self.body(x.flatten(0, 1).contiguous(memory_format=torch.channels_last)), self.grid)   # (B*T,C,g,g)
-        f = self.norm_in(f.flatten(2).transpose(1, 2)).unflatten(0, (b, t))               # (B,T,N,C)
-        f = self.tubelet(f.permute(0, 2, 3, 1).flatten(0, 1)).unflatten(0, (b, -1))       # (B,N,d,T)
-        return f.permute(0, 3, 1, 2) + self.when + self.where                             # (B,T,N,d)
+    def tokens(self, x):                                                          # (B,T,3,H,W)
+        f = self.norm_in(self.features(x))                                        # (B,T,N,C)
+        f = self.tubelet(f.permute(0, 2, 3, 1).flatten(0, 1))                     # (B*N,d,T)
+        return f.unflatten(0, (len(x), -1)).permute(0, 3, 1, 2) + self.when + self.where     # (B,T,N,d)
 
     def forward(self,
         x:Tensor, # Clips, `(B,T,3,H,W)`, normalised; T as many frames as `frames`

@@ -82,6 +82,7 @@ class Stage:
     globs: list = field(default_factory=list)
     one_thread: bool = False
     state: str = 'waiting'                    # waiting, running, fresh, ran, failed
+    key: dict = None
     seconds: float = 0.
     where: str = ''                           # the running cell, in words
     error: str = ''
@@ -136,7 +137,7 @@ class Run:
 
     def stale(self, st):
         "Why the notebook has to run, or None"
-        rec, key = self.record(st.stem), self.key(st)
+        rec, key = self.record(st.stem), st.key
         if not rec or not (self.executed/f'{st.stem}.ipynb').exists(): return 'not run yet'
         for part, old in rec['key'].items():
             if old == key[part]: continue
@@ -176,7 +177,7 @@ class Run:
         started, t0 = datetime.now(timezone.utc), time.time()
         running, failed, out = (self.executed/d/f'{st.stem}.ipynb' for d in ('.running', '.failed', '.'))
         for p in (running, failed): p.parent.mkdir(parents=True, exist_ok=True); p.unlink(missing_ok=True)
-        src, key = load_nb(st.path), self.key(st)
+        src, key = load_nb(st.path), st.key
         src_sha, n, heading = sha(st.path.read_bytes()), len(code_cells(src)), ''
 
         def on_cell(cell, cell_index):
@@ -255,6 +256,7 @@ class Run:
                         open_ = {s.stem for s in [*waiting, *running.values()]}
                         if len(running) >= jobs or open_ & set(st.needs): continue
                         waiting.remove(st)
+                        st.key = self.key(st)      # here and not in the notebook's thread: Python 3.11 parses in one thread at a time
                         why = 'asked for' if force else self.stale(st)
                         if why is None:
                             self.refresh(st)
@@ -379,8 +381,8 @@ def run():
             finally: show.close()
             (r.folder/'.kernels').unlink(missing_ok=True)
             r.finish()
-            if all(s.state == 'fresh' for s in r.stages.values()): print(f'{study}: all {len(chosen)} notebooks are fresh')
-            else: show.summary(r.stages.values()); print(f'{study}: {time.time()-t0:.0f} s')
+            if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
+            else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
             bad = [s for s in r.stages.values() if s.state == 'failed']
             for st in bad:
                 print(f'error: {st.error}', file=sys.stderr)

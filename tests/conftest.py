@@ -1,5 +1,5 @@
 "Toy nbdev projects: the shape of the real one, with notebooks that run in a second."
-import json, os, subprocess, sys, textwrap
+import json, subprocess, sys, textwrap
 from pathlib import Path
 import pytest
 
@@ -27,6 +27,7 @@ class Toy:
     "A toy project in a folder, and how to run it"
     def __init__(self, root):
         self.root, self.folder = root, root/'runs/toy'
+        if root.exists(): return
         (root/'nbs').mkdir(parents=True); (root/'studies').mkdir(); (root/'toy').mkdir()
         ini = (ROOT/'settings.ini').read_text().replace('kinetics_dance', 'toy')
         (root/'settings.ini').write_text(ini)

@@ -1,10 +1,10 @@
 "Checks of the tree itself: library, notebooks, README, studies and pins say the same thing. Nothing here changes a file."
-import ast, json, re, shutil, subprocess, sys
+import ast, re, shutil, subprocess, sys
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from conftest import ROOT
-from report.common import NUMBERED, code_cells, exported, load_nb, notebooks, settings, source
+from report.common import code_cells, exported, load_nb, notebooks, settings, source
 from report.readme import readme
 from report.study import load_study
 

@@ -1,12 +1,9 @@
 "The site, from a toy study whose notebook uses every idiom that the bridge knows."
-import json, re, subprocess, sys
+import fcntl, re, subprocess, sys
 from html.parser import HTMLParser
-from pathlib import Path
 import pytest
-from conftest import ROOT, Toy
+from conftest import ROOT, Toy, fill
 from report.bridge import callouts, directives, page, prose
-
-pytestmark = pytest.mark.xdist_group('site')      # one worker: the tests share one site
 
 
 def rich(toy):
@@ -48,14 +45,20 @@ def build(toy, rc=0):
     return p
 
 
-@pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    from conftest import fill
-    toy = Toy(tmp_path_factory.mktemp('site')/'p')
-    fill(toy); rich(toy)
-    for name in ('02_a', '03_b', '05_comparison'): (toy.root/f'nbs/{name}.ipynb').unlink()
-    toy.run(); build(toy)
-    return toy
+@pytest.fixture(scope='session')
+def site(tmp_path_factory, worker_id):
+    "One site for all tests: the first worker that needs it builds it, the others wait"
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == 'master' else base.parent
+    with (base/'site.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (base/'site/built').exists(): return Toy(base/'site')
+        toy = fill(Toy(base/'site'))
+        rich(toy)
+        for name in ('02_a', '03_b', '05_comparison'): (toy.root/f'nbs/{name}.ipynb').unlink()
+        toy.run(); build(toy)
+        (toy.root/'built').touch()
+        return toy
 
 
 def test_pages(site):

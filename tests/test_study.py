@@ -5,7 +5,7 @@ import numpy as np, pandas as pd
 import pytest
 import yaml
 from kinetics_dance import demo
-from kinetics_dance.data import ClipTable, StudyError, check_study, list_clips, assign_splits, official_splits, read_annotations, select_classes
+from kinetics_dance.data import ClipTable, StudyError, list_clips, assign_splits, official_splits, read_annotations, select_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/'shared'/'data'/'kinetics'
