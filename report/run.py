@@ -281,7 +281,7 @@ class Run:
         for name, data in exported(self.root).items():
             p = self.root/self.lib/name
             if not p.exists() or p.read_bytes() != data: write_atomic(p, data)
-        write_atomic(stamp, state())
+        if stamp.parent.exists(): write_atomic(stamp, state())       # nothing is written before the study file has passed
 
     def finish(self):
         "Durations into report.json, and a word about outputs that a later notebook changed"

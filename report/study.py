@@ -77,11 +77,12 @@ def effective(params, decl):
 
 
 def check_values(params, decl, root, shown):
-    "Let the library check what only it knows: classes, paths, rows of a CSV (`<library>.data.check_study`, where there is one)"
+    "Let the library check what only it knows: classes, paths, rows of a CSV (by the module that has a `check_study`, if one has)"
     lib = settings(root)['lib_name']
-    if not (root/lib/'data.py').exists() or 'def check_study' not in (root/lib/'data.py').read_text(encoding='utf-8'): return
+    module = next((p.stem for p in sorted((root/lib).glob('*.py')) if 'def check_study' in p.read_text(encoding='utf-8')), None)
+    if not module: return
     if str(root) not in sys.path: sys.path.insert(0, str(root))
-    check = importlib.import_module(f'{lib}.data').check_study
+    check = importlib.import_module(f'{lib}.{module}').check_study
     args = (effective(params, decl), root)[:len(inspect.signature(check).parameters)]        # it may not care where the project is
     try: check(*args)
     except Exception as e:
