@@ -218,7 +218,7 @@ def train_unit(
     arguments:dict,  # Its other arguments
     run,             # The study's folder, from `run_dir`
     seed:int,        # Draws weights, batches and augmentation
-    clip_frames:int=8, crop=(44, 60), epochs:int=40, lr:float=2e-3, batch_size:int=8, weight_decay:float=.05, label_smoothing:float=.1, # The recipe
+    clip_frames:int=8, crop=(44, 60), epochs:int=30, lr:float=2e-3, batch_size:int=8, weight_decay:float=.05, label_smoothing:float=.1, # The recipe
     threads:int=1,   # CPU threads: part of the recipe, since sums in another order end in other weights
     device:str='cpu', # Where to train
 )->dict: # The unit's card

@@ -189,7 +189,7 @@ class Run:
         try:
             nb = papermill.execute_notebook(
                 st.path, running, parameters=st.params, kernel_name='python3', progress_bar=False, autosave_cell_every=0,
-                kernel_manager_class=self.kernel_class(st), resources={'metadata': {'path': str(st.path.parent)}}, on_cell_start=on_cell)
+                kernel_manager_class=self.kernel_class(st), extra_arguments=['--log-level=50'], resources={'metadata': {'path': str(st.path.parent)}}, on_cell_start=on_cell)
         except PapermillExecutionError as e:
             os.replace(running, failed)
             st.state, st.code = 'failed', 2 if e.ename == 'StudyError' else 1

@@ -41,7 +41,7 @@ def process(root, stems, executed, lib, cache):
             write_json(tmp/'nbs'/f'{s}.ipynb', nb)
         path = os.pathsep.join([str(root), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
         p = subprocess.run([sys.executable, '-m', 'report.site', '--process'], cwd=tmp, capture_output=True, text=True,
-                           env={**os.environ, 'PYTHONPATH': path, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'})
+                           env={**os.environ, 'PYTHONPATH': path, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'})
         if p.returncode:
             why = re.search(r'^Exception: (Error in notebook.*?)(?=\n"""|\nThe above|\Z)', p.stderr, re.M | re.S)
             raise UserError('nbdev could not process the notebooks :\n' + (why[1] if why else p.stdout + p.stderr).strip())
