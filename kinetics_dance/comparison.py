@@ -68,7 +68,7 @@ def within_pairs(self:Predictions,
 # %% ../nbs/05_comparison.ipynb #66291140
 def frame_ceiling(
     labels:list, # True class names of the test clips
-    pairs:list, # Lists of two class names that share every frame; clips of other classes count as told apart
+    pairs:list, # Lists of two class names that no single frame tells apart; clips of other classes count as told apart
     scene_bias:float=0. # b in [0,1], how much the backdrop gives away
 )->float: # Largest accuracy to be expected, in [0,1]
     "Bayes-optimal accuracy of a model that sees single frames."
@@ -99,8 +99,9 @@ class Comparison:
     scores:pd.DataFrame # probe, question, model, score, mean, low, high
     pairs:pd.DataFrame # As `paired_differences` gives it
     per_class:pd.DataFrame # As `per_class` gives it
-    class_pairs:list # Pairs of classes that share every frame, where known
+    class_pairs:list # Pairs of classes that no single frame tells apart, where known
     ceiling:float|None # Best accuracy of a model of single frames, where known
+    scene_bias:float # How much the backdrop gives away, where known
     verdicts:list # One sentence a pair
     settings:dict # n_resamples, seed, confidence
 
@@ -135,7 +136,7 @@ def compare(
     diffs, labels = paired_differences(p, boots['normal', 'classes'], confidence), np.array(p.classes)[p.y_true]
     ceiling = frame_ceiling(labels, [q['classes'] for q in pairs], known.get('scene_bias', 0.)) if pairs else None
     verdicts = [verdict(r, len(labels), 1 - confidence) for r in diffs.to_dict('records')]
-    return Comparison(p, boots, scores, diffs, per_class(p, boots['normal', 'classes'], confidence), pairs, ceiling, verdicts,
+    return Comparison(p, boots, scores, diffs, per_class(p, boots['normal', 'classes'], confidence), pairs, ceiling, known.get('scene_bias', 0.), verdicts,
                       dict(n_resamples=n_resamples, seed=seed, confidence=confidence))
 
 # %% ../nbs/05_comparison.ipynb #b31c2825

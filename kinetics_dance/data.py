@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'VIDEO_SUFFIXES', 'FIELDS', 'StudyError', 'nearest', 'project_root', 'run_dir', 'read_annotations',
            'select_classes', 'read_folder', 'resolve', 'hash_order', 'official_splits', 'assign_splits', 'clip_id',
-           'ClipTable', 'list_clips']
+           'ClipTable', 'rooted', 'list_clips']
 
 # %% ../nbs/00_data.ipynb #f9e3d319
 import difflib, hashlib, json, os, re, sqlite3, time
@@ -47,7 +47,9 @@ COLUMNS = ['label', 'youtube_id', 'time_start', 'time_end', 'split']
 _SPLITS = {'train':'train', 'validate':'validate', 'val':'validate', 'validation':'validate', 'test':'test'}
 
 def _json_rows(text):
-    for k,v in json.loads(text).items():
+    rows = json.loads(text)
+    if not isinstance(rows, dict) or not all(isinstance(v, dict) for v in rows.values()): raise ValueError('not a Kinetics list: expected {id: {annotations, subset}}')
+    for k,v in rows.items():
         a = v.get('annotations') or {}
         s,e = a.get('segment', (np.nan, np.nan))
         yield a.get('label'), k, s, e, v.get('subset')
@@ -62,19 +64,21 @@ def read_annotations(
         if name.endswith('.json'):
             text = Path(path).read_text() if '://' not in name else pd.io.common.urlopen(name).read()
             df = pd.DataFrame(_json_rows(text), columns=COLUMNS)
-        else: df = pd.read_csv(path, dtype={'youtube_id': str, 'label': str}, keep_default_na=False, na_values={'time_start': [''], 'time_end': ['']})
+        else: df = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except FileNotFoundError: raise StudyError(f"{name}: no such file") from None
     except (ValueError, OSError) as e: raise StudyError(f"{name}: cannot be read: {str(e).splitlines()[0]}") from None
     missing = [c for c in COLUMNS[1:] if c not in df]
     if missing: raise StudyError(f"{name}: no column {', '.join(missing)}; a Kinetics list has {', '.join(COLUMNS)}")
     if 'label' not in df: df['label'] = None
-    return _checked(df[COLUMNS], name)
+    blank = df[COLUMNS[1:]].fillna('').astype(str).eq('').all(axis=1)
+    return _checked(df.loc[~blank, COLUMNS], name)
 
 # %% ../nbs/00_data.ipynb #8f3f1c0b
 def _checked(df, name):
     def fail(bad, why):
-        if bad.any(): raise StudyError(f"{name}, line {int(np.flatnonzero(bad)[0])+2}: {why}")
+        if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()+2}: {why}")      # the index counts the lines below the head
     df = df.copy()
+    fail(df.label.eq(''), 'no label')
     fail(df.youtube_id.isna() | (df.youtube_id.astype(str).str.strip() == ''), 'no youtube_id')
     for c in ('time_start', 'time_end'):
         num = pd.to_numeric(df[c], errors='coerce')
@@ -83,7 +87,7 @@ def _checked(df, name):
     fail(df.time_end <= df.time_start, 'time_end is not after time_start')
     split = df.split.astype(str).str.strip().str.lower().map(_SPLITS)
     fail(split.isna(), f"split is none of {', '.join(sorted(_SPLITS))}")
-    return df.assign(split=split)
+    return df.assign(split=split).reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #218913ef
 def select_classes(
@@ -149,7 +153,7 @@ def resolve(
 )->tuple: # The clips that stay; the clips that leave, with a column `why`
     "Remove duplicates, contradictions and uploads that lie on both sides"
     why = pd.Series('', index=df.index)
-    key = ['group', 'time_start', 'time_end']
+    key = ['group', 'time_start', 'time_end', *(['path'] if 'path' in df else [])]     # files of one group have no seconds of their own
     why[df.duplicated([*key, 'label', 'split'])] = 'listed twice'
     twice = df[df.duplicated('group', keep=False)]
     for _,g in twice.groupby('group', sort=False):
@@ -159,8 +163,9 @@ def resolve(
             if 'path' in df and a.get('path') != b.get('path'): continue
             if a.label != b.label and a.split == b.split and (a.time_end == 0 or a.time_start < b.time_end and b.time_start < a.time_end):
                 why[[i, j]] = 'same seconds, two labels'
-    test = set(df.group[df.split == 'test'])
-    why[(df.split != 'test') & df.group.isin(test)] = 'upload is in the test list'
+    side = lambda *names: df.group.isin(df.group[df.split.isin(names)])
+    why[(df.split == 'train') & side('valid')] = 'upload is in the validation list'
+    why[(df.split != 'test') & side('test')] = 'upload is in the test list'
     return df[why == ''].reset_index(drop=True), df.assign(why=why)[why != ''].reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #865ab2ce
@@ -188,7 +193,7 @@ def assign_splits(
     n_test:int=0,    # Clips a class; 0 takes all
     seed:int=0,      # Orders the uploads before the first n are taken
 )->tuple: # Clips with split train, valid or test; the clips that left, with a column `why`
-    "Final splits: no upload on two sides, the same clips whatever other classes are in the list"
+    "Final splits: no upload on two sides, the same clips whatever other classes are in the list (unless they share uploads)"
     df = df.assign(group=df['group'] if 'group' in df else df.youtube_id)
     df, gone = resolve(df.assign(split=_drawn(df, seed)))
     df = df.assign(_o=hash_order(df.group, seed)).sort_values(['_o', 'time_start'], kind='stable')
@@ -222,7 +227,7 @@ def clip_id(
 
 FIELDS = dict(clip_id='TEXT PRIMARY KEY', label='TEXT', youtube_id='TEXT', group_='TEXT', time_start='REAL', time_end='REAL', split='TEXT',
     source='TEXT', url='TEXT', status="TEXT DEFAULT 'pending'", reason='TEXT', attempts='INTEGER DEFAULT 0', path='TEXT', bytes='INTEGER', sha256='TEXT',
-    width='INTEGER', height='INTEGER', fps='REAL', frames='INTEGER', seconds='REAL', updated='REAL')
+    width='INTEGER', height='INTEGER', fps='REAL', frames='INTEGER', seconds='REAL', made_of='TEXT', updated='REAL')
 _FACTS = ['label', 'youtube_id', 'group_', 'time_start', 'time_end', 'split', 'source', 'url']
 
 # %% ../nbs/00_data.ipynb #ea79a7f8
@@ -236,6 +241,8 @@ class ClipTable:
         with self._db() as db:
             db.execute('PRAGMA journal_mode=WAL')
             db.execute(f"CREATE TABLE IF NOT EXISTS clips ({', '.join(f'{k} {v}' for k,v in FIELDS.items())})")
+            have = {r[1] for r in db.execute('PRAGMA table_info(clips)')}          # a table of an older version gets the new columns
+            for k in FIELDS.keys()-have: db.execute(f'ALTER TABLE clips ADD COLUMN {k} {FIELDS[k]}')
 
     @contextmanager
     def _db(self):
@@ -283,8 +290,12 @@ class ClipTable:
         self.frame().drop(columns='updated').to_csv(tmp, index=False)
         os.replace(tmp, path)
 
-# %% ../nbs/00_data.ipynb #d233fe8b
-def _rooted(p): return p if '://' in str(p) or Path(p).is_absolute() else project_root()/p
+# %% ../nbs/00_data.ipynb #5eb20596
+def rooted(
+    p, # Path or URL as a study file has it
+): # URLs as they are, relative paths from `project_root`
+    "Where a path of a study file points"
+    return p if '://' in str(p) else project_root()/p
 
 def list_clips(
     source='demo', annotations=(), folder=None, contains='dancing', classes=(), # As the parameters of this notebook
@@ -293,7 +304,7 @@ def list_clips(
     if isinstance(annotations, (str, Path)): annotations = [annotations]
     if source == 'folder':
         if len(annotations) > 1: raise StudyError("annotations: a folder takes one CSV")
-        df = read_folder(_rooted(folder) if folder else None, _rooted(annotations[0]) if annotations else None)
+        df = read_folder(rooted(folder) if folder else None, rooted(annotations[0]) if annotations else None)
         return select_classes(df, contains or '', classes)
     if not annotations: raise StudyError(f"annotations: source {source!r} needs at least one list (csv or json)")
-    return official_splits(select_classes(pd.concat([read_annotations(_rooted(a)) for a in annotations], ignore_index=True), contains or '', classes))
+    return official_splits(select_classes(pd.concat([read_annotations(rooted(a)) for a in annotations], ignore_index=True), contains or '', classes))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 from urllib.parse import urlsplit
 import numpy as np, pandas as pd
-from .data import StudyError, list_clips, nearest, select_classes
+from .data import StudyError, list_clips, nearest, rooted, select_classes
 from .demo import CLASSES
 
 # %% ../nbs/00b_download.ipynb #d8ce03af
@@ -234,7 +234,7 @@ def reason_of(error:Exception|str # What was raised, or its message
 
 def is_final(reason:str) -> bool:
     "Is there no use in asking again?"
-    return reason in FINAL or bool(re.fullmatch('http-4..', str(reason))) and reason != 'http-408'
+    return reason in FINAL or bool(re.fullmatch('http-4..', str(reason))) and reason not in ('http-403', 'http-408')
 
 # %% ../nbs/00b_download.ipynb #26cdbbc2
 class Upload(NamedTuple):
@@ -264,8 +264,10 @@ class YouTube:
                 ):
         host = urlsplit(url_template).hostname or ''
         self.url_template, self.height, self.options = url_template, height, dict(options or {})
-        self.sections = bool(re.search(r'(^|\.)youtube\.com$|^youtu\.be$', host)) if sections is None else sections
+        self.youtube = bool(re.search(r'(^|\.)youtube\.com$|^youtu\.be$', host))
+        self.sections = self.youtube if sections is None else sections
         if host in ('127.0.0.1', 'localhost', '::1'): self.options.setdefault('proxy', '')
+        if self.youtube: self.options = dict(sleep_interval=10, max_sleep_interval=20) | self.options    # YouTube blocks who asks faster
 
     def fetch(self, clip:dict, # `youtube_id`, `time_start`, `time_end`
               folder:Path      # Where the file goes
@@ -359,6 +361,7 @@ def download(table,             # The study's `ClipTable`
              attempts:int=3,    # How often a temporary failure is tried
              wait:float=1,      # Pause before the second attempt, in seconds; doubles for each further one
              short_side:int=256, fps:float=None, # As in `normalise_clip`
+             version:str='',    # Changes when the uploads themselves do: clips of another version are made anew
              settings:dict=None,# More settings of the source
              log:Callable=None, # Called now and then with a line of progress
             ) -> pd.DataFrame:  # The table's clips; the column `detail` has the words behind a reason of this run
@@ -368,10 +371,10 @@ def download(table,             # The study's `ClipTable`
     details = {}
     _sweep(folder/'videos')
     for attempt in range(attempts):
-        rows = table.frame().to_dict('records')
+        rows = [r | dict(same=r['made_of'] == (now := _made_of(r, version, short_side, fps)), made_of=now) for r in table.frame().to_dict('records')]
         there = {r['clip_id'] for r in rows if _is_there(r, folder)}
         table.update([dict(clip_id=r['clip_id'], status='ok', reason=None) for r in rows if r['clip_id'] in there and r['status'] != 'ok'])
-        todo = [r for r in rows if r['clip_id'] not in there and not _given_up(r, attempts)]
+        todo = [r for r in rows if r['clip_id'] not in there and not _given_up(r)]
         if not todo: break
         if attempt: time.sleep(wait*2**(attempt - 1))
         details |= _one_round(table, folder, _uploads(todo, source), settings, jobs, timeout, log, short_side=short_side, fps=fps)
@@ -384,13 +387,18 @@ def _sweep(videos):
     for p in videos.glob('.*'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 def _is_there(row, folder):
-    "Is a clip on disk with the bytes that the table says?"
+    "Is a clip on disk, made of the same, with the bytes that the table says?"
     path = isinstance(row['path'], str) and folder/row['path']
-    return bool(path) and path.is_file() and file_digest(path) == dict(bytes=row['bytes'], sha256=row['sha256'])
+    return row['same'] and bool(path) and path.is_file() and file_digest(path) == dict(bytes=row['bytes'], sha256=row['sha256'])
 
-def _given_up(row, attempts):
+def _made_of(row, version, short_side, fps):
+    "What a clip is made of, as text: for a local file also the file's size and time"
+    f = Path(row['url']).stat() if row['source'] == 'folder' and isinstance(row['url'], str) and Path(row['url']).is_file() else None
+    return '|'.join(map(str, (MARK, short_side, fps, version, *((f.st_size, f.st_mtime_ns) if f else ()))))
+
+def _given_up(row):
     cut_at_its_source = row['status'] == 'failed' and row['reason'] == 'truncated' # all its bytes had come
-    return row['status'] in ('missing', 'failed') and (is_final(row['reason']) or cut_at_its_source or (row['attempts'] or 0) >= attempts)
+    return row['same'] and row['status'] in ('missing', 'failed') and (is_final(row['reason']) or cut_at_its_source)
 
 # %% ../nbs/00b_download.ipynb #541d693e
 def _uploads(rows, source):
@@ -402,7 +410,7 @@ def _uploads(rows, source):
         rule = SOURCES[name].id_rule
         if not rule.fullmatch(str(r['youtube_id'])) or not re.fullmatch(rule.pattern + r'_\d{6,}_\d{6,}', r['clip_id'], re.A):
             raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of the source {name!r} ({rule.pattern})")
-        row = {k: (None if pd.isna(r.get(k)) else r[k]) for k in ('clip_id', 'youtube_id', 'url', 'time_start', 'time_end', 'attempts')}
+        row = {k: (None if pd.isna(r.get(k)) else r[k]) for k in ('clip_id', 'youtube_id', 'url', 'time_start', 'time_end', 'attempts', 'made_of')}
         row |= dict(time_start=float(row['time_start'] or 0), time_end=float(row['time_end'] or 0) or None, attempts=0 if r['status'] == 'ok' else int(row['attempts'] or 0))
         uploads.setdefault((name, r['youtube_id']), []).append(row)
     return [(name, clips) for (name, _), clips in uploads.items()]
@@ -432,7 +440,7 @@ def _finished(future, rows):
     try: out = future.result()
     except TimeoutError: out = [_outcome(r, Unavailable('timeout', 'the worker was killed'), 'missing') for r in rows]
     except Exception as e: out = [_outcome(r, Unavailable('other', e), 'missing') for r in rows]
-    return [o | dict(attempts=r['attempts'] + 1) for o, r in zip(out, rows)]
+    return [o | dict(attempts=r['attempts'] + 1, made_of=r['made_of']) for o, r in zip(out, rows)]
 
 # %% ../nbs/00b_download.ipynb #91cb7ab4
 def rot_report(clips:pd.DataFrame # A clip table's rows: `label`, `status`, `reason`
@@ -464,11 +472,18 @@ def check_study(
     params:dict, # A study's parameters
 ):
     "Raise `StudyError` for what can be known to be wrong before a study starts: source, paths, rows, class names, counts"
-    p = dict(source='demo', annotations=[], folder=None, contains='dancing', classes=[], n_train=1, n_valid=1, n_test=1, scene_bias=0.) | params
+    p = dict(source='demo', annotations=[], folder=None, contains='dancing', classes=[], n_train=1, n_valid=1, n_test=1, scene_bias=0., seeds=[0], n_frames=24,
+             clip_frames=8, frame_height=48, frame_width=64, crop_height=44, crop_width=60, weights='none', epochs=1, batch_size=1) | params
     if p['source'] not in SOURCES: raise StudyError(f"source: {p['source']!r} is none of {', '.join(sorted(SOURCES))}{nearest(p['source'], SOURCES)}")
     for k,least in (('n_train', 0), ('n_valid', 1), ('n_test', 0)):
         if p[k] < least: raise StudyError(f"{k}: {p[k]} clips a class; give at least {least}" + (' (0 takes all)' if not least else ''))
     if not 0 <= p['scene_bias'] <= 1: raise StudyError(f"scene_bias: {p['scene_bias']} is not a share between 0 and 1")
+    for k in ('n_frames', 'clip_frames', 'crop_height', 'crop_width', 'epochs', 'batch_size'):
+        if p[k] < 1: raise StudyError(f'{k}: {p[k]} is too small; give at least 1')
+    if not p['seeds'] or len(set(p['seeds'])) < len(p['seeds']): raise StudyError(f"seeds: {p['seeds']} must be a list of different numbers, at least one")
+    for small,large in (('clip_frames', 'n_frames'), ('crop_height', 'frame_height'), ('crop_width', 'frame_width')):
+        if p[small] > p[large]: raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
+    if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file(): raise StudyError(f"weights: {p['weights']} is neither none nor imagenet nor a file")
     if p['source'] == 'demo':
         if not (p['n_train'] and p['n_test']): raise StudyError('n_train, n_test: the demo renders as many clips as you ask for; give at least 1')
         select_classes(pd.DataFrame({'label': CLASSES}), p['contains'] or '', p['classes'])

@@ -228,7 +228,8 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                 log:Callable=print, # Called with a line of news
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
-    folder, params = Path(folder), dict(n_frames=int(n_frames), height=int(size[0]), width=int(size[1]), sampler=sampler)
+    folder, params = Path(folder), dict(n_frames=int(n_frames), height=int(size[0]), width=int(size[1]), sampler=sampler,
+                                        reader='decord' if has_decord() else 'pyav') # they scale a little differently
     jobs_todo = _jobs(clips, Path(base) if base is not None else folder.parent)
     _open_store(folder, params, log)
     notes = {} if rebuild else {c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}

@@ -27,9 +27,14 @@ def read_card(
     except OSError: raise StudyError(f'{folder}: no card.json; a model is a folder with model.safetensors and card.json') from None
     except ValueError: raise StudyError(f'{path}: not JSON') from None
     if not isinstance(card, dict): raise StudyError(f'{path}: not a card')
-    if card.get('format', 0) > 1: raise StudyError(f"{path}: written by a newer version (format {card['format']}); update kinetics_dance")
+    if not isinstance(card.get('format'), int): raise StudyError(f'{path}: format is missing or cannot be right')
+    if card['format'] > 1: raise StudyError(f"{path}: written by a newer version (format {card['format']}); update kinetics_dance")
     bad = [k for k,t in _CARD.items() if not isinstance(card.get(k), t)]
-    if bad: raise StudyError(f"{path}: {bad[0]} is missing or of the wrong kind")
+    size = [card['stored'].get(k) for k in ('height', 'width')] if not bad else []
+    whole = lambda *v: all(isinstance(x, int) and x > 0 for x in v)
+    if not bad and not (whole(*size) and len(card['crop']) == 2 and whole(*card['crop']) and card['crop'][0] <= size[0] and card['crop'][1] <= size[1]): bad = ['crop or stored']
+    if not bad and not (whole(card['frames']) and card['clip_seconds'] > 0 and len(card['classes']) > 1): bad = ['frames, clip_seconds or classes']
+    if bad: raise StudyError(f"{path}: {bad[0]} is missing or cannot be right")
     if card['model'] not in MODELS: raise StudyError(f"{path}: model {card['model']!r} is none of {', '.join(sorted(MODELS))}")
     return card
 
@@ -61,6 +66,7 @@ def _look(path, n, seconds, step, size):
     "Frames of all windows, each decoded once: starts `(n,)`, positions `(n,T)` into frames `(m,h,w,3)`"
     times = frame_times(path); end = times[-1]+(np.median(np.diff(times)) if len(times) > 1 else 0)
     starts = np.arange(max(1, int((end-seconds)/step+1e-6)+1))*step
+    if end-seconds > starts[-1]+.05: starts = np.append(starts, end-seconds)         # the last window ends with the video
     at = starts[:,None]+(np.arange(n)+.5)/n*min(seconds, end)                        # (n,T) seconds
     index = np.clip(np.searchsorted(times, at, side='right')-1, 0, len(times)-1)
     wanted,back = np.unique(index, return_inverse=True)
@@ -81,7 +87,8 @@ class Predictor:
         "Build the network that the card names and fill in its weights"
         from safetensors.torch import load_file
         folder = find_model(path); card = read_card(folder); module,name = card['model'].split(':')
-        model = getattr(importlib.import_module(module), name)(n_classes=len(card['classes']), **(card['arguments'] | {'weights': 'none'}))
+        try: model = getattr(importlib.import_module(module), name)(n_classes=len(card['classes']), **(card['arguments'] | {'weights': 'none'}))
+        except (TypeError, ValueError, RuntimeError) as e: raise StudyError(f'{folder}/card.json: these arguments make no {name}: {e}') from None
         try: model.load_state_dict(load_file(folder/'model.safetensors'))
         except Exception as e: raise StudyError(f'{folder}/model.safetensors: not the weights of this model: {str(e).splitlines()[0]}') from None
         return cls(model, card)
@@ -113,11 +120,14 @@ def _app():
                 top:int=typer.Option(5, min=1, help='How many classes to show'), step:float=typer.Option(None, min=.01, help='Seconds from one window to the next'),
                 as_json:bool=typer.Option(False, '--json', help='One JSON object a video')):
         "Say what is danced in a video"
-        predictor,failed = Predictor.load(model_path),False
+        where = find_model(model_path); predictor,failed = Predictor.load(where),False
+        if model_path is None: print(f'model: {where}', file=sys.stderr)
         for v in video:
             try: p = predictor.predict(v, step)
-            except Unavailable as e: print(f'error: {v}: {e}', file=sys.stderr); failed = True; continue
-            if as_json: print(json.dumps(dict(video=str(v), top=p.top(top), window_seconds=p.seconds, starts=p.starts.tolist(),
+            except (Unavailable, OSError, TimeoutError) as e:
+                why = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
+                print(f'error: {v}: {why}', file=sys.stderr); failed = True; continue
+            if as_json: print(json.dumps(dict(video=str(v), model=str(where), top=p.top(top), window_seconds=p.seconds, starts=p.starts.tolist(),
                                               windows=[dict(zip(p.classes, map(float, w))) for w in p.windows])))
             else: print(f'{v}', *(f'  {q:6.1%}  {c}' for c,q in p.top(top)), sep='\n')
         if failed: raise typer.Exit(2)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PROBES', 'Clips', 'ClipLoader', 'clip_probabilities', 'clip_loss', 'top1', 'StopOnNaN', 'make_learner', 'fit',
-           'frame_order', 'predict', 'write_predictions', 'git_commit', 'write_model', 'train_unit', 'study_clips',
-           'histories', 'load_weights', 'plot_history']
+           'frame_order', 'predict', 'write_predictions', 'git_commit', 'write_model', 'train_unit', 'train_seeds',
+           'study_clips', 'histories', 'load_weights', 'plot_history']
 
-# %% ../nbs/01a_training.ipynb #5786d23b
-import ast, hashlib, importlib, inspect, json, os, platform, subprocess, time
+# %% ../nbs/01a_training.ipynb #b5a3b722
+import ast, hashlib, importlib, inspect, json, os, platform, shutil, subprocess, time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
-from fastai.callback.schedule import *
+import fastai.callback.schedule
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -26,7 +27,7 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from .data import ClipTable, StudyError, hash_order
-from .frames import FrameStore, normalise, spread
+from .frames import MEAN, STD, FrameStore, normalise, spread
 
 # %% ../nbs/01a_training.ipynb #958d9a32
 class Clips:
@@ -105,7 +106,12 @@ def clip_loss(
     if scores.ndim == 3: y,scores = y.repeat_interleave(scores.shape[1]),scores.flatten(0, 1)
     return F.cross_entropy(scores.float(), y, label_smoothing=smoothing)
 
-def top1(scores, y): return (clip_probabilities(scores).argmax(1) == y).float().mean()
+def top1(
+    scores:Tensor, # As `clip_loss` takes them
+    y:Tensor,      # Class of each clip, `(B,)`
+)->Tensor: # Share of clips that are right
+    "Accuracy of clips"
+    return (clip_probabilities(scores).argmax(1) == y).float().mean()
 
 # %% ../nbs/01a_training.ipynb #fa5adad1
 class StopOnNaN(Callback):
@@ -202,13 +208,15 @@ def write_model(
     _replace(folder/'model.safetensors', lambda p: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, p))
     _replace(folder/'card.json', lambda p: p.write_text(json.dumps(card, indent=1, sort_keys=True)))
 
-# %% ../nbs/01a_training.ipynb #842aa3ef
+# %% ../nbs/01a_training.ipynb #5d3b1d60
+def _versions(): return {'python': platform.python_version()} | {m: version(m) for m in ('torch', 'torchvision', 'fastai', 'numpy')}
+
 def _unit_key(run, model, arguments, recipe):
     "Changes when anything changes that could change the result: frames, clips, parameters, code, torch"
     h = hashlib.sha256((run/'frames'/'index.parquet').read_bytes()+study_clips(run).to_csv().encode())
-    for module in ('kinetics_dance.training', 'kinetics_dance.frames', 'kinetics_dance.per_frame', model.split(':')[0]):     # per_frame has the backbone of all
+    for module in (*(f'kinetics_dance.{m}' for m in ('data', 'frames', 'training', 'per_frame')), model.split(':')[0]):     # per_frame has the backbone of all
         h.update(ast.unparse(ast.parse(inspect.getsource(importlib.import_module(module)))).encode())                       # without comments
-    h.update(json.dumps([model, arguments, recipe, torch.__version__], sort_keys=True).encode())
+    h.update(json.dumps([model, arguments, recipe, _versions()], sort_keys=True).encode())
     return h.hexdigest()
 
 # %% ../nbs/01a_training.ipynb #55e7e957
@@ -234,6 +242,8 @@ def train_unit(
     if len(classes) < 2: raise StudyError(f'the study has {len(classes)} class; a classifier needs two')
     lonely = sorted(set(classes)-set(table.label[table.split == 'train']))
     if lonely: raise StudyError(f'class {lonely[0]!r} has no training clip; take more clips or leave the class out')
+    missing = [s for s in ('valid', 'test') if s not in set(table.split)]
+    if missing: raise StudyError(f'the study has no {missing[0]} clip; take more clips, or look at the rot report')
     torch.set_num_threads(threads); set_seed(seed, reproducible=True); began = time.perf_counter()
     module,cls = model.split(':'); net = getattr(importlib.import_module(module), cls)(n_classes=len(classes), **arguments)
     learn = make_learner(net, part(['train']), part(['valid']), batch_size, weight_decay, label_smoothing, device=device)
@@ -243,9 +253,24 @@ def train_unit(
     _replace(folder/'history.csv', lambda p: history.to_csv(p, index=False))
     card = dict(format=1, name=name, model=model, arguments=arguments, classes=classes, frames=clip_frames,
                 stored=store.params, crop=list(crop), recipe=recipe, study=run.name, key=key, parameters=sum(p.numel() for p in net.parameters()),
-                versions={'torch': torch.__version__, 'python': platform.python_version()}, commit=git_commit(), clip_seconds=round(float(table.seconds.median()), 3), seconds=round(time.perf_counter()-began, 1))
+                normalise=dict(mean=MEAN, std=STD), versions=_versions(), commit=git_commit(), clip_seconds=round(float(table.seconds.median()), 3), seconds=round(time.perf_counter()-began, 1))
     write_model(folder, learn.model, card)
     return card
+
+# %% ../nbs/01a_training.ipynb #8b33d004
+def train_seeds(
+    name:str,        # Name of the model in the study
+    model:str,       # Its class as `module:Class`
+    arguments:dict,  # Its arguments
+    run,             # The study's folder
+    seeds:list,      # One unit is trained for each
+    **recipe         # As `train_unit` takes it
+)->list: # Their cards
+    "Train a model with each seed; units of other seeds, of an earlier version of the study, are removed"
+    run = Path(run); keep = {f'seed{s}' for s in seeds}
+    for old in [*(run/'models'/name).glob('seed*'), *(run/'predictions'/name).rglob('seed*.parquet')]:
+        if old.stem not in keep: shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return [train_unit(name, model, arguments, run, s, **recipe) for s in seeds]
 
 # %% ../nbs/01a_training.ipynb #db07dc9a
 def study_clips(
