@@ -244,6 +244,7 @@ def train_unit(
     if lonely: raise StudyError(f'class {lonely[0]!r} has no training clip; take more clips or leave the class out')
     missing = [s for s in ('valid', 'test') if s not in set(table.split)]
     if missing: raise StudyError(f'the study has no {missing[0]} clip; take more clips, or look at the rot report')
+    if str(device).startswith('cuda') and not torch.cuda.is_available(): raise StudyError(f'device: {device} was asked for, but this machine has none that torch can use; set device: cpu')
     torch.set_num_threads(threads); set_seed(seed, reproducible=True); began = time.perf_counter()
     module,cls = model.split(':'); net = getattr(importlib.import_module(module), cls)(n_classes=len(classes), **arguments)
     learn = make_learner(net, part(['train']), part(['valid']), batch_size, weight_decay, label_smoothing, device=device)

@@ -182,3 +182,53 @@ def test_the_rule_finds_the_fifteen_among_seven_hundred():
 @real
 def test_a_list_without_labels():
     assert read_annotations(SHARED/'kinetics-700_2020_test.csv').label.isna().all()
+
+
+def test_youtube_source_from_a_list(tmp_path):
+    "The real study's road, with a loopback server in YouTube's place: a Kinetics list, ids, yt-dlp, trimmed clips, frames"
+    specs = demo.plan_uploads(4, 2, steps=('round', 'bounce')); demo.make_uploads(tmp_path/'far', specs, 1)
+    demo.annotations(specs).to_csv(tmp_path/'list.csv', index=False)
+    keys = ('short_side', 'n_frames', 'frame_height', 'frame_width')
+    with demo.serve(tmp_path/'far') as url:
+        study = dict(study='tube', source='youtube', annotations=[str(tmp_path/'list.csv')], url_template=url, n_train=0, n_valid=1, n_test=0, **dict(zip(keys, (96, 12, 48, 64))))
+        (tmp_path/'tube.yaml').write_text(yaml.safe_dump(study))
+        for stage in ('00_data', '01_frames'):
+            p = run(tmp_path/'tube.yaml', tmp_path/'runs', '--only', stage); assert p.returncode == 0, p.stdout+p.stderr
+    t = ClipTable(tmp_path/'runs/tube/clips.sqlite').frame(); ok = t[t.status == 'ok']
+    assert len(t) == 24 and len(ok) >= 14 and (ok[['width', 'height']].min(axis=1) == 96).all() and not (tmp_path/'runs/tube/known.json').exists()
+    assert set(pd.read_parquet(tmp_path/'runs/tube/frames/index.parquet').clip_id) == set(ok.clip_id)
+
+
+def test_clips_are_made_anew_when_their_uploads_change(tmp_path):
+    "A clip that was cut from an older version of its upload, or at another size, is not reused"
+    from kinetics_dance.download import download
+    from kinetics_dance.frames import read_frames
+    spec = demo.upload_spec('round', 0, 'train'); (tmp_path/'far').mkdir(); demo.render_upload(spec, tmp_path/'far'/f"{spec['id']}.mp4")
+    table = ClipTable(tmp_path/'clips.sqlite'); table.set(demo.annotations([spec]).assign(source='demo', split='train'))
+    def fetch(version, short_side=96):
+        with demo.serve(tmp_path/'far') as url: return download(table, tmp_path, url_template=url, jobs=1, short_side=short_side, version=version)
+    first = fetch('a'); assert (first.status == 'ok').all() and fetch('a').attempts.tolist() == [1, 1]
+    other = spec | dict(seed=spec['seed']+1); demo.render_upload(other, tmp_path/'far'/f"{spec['id']}.mp4")
+    again = fetch('b'); assert again.attempts.tolist() == [2, 2] and set(again.sha256).isdisjoint(first.sha256)
+    assert fetch('b', 64).height.tolist() == [64, 64] and read_frames(tmp_path/again.path[0], [0]).shape[1] == 64
+    (tmp_path/'far'/f"{spec['id']}.mp4").unlink()
+    assert fetch('c').status.tolist() == ['missing']*2        # what is there is of an older version: not used
+
+
+@pytest.mark.parametrize('backbone', ['small', 'resnet18', 'mobilenet_v2'])
+def test_models_on_other_backbones(backbone):
+    import torch
+    from kinetics_dance.cnn_lstm import CNNLSTM
+    from kinetics_dance.per_frame import PerFrame
+    from kinetics_dance.video_transformer import VideoTransformer
+    x = torch.zeros(2, 4, 3, 64, 64)
+    assert PerFrame(15, backbone)(x).shape == (2, 4, 15) and CNNLSTM(15, backbone, state='last')(x).shape == (2, 15) and VideoTransformer(15, backbone, frames=4)(x).shape == (2, 15)
+
+
+def test_training_says_what_is_missing(tmp_path, smoke):
+    import torch
+    from kinetics_dance.training import train_unit
+    if not torch.cuda.is_available():
+        with pytest.raises(StudyError, match='device'): train_unit('per_frame', 'kinetics_dance.per_frame:PerFrame', {}, smoke, 7, device='cuda')
+    with pytest.raises(StudyError, match='clip_frames'): train_unit('per_frame', 'kinetics_dance.per_frame:PerFrame', {}, smoke, 7, clip_frames=64)
+    assert not (smoke/'predictions/per_frame/seed7.parquet').exists()
