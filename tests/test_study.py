@@ -209,7 +209,7 @@ def test_clips_are_made_anew_when_their_uploads_change(tmp_path):
         with demo.serve(tmp_path/'far') as url: return download(table, tmp_path, url_template=url, jobs=1, short_side=short_side, version=version)
     first = fetch('a'); assert (first.status == 'ok').all() and fetch('a').attempts.tolist() == [1, 1]
     other = spec | dict(seed=spec['seed']+1); demo.render_upload(other, tmp_path/'far'/f"{spec['id']}.mp4")
-    again = fetch('b'); assert again.attempts.tolist() == [2, 2] and set(again.sha256).isdisjoint(first.sha256)
+    again = fetch('b'); assert (again.status == 'ok').all() and set(again.sha256).isdisjoint(first.sha256)
     assert fetch('b', 64).height.tolist() == [64, 64] and read_frames(tmp_path/again.path[0], [0]).shape[1] == 64
     (tmp_path/'far'/f"{spec['id']}.mp4").unlink()
     assert fetch('c').status.tolist() == ['missing']*2        # what is there is of an older version: not used
