@@ -101,7 +101,7 @@ def references(s):
     "Labels and references: `{#eq-x}`, `{#sec-x}`, `@fig-x`, `@tbl-x`, `@eq-x`, `@sec-x`; links between notebooks"
     s = re.sub(r'\$\$(.+?)\$\$\s*\{#(eq-[\w-]+)\}', r'$$\1$$ (\2)', s, flags=re.S)
     s = re.sub(r'^(#+ .+?)\s*\{#(sec-[\w-]+)\}\s*$', r'(\2)=\n\1', s, flags=re.M)
-    ref = r'(?<![\w`(])\[?@%s-([\w-]*\w)\]?'
+    ref = r'(?<![\w`])\[?@%s-([\w-]*\w)\]?'
     s = re.sub(ref % 'eq', r'Equation {eq}`eq-\1`', s)
     s = re.sub(ref % '(fig|tbl)', r'{numref}`\1-\2`', s)
     s = re.sub(ref % 'sec', r'[](#sec-\1)', s)
