@@ -29,7 +29,8 @@ class CNNLSTM(nn.Module):
         self.features,self.state = FrameFeatures(backbone, weights, grid),state
         width = self.features.places*self.features.channels
         self.norm = nn.LayerNorm(width)
-        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True)     # (B,T,C): without batch_first it would run over the batch
+        # (B,T,C): without batch_first it would run over the batch
+        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, n_classes))
 
     def states(self, x):

@@ -13,7 +13,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from sklearn.metrics import confusion_matrix, precision_score
 from .data import StudyError
-from .statistics import Estimate, Predictions, bootstrap, load_predictions, paired_differences, read_predictions, seed_scores, stack_predictions, verdict
+from .statistics import (Estimate, Predictions, bootstrap, load_predictions, paired_differences,
+                                       read_predictions, seed_scores, stack_predictions, verdict)
 
 # %% ../nbs/05_comparison.ipynb #ef1984b9
 def confusion(p:Predictions, model:str)->pd.DataFrame: # (K,K) counts summed over seeds, true classes down, answers across
@@ -31,11 +32,13 @@ def per_class(
     rows = []
     for m in p.probs:
         y = p.y_pred(m)
-        precision = precision_score(np.tile(p.y_true, len(y)), y.ravel(), labels=range(len(p.classes)), average=None, zero_division=np.nan)
+        precision = precision_score(np.tile(p.y_true, len(y)), y.ravel(), labels=range(len(p.classes)),
+                                    average=None, zero_division=np.nan)
         for k, c in enumerate(p.classes):
             e = boot[m]['recall'][c]
             low, high = e.interval(confidence)
-            rows.append({'model': m, 'class': c, 'clips': int((p.y_true == k).sum()), 'recall': e.value, 'low': low, 'high': high, 'precision': precision[k]})
+            rows.append({'model': m, 'class': c, 'clips': int((p.y_true == k).sum()),
+                         'recall': e.value, 'low': low, 'high': high, 'precision': precision[k]})
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_comparison.ipynb #1cc0e4ca
@@ -63,7 +66,8 @@ def within_pairs(self:Predictions,
         i = [self.classes.index(c) for c in pair]
         same[np.ix_(i, i)] = True
     p = self.take(same.any(1)[self.y_true])
-    return Predictions(p.classes, p.clips, p.group, p.y_true, {m: np.where(same[p.y_true], x, -1) for m, x in p.probs.items()}, p.seeds)
+    return Predictions(p.classes, p.clips, p.group, p.y_true,
+                       {m: np.where(same[p.y_true], x, -1) for m, x in p.probs.items()}, p.seeds)
 
 # %% ../nbs/05_comparison.ipynb #66291140
 def frame_ceiling(
@@ -125,19 +129,27 @@ def compare(
         runs, probes = load_predictions(folder), {k: load_predictions(folder, k) for k in ('shuffled', 'reversed')}
         if known is None and (folder/'known.json').exists(): known = json.loads((folder/'known.json').read_text())
     if not runs: raise StudyError('nothing to compare: no model was given')
-    runs = {m: {s: read_predictions(x) for s, x in (r if isinstance(r, dict) else {0: r}).items()} for m, r in sorted(runs.items(), key=lambda r: r[0] != baseline)}
-    stack_predictions(runs | {f'{m} {k}': r for k, x in probes.items() for m, r in x.items()}) # the same clips everywhere, or an error
+    runs = {m: {s: read_predictions(x) for s, x in (r if isinstance(r, dict) else {0: r}).items()}
+            for m, r in sorted(runs.items(), key=lambda r: r[0] != baseline)}
+    # the same clips everywhere, or an error
+    stack_predictions(runs | {f'{m} {k}': r for k, x in probes.items() for m, r in x.items()})
     stacks = {k: stack_predictions(x) for k, x in {'normal': runs, **probes}.items() if x}
     p, known = stacks['normal'], known or {}
     pairs = [q for q in known.get('pairs', []) if set(q['classes']) <= set(p.classes)]
     boots = {(k, q): bootstrap(v, n_resamples, seed) for k, x in stacks.items() for q, v in views(x, pairs).items()}
-    scores = pd.DataFrame([(k, q, m, s, e[s].value, *e[s].interval(confidence)) for (k, q), b in boots.items() for m, e in b.items()
-        for s in (('accuracy', 'macro_f1') if q == 'classes' else ('accuracy',))], columns='probe question model score mean low high'.split())
-    diffs, labels = paired_differences(p, boots['normal', 'classes'], confidence), np.array(p.classes)[p.y_true]
+    scores = pd.DataFrame([(k, q, m, s, e[s].value, *e[s].interval(confidence))
+                           for (k, q), b in boots.items() for m, e in b.items()
+                           for s in (('accuracy', 'macro_f1') if q == 'classes' else ('accuracy',))],
+                          columns='probe question model score mean low high'.split())
+    diffs, labels = (
+        paired_differences(p, boots['normal', 'classes'], confidence),
+        np.array(p.classes)[p.y_true])
     ceiling = frame_ceiling(labels, [q['classes'] for q in pairs], known.get('scene_bias', 0.)) if pairs else None
     verdicts = [verdict(r, len(labels), 1 - confidence) for r in diffs.to_dict('records')]
-    return Comparison(p, boots, scores, diffs, per_class(p, boots['normal', 'classes'], confidence), pairs, ceiling, known.get('scene_bias', 0.), verdicts,
-                      dict(n_resamples=n_resamples, seed=seed, confidence=confidence))
+    return Comparison(
+        p, boots, scores, diffs, per_class(p, boots['normal', 'classes'], confidence), pairs,
+        ceiling, known.get('scene_bias', 0.), verdicts,
+        dict(n_resamples=n_resamples, seed=seed, confidence=confidence))
 
 # %% ../nbs/05_comparison.ipynb #b31c2825
 @patch
@@ -147,13 +159,22 @@ def report(self:Comparison,
     "The comparison as plain numbers and sentences."
     def triple(*args):
         e = self.score(*args)
-        return None if e is None else dict(zip(('mean', 'low', 'high'), (e.value, *e.interval(self.settings['confidence']))))
-    def within(m, probe): return {q[7:]: triple(m, q, probe) for k, q in self.boots if k == probe and q.startswith('within_') and self.score(m, q, probe)}
+        return None if e is None else dict(zip(
+            ('mean', 'low', 'high'),
+            (e.value, *e.interval(self.settings['confidence']))))
+    def within(m, probe):
+        return {q[7:]: triple(m, q, probe) for k, q in self.boots
+                if k == probe and q.startswith('within_') and self.score(m, q, probe)}
     p, probes = self.predictions, list(dict.fromkeys(k for k, _ in self.boots if k != 'normal'))
-    models = {m: dict(accuracy=triple(m), macro_f1=triple(m, 'classes', 'normal', 'macro_f1'), seeds=p.seeds[m], pair_accuracy=triple(m, 'pair'), within_pairs=within(m, 'normal'),
-                      probes={k: triple(m, 'classes', k) | dict(within_pairs=within(m, k)) for k in probes if self.score(m, 'classes', k)}) for m in p.probs}
-    return dict(study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes, ceiling=self.ceiling, models=models,
-                pairs=self.pairs.to_dict('records'), verdicts=self.verdicts, settings=self.settings)
+    models = {m: dict(
+        accuracy=triple(m), macro_f1=triple(m, 'classes', 'normal', 'macro_f1'), seeds=p.seeds[m],
+        pair_accuracy=triple(m, 'pair'), within_pairs=within(m, 'normal'),
+        probes={k: triple(m, 'classes', k) | dict(within_pairs=within(m, k))
+                for k in probes if self.score(m, 'classes', k)}) for m in p.probs}
+    return dict(
+        study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes,
+        ceiling=self.ceiling, models=models,
+        pairs=self.pairs.to_dict('records'), verdicts=self.verdicts, settings=self.settings)
 
 # %% ../nbs/05_comparison.ipynb #c702d455
 def _write(path, data):
@@ -182,7 +203,8 @@ def write_report(
     stages = {f.stem: json.loads(f.read_text()).get('seconds') for f in sorted((folder/'stages').glob('*.json'))}
     report = _plain(c.report(study) | dict(seconds={k: v for k, v in stages.items() if v is not None}) | extra)
     confusions = pd.concat({m: confusion(p, m) for m in p.probs}, names=['model', 'true class']).reset_index()
-    for name, df in dict(scores=c.scores, pairs=c.pairs, per_class=c.per_class, seeds=seed_scores(p), confusion=confusions).items():
+    for name, df in dict(scores=c.scores, pairs=c.pairs, per_class=c.per_class,
+                         seeds=seed_scores(p), confusion=confusions).items():
         _write(folder/'tables'/f'{name}.csv', df.to_csv(index=False, float_format='%.6g').encode())
     _write(folder/'report.json', (json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode())
     return report

@@ -48,7 +48,8 @@ _SPLITS = {'train':'train', 'validate':'validate', 'val':'validate', 'validation
 
 def _json_rows(text):
     rows = json.loads(text)
-    if not isinstance(rows, dict) or not all(isinstance(v, dict) for v in rows.values()): raise ValueError('not a Kinetics list: expected {id: {annotations, subset}}')
+    if not isinstance(rows, dict) or not all(isinstance(v, dict) for v in rows.values()):
+        raise ValueError('not a Kinetics list: expected {id: {annotations, subset}}')
     for k,v in rows.items():
         a = v.get('annotations') or {}
         s,e = a.get('segment', (np.nan, np.nan))
@@ -73,10 +74,11 @@ def read_annotations(
     blank = df[COLUMNS[1:]].fillna('').astype(str).eq('').all(axis=1)
     return _checked(df.loc[~blank, COLUMNS], name)
 
-# %% ../nbs/00_data.ipynb #8f3f1c0b
+# %% ../nbs/00_data.ipynb #9f9a2fdf
 def _checked(df, name):
     def fail(bad, why):
-        if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()+2}: {why}")      # the index counts the lines below the head
+        # the index counts the lines below the head
+        if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()+2}: {why}")
     df = df.copy()
     fail(df.label.eq(''), 'no label')
     fail(df.youtube_id.isna() | (df.youtube_id.astype(str).str.strip() == ''), 'no youtube_id')
@@ -100,7 +102,9 @@ def select_classes(
     for c in classes:
         if c not in known: raise StudyError(f"classes: {c!r} is not a class of the list{nearest(c, known)}")
     keep = list(classes) or [k for k in known if contains in k]
-    if not keep: raise StudyError(f"contains: no class name contains {contains!r}; there are {len(known)} classes, e.g. {', '.join(known[:3])}")
+    if not keep:
+        raise StudyError(f"contains: no class name contains {contains!r}; "
+                         f"there are {len(known)} classes, e.g. {', '.join(known[:3])}")
     return df[df.label.isin(keep)].reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #132d74d8
@@ -108,7 +112,8 @@ VIDEO_SUFFIXES = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpe
 
 def _file_id(path):
     "An id that is safe in a file name, readable, and different for different paths"
-    return f"{re.sub('[^A-Za-z0-9]+', '-', Path(path).stem).strip('-')[:24] or 'clip'}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return (f"{re.sub('[^A-Za-z0-9]+', '-', Path(path).stem).strip('-')[:24] or 'clip'}"
+            f"-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
 
 def _folder_rows(root):
     for d in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] not in '._'):
@@ -121,13 +126,15 @@ def read_folder(
     csv=None,  # A list `path,label[,group][,split]`
 )->pd.DataFrame: # As `read_annotations`, and: path of the file, group; `split` may be None (then `assign_splits` draws it)
     "Videos of a local folder as a list of clips; `time_end` 0 means: to the end"
-    if folder is None and csv is None: raise StudyError("folder: name a folder root/<class>/<video>, or a CSV path,label under annotations")
+    if folder is None and csv is None:
+        raise StudyError("folder: name a folder root/<class>/<video>, or a CSV path,label under annotations")
     root = Path(folder) if folder is not None else Path(csv).parent
     if not root.is_dir(): raise StudyError(f"folder: {root} is not a folder")
     if csv is None: df = pd.DataFrame(_folder_rows(root), columns=['path', 'label'])
     else:
         try: df = pd.read_csv(csv, dtype=str, keep_default_na=False)
-        except (ValueError, OSError) as e: raise StudyError(f"{csv}: cannot be read: {str(e).splitlines()[0]}") from None
+        except (ValueError, OSError) as e:
+            raise StudyError(f"{csv}: cannot be read: {str(e).splitlines()[0]}") from None
     if not len(df): raise StudyError(f"folder: no video under {root}/<class>/")
     return _folder_checked(df, root, csv or root)
 
@@ -137,15 +144,22 @@ def _folder_checked(df, root, name):
         if c not in df: raise StudyError(f"{name}: no column {c}; expected path,label[,group][,split]")
     for i,r in enumerate(df.itertuples()):
         if not r.path or not r.label: raise StudyError(f"{name}, line {i+2}: path or label is empty")
-        if not (root/r.path).is_file(): raise StudyError(f"{name}, line {i+2}: {r.path} does not exist under {root.name}/")
-    if df.path.duplicated().any(): raise StudyError(f"{name}, line {int(df.path.duplicated().argmax())+2}: {df.path[df.path.duplicated()].iloc[0]} is listed twice")
+        if not (root/r.path).is_file():
+            raise StudyError(f"{name}, line {i+2}: {r.path} does not exist under {root.name}/")
+    if df.path.duplicated().any():
+        raise StudyError(f"{name}, line {int(df.path.duplicated().argmax())+2}: "
+                         f"{df.path[df.path.duplicated()].iloc[0]} is listed twice")
     ids = df.path.map(_file_id)
     group = df['group'].where(df['group'] != '', ids) if 'group' in df else ids
-    split = df['split'].str.lower().replace({'val': 'valid', 'validate': 'valid', 'validation': 'valid'}) if 'split' in df else pd.Series([None]*len(df), dtype=object)
+    split = (df['split'].str.lower().replace({'val': 'valid', 'validate': 'valid', 'validation': 'valid'})
+             if 'split' in df else pd.Series([None]*len(df), dtype=object))
     split = split.where(split.isin(['train', 'valid', 'test']), None)
     if 'split' in df and split[df['split'] != ''].isna().any():
-        raise StudyError(f"{name}, line {int((split.isna() & (df['split'] != '')).argmax())+2}: split is none of train, valid, test")
-    return pd.DataFrame(dict(label=df.label, youtube_id=ids, time_start=0., time_end=0., split=split, group=group, path=[str(root/p) for p in df.path]))
+        raise StudyError(f"{name}, line {int((split.isna() & (df['split'] != '')).argmax())+2}: "
+                         "split is none of train, valid, test")
+    return pd.DataFrame(dict(
+        label=df.label, youtube_id=ids, time_start=0., time_end=0., split=split,
+        group=group, path=[str(root/p) for p in df.path]))
 
 # %% ../nbs/00_data.ipynb #ed9065c4
 def resolve(
@@ -153,7 +167,8 @@ def resolve(
 )->tuple: # The clips that stay; the clips that leave, with a column `why`
     "Remove duplicates, contradictions and uploads that lie on both sides"
     why = pd.Series('', index=df.index)
-    key = ['group', 'time_start', 'time_end', *(['path'] if 'path' in df else [])]     # files of one group have no seconds of their own
+    # files of one group have no seconds of their own
+    key = ['group', 'time_start', 'time_end', *(['path'] if 'path' in df else [])]
     why[df.duplicated([*key, 'label', 'split'])] = 'listed twice'
     twice = df[df.duplicated('group', keep=False)]
     for _,g in twice.groupby('group', sort=False):
@@ -161,12 +176,15 @@ def resolve(
         for i,j in ((i, j) for n,i in enumerate(g.index) for j in g.index[n+1:]):
             a,b = df.loc[i],df.loc[j]
             if 'path' in df and a.get('path') != b.get('path'): continue
-            if a.label != b.label and a.split == b.split and (a.time_end == 0 or a.time_start < b.time_end and b.time_start < a.time_end):
+            if (a.label != b.label and a.split == b.split
+                and (a.time_end == 0 or a.time_start < b.time_end and b.time_start < a.time_end)):
                 why[[i, j]] = 'same seconds, two labels'
     side = lambda *names: df.group.isin(df.group[df.split.isin(names)])
     why[(df.split == 'train') & side('valid')] = 'upload is in the validation list'
     why[(df.split != 'test') & side('test')] = 'upload is in the test list'
-    return df[why == ''].reset_index(drop=True), df.assign(why=why)[why != ''].reset_index(drop=True)
+    return (
+        df[why == ''].reset_index(drop=True),
+        df.assign(why=why)[why != ''].reset_index(drop=True))
 
 # %% ../nbs/00_data.ipynb #865ab2ce
 def hash_order(
@@ -175,7 +193,8 @@ def hash_order(
 )->np.ndarray: # Numbers in [0, 1), one a key, the same whatever else is in the list
     "A random but fixed place for each key"
     f = lambda k: int.from_bytes(hashlib.blake2b(f'{seed}|{k}'.encode(), digest_size=7).digest(), 'big')/2**56
-    u = pd.unique(pd.Series(keys)); at = dict(zip(u, map(f, u)))
+    u = pd.unique(pd.Series(keys))
+    at = dict(zip(u, map(f, u)))
     return np.array([at[k] for k in keys], float)
 
 # %% ../nbs/00_data.ipynb #f2d2dbaa
@@ -183,7 +202,8 @@ def official_splits(
     df:pd.DataFrame, # A Kinetics list: split train, validate or test
 )->pd.DataFrame: # The labelled rows, with split train or test
     "Kinetics' validation list is our test set; its own test list has no labels and cannot be scored"
-    return df[df.split != 'test'].assign(split=lambda d: d.split.replace({'validate': 'test'})).reset_index(drop=True)
+    return (df[df.split != 'test']
+            .assign(split=lambda d: d.split.replace({'validate': 'test'})).reset_index(drop=True))
 
 # %% ../nbs/00_data.ipynb #40f75bc5
 def assign_splits(
@@ -200,17 +220,21 @@ def assign_splits(
     if n_valid and not (df.split == 'valid').any():
         stratum = df.groupby('group').label.transform('min')      # most uploads show one class
         train = df[df.split == 'train']
-        before = train.groupby([stratum, 'label']).cumcount().groupby(train.group).min()   # clips of its class that come before the upload
+        # clips of its class that come before the upload
+        before = train.groupby([stratum, 'label']).cumcount().groupby(train.group).min()
         df['split'] = np.where((df.split == 'train') & (df.group.map(before) < n_valid), 'valid', df.split)
     take = df.split.map({'train': n_train or np.inf, 'valid': n_valid, 'test': n_test or np.inf})
     df = df[df.groupby(['label', 'split']).cumcount() < take].drop(columns='_o')
-    return df.sort_values(['split', 'label', 'youtube_id', 'time_start']).reset_index(drop=True), gone
+    return (
+        df.sort_values(['split', 'label', 'youtube_id', 'time_start']).reset_index(drop=True),
+        gone)
 
 # %% ../nbs/00_data.ipynb #82ba54ad
 def _drawn(df, seed, shares=(.7, .1, .2)):
     "The split as given; where none is given (a folder), drawn by group within each class"
     if df.split.notna().all(): return df.split
-    if df.split.notna().any(): raise StudyError("split: some rows name a split and some do not; name it in all rows or in none")
+    if df.split.notna().any():
+        raise StudyError("split: some rows name a split and some do not; name it in all rows or in none")
     g = df.drop_duplicates('group').assign(o=lambda d: hash_order(d.group, seed)).sort_values('o')
     pos = (g.groupby('label').cumcount()+.5)/g.groupby('label').label.transform('size')
     cut = np.select([pos < shares[0], pos < shares[0]+shares[1]], ['train', 'valid'], 'test')
@@ -225,9 +249,13 @@ def clip_id(
     "The key of a clip; everything before the last two `_` is the upload"
     return f'{youtube_id}_{int(time_start):06d}_{int(time_end):06d}'
 
-FIELDS = dict(clip_id='TEXT PRIMARY KEY', label='TEXT', youtube_id='TEXT', group_='TEXT', time_start='REAL', time_end='REAL', split='TEXT',
-    source='TEXT', url='TEXT', status="TEXT DEFAULT 'pending'", reason='TEXT', attempts='INTEGER DEFAULT 0', path='TEXT', bytes='INTEGER', sha256='TEXT',
-    width='INTEGER', height='INTEGER', fps='REAL', frames='INTEGER', seconds='REAL', made_of='TEXT', updated='REAL')
+FIELDS = dict(
+    clip_id='TEXT PRIMARY KEY', label='TEXT', youtube_id='TEXT', group_='TEXT',
+    time_start='REAL', time_end='REAL', split='TEXT',
+    source='TEXT', url='TEXT', status="TEXT DEFAULT 'pending'", reason='TEXT', attempts='INTEGER DEFAULT 0',
+    path='TEXT', bytes='INTEGER', sha256='TEXT',
+    width='INTEGER', height='INTEGER', fps='REAL', frames='INTEGER', seconds='REAL',
+    made_of='TEXT', updated='REAL')
 _FACTS = ['label', 'youtube_id', 'group_', 'time_start', 'time_end', 'split', 'source', 'url']
 
 # %% ../nbs/00_data.ipynb #ea79a7f8
@@ -241,13 +269,15 @@ class ClipTable:
         with self._db() as db:
             db.execute('PRAGMA journal_mode=WAL')
             db.execute(f"CREATE TABLE IF NOT EXISTS clips ({', '.join(f'{k} {v}' for k,v in FIELDS.items())})")
-            have = {r[1] for r in db.execute('PRAGMA table_info(clips)')}          # a table of an older version gets the new columns
+            # a table of an older version gets the new columns
+            have = {r[1] for r in db.execute('PRAGMA table_info(clips)')}
             for k in FIELDS.keys()-have: db.execute(f'ALTER TABLE clips ADD COLUMN {k} {FIELDS[k]}')
 
     @contextmanager
     def _db(self):
         db = sqlite3.connect(self.path, timeout=60)
-        db.execute('PRAGMA synchronous=NORMAL')   # with WAL: a crash loses no committed row order, only the last moments of a power cut
+        # with WAL: a crash loses no committed row order, only the last moments of a power cut
+        db.execute('PRAGMA synchronous=NORMAL')
         try:
             with db: yield db                      # commits, or rolls back on an exception
         finally: db.close()
@@ -256,15 +286,19 @@ class ClipTable:
         clips:pd.DataFrame, # label, youtube_id, time_start, time_end, split, maybe group, source, url
     ):
         "Make the table hold exactly these clips; what is known of a clip that stays is kept"
-        df = clips.assign(clip_id=[clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)])
+        df = clips.assign(clip_id=[
+            clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)])
         df['group_'] = df['group'] if 'group' in df else df.youtube_id
         df = df.reindex(columns=['clip_id', *_FACTS]).astype(object).where(lambda d: d.notna(), None)
-        if df.clip_id.duplicated().any(): raise StudyError(f"clip {df.clip_id[df.clip_id.duplicated()].iloc[0]} is listed twice; each clip may have one row")
+        if df.clip_id.duplicated().any():
+            raise StudyError(f"clip {df.clip_id[df.clip_id.duplicated()].iloc[0]} is listed twice; "
+                             "each clip may have one row")
         with self._db() as db:
             db.execute('CREATE TEMP TABLE wanted (clip_id TEXT PRIMARY KEY)')
             db.executemany('INSERT INTO wanted VALUES (?)', df[['clip_id']].values.tolist())
             db.execute('DELETE FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM wanted)')
-            db.executemany(f"INSERT INTO clips (clip_id, {', '.join(_FACTS)}) VALUES ({', '.join('?'*(1+len(_FACTS)))}) ON CONFLICT(clip_id) DO UPDATE SET "
+            db.executemany(f"INSERT INTO clips (clip_id, {', '.join(_FACTS)}) "
+                           f"VALUES ({', '.join('?'*(1+len(_FACTS)))}) ON CONFLICT(clip_id) DO UPDATE SET "
                            + ', '.join(f'{f}=excluded.{f}' for f in _FACTS), df.values.tolist())
 
     def update(self,
@@ -275,7 +309,8 @@ class ClipTable:
             for r in rows:
                 r = {('group_' if k == 'group' else k): v for k,v in r.items()} | {'updated': time.time()}
                 cols = [k for k in r if k != 'clip_id' and k in FIELDS]
-                db.execute(f"UPDATE clips SET {', '.join(f'{c}=?' for c in cols)} WHERE clip_id=?", [*(r[c] for c in cols), r['clip_id']])
+                db.execute(f"UPDATE clips SET {', '.join(f'{c}=?' for c in cols)} WHERE clip_id=?",
+                           [*(r[c] for c in cols), r['clip_id']])
 
     def frame(self)->pd.DataFrame: # All columns, ordered by clip_id
         "The table as a DataFrame"
@@ -307,4 +342,5 @@ def list_clips(
         df = read_folder(rooted(folder) if folder else None, rooted(annotations[0]) if annotations else None)
         return select_classes(df, contains or '', classes)
     if not annotations: raise StudyError(f"annotations: source {source!r} needs at least one list (csv or json)")
-    return official_splits(select_classes(pd.concat([read_annotations(rooted(a)) for a in annotations], ignore_index=True), contains or '', classes))
+    return official_splits(select_classes(
+        pd.concat([read_annotations(rooted(a)) for a in annotations], ignore_index=True), contains or '', classes))

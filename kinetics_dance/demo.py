@@ -48,21 +48,55 @@ def _xyz(x, y, z=0.): return np.stack(np.broadcast_arrays(x, y, z), -1).astype(f
 # %% ../nbs/00a_demo.ipynb #eba06d3e
 def _step(step, th):
     "Arm angles (left upper, lower, right upper, lower), feet, root offset, wave of the arms, turn and size at angle `th`"
+    # each step returns, a line each: arm angles; left and right foot; root offset; wave, turn and size
     s,c,one = np.sin(th),np.cos(th),np.ones_like(th)
     feet = lambda w,l=0.,r=0.: (_xyz(-w*one, l*one), _xyz(w*one, r*one))
-    if step == 'windmill': return (th+.37*2*np.pi, th+.37*2*np.pi, th, th), feet(.16), _xyz(.03*s, -.02*(1-c)), None, 0*th, one
-    if step == 'spin':     return (-1.55*one, -1.45*one, 2.55*one, 3.5*one), (_xyz(-.02*one, 0.), _xyz(.17*one, .24, .05)), _xyz(0*s, 0.), None, th, one
+    if step == 'windmill':
+        return (
+            (th+.37*2*np.pi, th+.37*2*np.pi, th, th),
+            feet(.16),
+            _xyz(.03*s, -.02*(1-c)),
+            None, 0*th, one)
+    if step == 'spin':
+        return (
+            (-1.55*one, -1.45*one, 2.55*one, 3.5*one),
+            (_xyz(-.02*one, 0.), _xyz(.17*one, .24, .05)),
+            _xyz(0*s, 0.),
+            None, th, one)
     if step == 'round':
-        q = np.sin(3*th); up = lambda v: .06*np.clip(v, 0, None)
-        return (-1.1+.9*s, -1.1+.9*s-.5*c, 1.1+.9*s, 1.1+.9*s+.5*c), (_xyz(.42*s-.08-.05*q, up(q)), _xyz(.42*s+.08-.05*q, up(-q))), _xyz(.42*s, 0.), None, 0*th, .94+.22*c
+        q = np.sin(3*th)
+        up = lambda v: .06*np.clip(v, 0, None)
+        return (
+            (-1.1+.9*s, -1.1+.9*s-.5*c, 1.1+.9*s, 1.1+.9*s+.5*c),
+            (_xyz(.42*s-.08-.05*q, up(q)), _xyz(.42*s+.08-.05*q, up(-q))),
+            _xyz(.42*s, 0.),
+            None, 0*th, .94+.22*c)
     if step == 'wave':
         lag = lambda k: np.sin(th-k*.07*2*np.pi)
-        return (-1.57*one, -1.57*one, 1.57*one, 1.57*one), feet(.07), _xyz(.035*s, 0.), (.20*lag(-3), .09*lag(-2), .09*lag(2), .20*lag(3)), 0*th, one
+        return (
+            (-1.57*one, -1.57*one, 1.57*one, 1.57*one),
+            feet(.07),
+            _xyz(.035*s, 0.),
+            (.20*lag(-3), .09*lag(-2), .09*lag(2), .20*lag(3)), 0*th, one)
     if step == 'bounce':
         b = (1-c)/2
-        return (-2.2+1.1*b, -2.9+.5*b, 2.2-1.1*b, 2.9-.5*b), feet(.17), _xyz(0*s, -.15*b), None, 0*th, one
-    if step == 'robot':    return (-1.25+.35*c, -1.57+1.5*c, 1.25+.35*s, 1.57+1.5*s), feet(.09), _xyz(.04*s, 0.), None, 0*th, one
-    if step == 'rest':     return (-.3*one, -.2*one, .3*one, .2*one), feet(.08), _xyz(0*s, 0.), None, 0*th, one
+        return (
+            (-2.2+1.1*b, -2.9+.5*b, 2.2-1.1*b, 2.9-.5*b),
+            feet(.17),
+            _xyz(0*s, -.15*b),
+            None, 0*th, one)
+    if step == 'robot':
+        return (
+            (-1.25+.35*c, -1.57+1.5*c, 1.25+.35*s, 1.57+1.5*s),
+            feet(.09),
+            _xyz(.04*s, 0.),
+            None, 0*th, one)
+    if step == 'rest':
+        return (
+            (-.3*one, -.2*one, .3*one, .2*one),
+            feet(.08),
+            _xyz(0*s, 0.),
+            None, 0*th, one)
     raise KeyError(f'no step {step!r}; there are {", ".join(PAIRS)}')
 
 # %% ../nbs/00a_demo.ipynb #50e393e9
@@ -72,14 +106,22 @@ def pose(
 )->tuple: # Joints `(n,13,3)` in body heights (x right, y up, z to the viewer), turn `(n,)` in radians, size `(n,)`
     "The dancer's joints, turn and size (how near the viewer) at each phase"
     (ul, ll, ur, lr), (fl, fr), root, wave, turn, size = _step(step, 2*np.pi*np.asarray(phase, float))
-    hip = root+[0, .52, 0]; neck = hip+[0, .30, 0]
+    hip = root+[0, .52, 0]
+    neck = hip+[0, .30, 0]
     J = np.zeros((len(hip), 13, 3))
-    J[:,0] = neck+[0, .115, 0]; J[:,1] = neck+[-.12, -.02, 0]; J[:,2] = neck+[.12, -.02, 0]
+    J[:,0] = neck+[0, .115, 0]
+    J[:,1] = neck+[-.12, -.02, 0]
+    J[:,2] = neck+[.12, -.02, 0]
     (J[:,3], J[:,5]), (J[:,4], J[:,6]) = _arm(J[:,1], ul, ll), _arm(J[:,2], ur, lr)
-    if wave is not None: J[:,5,1] += wave[0]; J[:,3,1] += wave[1]; J[:,4,1] += wave[2]; J[:,6,1] += wave[3]
+    if wave is not None:
+        J[:,5,1] += wave[0]
+        J[:,3,1] += wave[1]
+        J[:,4,1] += wave[2]
+        J[:,6,1] += wave[3]
     J[:,7], J[:,8], J[:,11], J[:,12] = hip+[-.065, 0, 0], hip+[.065, 0, 0], fl, fr
     J[:,9], J[:,10] = _knee(J[:,7], fl, -1), _knee(J[:,8], fr, 1)
-    x,z = J[...,0].copy(), J[...,2].copy(); c,s = np.cos(turn)[:,None],np.sin(turn)[:,None]
+    x,z = J[...,0].copy(), J[...,2].copy()
+    c,s = np.cos(turn)[:,None],np.sin(turn)[:,None]
     J[...,0], J[...,2] = x*c+z*s, z*c-x*s     # turning the whole body about the vertical
     return J, turn, size
 
@@ -93,11 +135,14 @@ def phases(
     n:int=CLIP_SECONDS*FPS, # Frames
 )->np.ndarray: # Phases `(n,)`
     "Phase at each frame of a clip of the class `PAIRS[step][member]`"
-    t = np.arange(n)/FPS; differs = PAIRS[step][2]
+    t = np.arange(n)/FPS
+    differs = PAIRS[step][2]
     if differs == 'order': return (start+tempo*t)[::-1 if member else 1]
     if differs == 'tempo': return start + .75*tempo*t*(1+member)
     if not member: return start + .8*tempo*t
-    u = 3*.8*tempo*t + waited; hold = np.floor(u); go = np.clip((u-hold)/.2, 0, 1)
+    u = 3*.8*tempo*t + waited
+    hold = np.floor(u)
+    go = np.clip((u-hold)/.2, 0, 1)
     return start + (hold + go*go*(3-2*go))/3     # a quick smooth step, then a wait
 
 # %% ../nbs/00a_demo.ipynb #6fff2b00
@@ -110,9 +155,17 @@ def look(
 )->dict: # Colours, height of the dancer (share of the frame), skirt or not
     "A random costume"
     r,h = rng.random,rng.random()
-    return dict(skin=_SKIN[rng.integers(5)], hair=_HAIR[rng.integers(6)], jacket=_hsv(h, .45+.5*r(), .35+.6*r()), front=_hsv(r(), .12, .97),
-                legs=_hsv(r(), .3+.5*r(), .2+.6*r()), shoe=_hsv(r(), .6, .25+.6*r()), glove_l=_hsv(r(), .15, .98), glove_r=_hsv(h+.5, .85, .85),
-                skirt=bool(r() < .35), height=.65+.06*r())
+    return dict(
+        skin    = _SKIN[rng.integers(5)],
+        hair    = _HAIR[rng.integers(6)],
+        jacket  = _hsv(h, .45+.5*r(), .35+.6*r()),
+        front   = _hsv(r(), .12, .97),
+        legs    = _hsv(r(), .3+.5*r(), .2+.6*r()),
+        shoe    = _hsv(r(), .6, .25+.6*r()),
+        glove_l = _hsv(r(), .15, .98),
+        glove_r = _hsv(h+.5, .85, .85),
+        skirt   = bool(r() < .35),
+        height  = .65+.06*r())
 
 # %% ../nbs/00a_demo.ipynb #f52da1a0
 _SS, _MARGIN = 2, 16   # supersampling, and pixels that the camera may move
@@ -120,14 +173,24 @@ _SS, _MARGIN = 2, 16   # supersampling, and pixels that the camera may move
 def _curtain(rng, x, y, hor, w, h):
     folds = .82+.18*np.sin(x/(14+10*rng.random())+1.5*np.sin(x/97))
     planks = .93+.07*((((x-w/2)/(1.2+.9*(y-hor)/h)+w)//46) % 2)
-    return folds*(.75+.35*y/hor), planks*(.75+.3*(y-hor)/(h-hor)), _hsv(rng.random(), .35+.35*rng.random(), .22+.22*rng.random()), _hsv(.07+.05*rng.random(), .45, .5+.2*rng.random())
+    return (
+        folds*(.75+.35*y/hor),
+        planks*(.75+.3*(y-hor)/(h-hor)),
+        _hsv(rng.random(), .35+.35*rng.random(), .22+.22*rng.random()),
+        _hsv(.07+.05*rng.random(), .45, .5+.2*rng.random()))
 
 def _bricks(rng, x, y, hor, w, h):
-    row = y//16; col = (x+(row % 2)*20)
-    tone = rng.normal(1, .05, (h//16+2, w//40+3))[row, col//40]; hue = rng.random()
+    row = y//16
+    col = (x+(row % 2)*20)
+    tone = rng.normal(1, .05, (h//16+2, w//40+3))[row, col//40]
+    hue = rng.random()
     wall = np.where((y % 16 < 2) | (col % 40 < 2), .72, tone)*(.8+.25*y/hor)
     slabs = (.8+.25*(y-hor)/(h-hor))*(1-.1*((((x-w/2)/(1+1.2*(y-hor)/h)+w) % 90) < 3))
-    return wall, slabs, _hsv(hue, .18+.25*rng.random(), .38+.25*rng.random()), _hsv(hue+.5*rng.random(), .08, .42+.2*rng.random())
+    return (
+        wall,
+        slabs,
+        _hsv(hue, .18+.25*rng.random(), .38+.25*rng.random()),
+        _hsv(hue+.5*rng.random(), .08, .42+.2*rng.random()))
 
 def backdrop(
     rng:np.random.Generator, # Where the draws come from
@@ -146,31 +209,54 @@ def _dark(c, f=.45): return tuple(int(v*f) for v in c)
 
 class _Pen:
     "Draws body parts in pixels; `u` is one body height"
-    def __init__(self, im, xy, u, turn, lk): self.d,self.xy,self.u,self.turn,self.lk,self.o = ImageDraw.Draw(im),xy,u,turn,lk,max(4, .028*u)
+    def __init__(self, im, xy, u, turn, lk):
+        # `o` is the width of the outline
+        self.d,self.xy,self.u,self.turn,self.lk,self.o = (
+            ImageDraw.Draw(im), xy, u, turn, lk, max(4, .028*u))
+
     def at(self, j): return tuple(float(v) for v in self.xy[_J[j]])
+
     def disc(self, p, r, fill, ry=None):
-        ry = r if ry is None else ry; self.d.ellipse((p[0]-r, p[1]-ry, p[0]+r, p[1]+ry), fill=fill)
+        ry = r if ry is None else ry
+        self.d.ellipse((p[0]-r, p[1]-ry, p[0]+r, p[1]+ry), fill=fill)
+
     def stroke(self, joints, width, col):
         pts = [self.at(j) for j in joints]
         for wd,c in ((width*self.u+self.o, _dark(col)), (width*self.u, col)):
             self.d.line(pts, fill=c, width=round(wd), joint='curve')
             for p in pts: self.disc(p, wd/2-.5, c)
+
     def arm(self, s):
-        glove = self.lk[f'glove_{s}']; hand = self.at(f'hand_{s}')
+        glove = self.lk[f'glove_{s}']
+        hand = self.at(f'hand_{s}')
         self.stroke([f'shoulder_{s}', f'elbow_{s}', f'hand_{s}'], .062, self.lk['jacket'])
-        self.disc(hand, .045*self.u+self.o/2, _dark(glove)); self.disc(hand, .045*self.u, glove)
+        self.disc(hand, .045*self.u+self.o/2, _dark(glove))
+        self.disc(hand, .045*self.u, glove)
+
     def leg(self, s):
-        self.stroke([f'hip_{s}', f'knee_{s}', f'foot_{s}'], .078, self.lk['legs']); self.disc(self.at(f'foot_{s}'), .05*self.u, self.lk['shoe'], .03*self.u)
+        self.stroke([f'hip_{s}', f'knee_{s}', f'foot_{s}'], .078, self.lk['legs'])
+        self.disc(self.at(f'foot_{s}'), .05*self.u, self.lk['shoe'], .03*self.u)
+
     def torso(self):
-        j = ['shoulder_l', 'shoulder_r', 'hip_r', 'hip_l']; u,f = self.u,math.cos(self.turn); col = self.lk['jacket']
-        self.stroke(j+j[:1], .085, col); self.d.polygon([self.at(k) for k in j], fill=col)
+        j = ['shoulder_l', 'shoulder_r', 'hip_r', 'hip_l']
+        u,f = self.u,math.cos(self.turn)
+        col = self.lk['jacket']
+        self.stroke(j+j[:1], .085, col)
+        self.d.polygon([self.at(k) for k in j], fill=col)
         (cx,cy),(bx,by) = ((np.add(self.at(a), self.at(b))/2) for a,b in (j[:2], j[2:]))
         if f > .05:   # the shirt front turns with the body
-            a,s = .065*u*f,.05*u*math.sin(self.turn); self.d.polygon([(cx-a+s, cy-.02*u), (cx+a+s, cy-.02*u), (bx+a*.6+s, by), (bx-a*.6+s, by)], fill=self.lk['front'])
-        if self.lk['skirt']: self.d.polygon([(bx-.10*u, by-.02*u), (bx+.10*u, by-.02*u), (bx+.17*u, by+.17*u), (bx-.17*u, by+.17*u)], fill=col, outline=_dark(col))
+            a,s = .065*u*f,.05*u*math.sin(self.turn)
+            self.d.polygon([(cx-a+s, cy-.02*u), (cx+a+s, cy-.02*u),
+                            (bx+a*.6+s, by),    (bx-a*.6+s, by)], fill=self.lk['front'])
+        if self.lk['skirt']:
+            self.d.polygon([(bx-.10*u, by-.02*u), (bx+.10*u, by-.02*u),
+                            (bx+.17*u, by+.17*u), (bx-.17*u, by+.17*u)], fill=col, outline=_dark(col))
+
     def head(self):
-        (x,y),r,f,s = self.at('head'),.075*self.u,math.cos(self.turn),math.sin(self.turn); lk = self.lk
-        self.disc((x, y), r+self.o/2, _dark(lk['skin'])); self.disc((x, y), r, lk['skin'] if f > -.2 else lk['hair'])
+        (x,y),r,f,s = self.at('head'),.075*self.u,math.cos(self.turn),math.sin(self.turn)
+        lk = self.lk
+        self.disc((x, y), r+self.o/2, _dark(lk['skin']))
+        self.disc((x, y), r, lk['skin'] if f > -.2 else lk['hair'])
         if f > -.2:
             self.d.pieslice((x-r, y-r, x+r, y+r*.9), 180, 360, fill=lk['hair'])
             for e in (-.35, .35): self.disc((x+r*(.8*s+e*f), y+.15*r), .012*self.u, (25, 20, 20))
@@ -185,16 +271,26 @@ def draw_frame(
     camera,            # Where the camera is, (x, y) in pixels from the middle
 )->np.ndarray: # `(HEIGHT, WIDTH, 3)` uint8
     "One picture of one dancer"
-    w,h = WIDTH*_SS,HEIGHT*_SS; left,top = (round((_MARGIN+c)*_SS) for c in camera)
-    im = stage.crop((left, top, left+w, top+h)); u = lk['height']*h*size*1.02
-    ground = h*.90+(size-1)*h*.16-camera[1]*_SS; middle = w/2-camera[0]*_SS
+    w,h = WIDTH*_SS,HEIGHT*_SS
+    left,top = (round((_MARGIN+c)*_SS) for c in camera)
+    im = stage.crop((left, top, left+w, top+h))
+    u = lk['height']*h*size*1.02
+    ground = h*.90+(size-1)*h*.16-camera[1]*_SS
+    middle = w/2-camera[0]*_SS
     p = _Pen(im, np.stack([middle+joints[:,0]*u, ground-joints[:,1]*u], -1), u, turn, lk)
-    z = joints[:,2]; depth = lambda *j: float(np.mean([z[_J[k]] for k in j]))
+    z = joints[:,2]
+    depth = lambda *j: float(np.mean([z[_J[k]] for k in j]))
     hips = (p.at('hip_l')[0]+p.at('hip_r')[0])/2
-    p.disc((hips, ground), .24*u, _dark(im.getpixel((min(max(int(hips), 0), w-1), min(max(int(ground), 0), h-1))), .6), .035*u)
+    # the shadow: the ground's own colour, darker
+    p.disc((hips, ground), .24*u,
+           _dark(im.getpixel((min(max(int(hips), 0), w-1), min(max(int(ground), 0), h-1))), .6), .035*u)
     front = .05 if math.cos(turn) > .95 else 0    # facing us, arms pass in front of the body
-    parts = [(depth('knee_l', 'foot_l')-.15, 0, p.leg, 'l'), (depth('knee_r', 'foot_r')-.15, 1, p.leg, 'r'), (-.002, 2, p.torso, None), (0., 3, p.head, None),
-             (depth('shoulder_l', 'hand_l')+front, 4, p.arm, 'l'), (depth('shoulder_r', 'hand_r')+front, 5, p.arm, 'r')]
+    parts = [(depth('knee_l', 'foot_l')-.15,         0, p.leg,   'l'),
+             (depth('knee_r', 'foot_r')-.15,         1, p.leg,   'r'),
+             (-.002,                                 2, p.torso, None),
+             (0.,                                    3, p.head,  None),
+             (depth('shoulder_l', 'hand_l')+front,   4, p.arm,   'l'),
+             (depth('shoulder_r', 'hand_r')+front,   5, p.arm,   'r')]
     for *_,f,side in sorted(parts, key=lambda t: t[:2]): f(side) if side else f()
     return np.asarray(im.reduce(_SS))
 
@@ -204,7 +300,8 @@ def draws(
 )->dict: # Generator for what is left to draw, family of backdrop, and the arguments of `phases`: tempo, start, waited
     "What is drawn for a clip before it is rendered, the same for both members of a pair"
     rng = np.random.default_rng(seed)
-    return dict(rng=rng, family=int(rng.integers(2)), tempo=rng.uniform(.45, .65), start=rng.random(), waited=rng.random())
+    return dict(rng=rng, family=int(rng.integers(2)),
+                tempo=rng.uniform(.45, .65), start=rng.random(), waited=rng.random())
 
 def render_clip(
     step:str,         # One of `PAIRS`
@@ -213,9 +310,14 @@ def render_clip(
     family:int|None=None, # Backdrop: 0 theatre, 1 street, None drawn
 )->np.ndarray: # Frames `(n, HEIGHT, WIDTH, 3)` uint8
     "A clip of the class `PAIRS[step][member]`"
-    d = draws(seed); rng,drawn = d.pop('rng'),d.pop('family')
-    lk = look(rng); a,b = rng.uniform(-10, 10, (2, 2)); stage = backdrop(rng, drawn if family is None else family)
-    ph = phases(step, member, **d); t = np.linspace(0, 1, len(ph))[:,None]; cam = a*(1-t)+b*t
+    d = draws(seed)
+    rng,drawn = d.pop('rng'),d.pop('family')
+    lk = look(rng)
+    a,b = rng.uniform(-10, 10, (2, 2))
+    stage = backdrop(rng, drawn if family is None else family)
+    ph = phases(step, member, **d)
+    t = np.linspace(0, 1, len(ph))[:,None]
+    cam = a*(1-t)+b*t
     if member and PAIRS[step][2] == 'order': cam = cam[::-1]
     return np.stack([draw_frame(stage, *f, lk, c) for *f,c in zip(*pose(step, ph), cam)])
 
@@ -224,12 +326,15 @@ def known_answer(
     scene_bias:float=0., # Share of uploads whose backdrop tells the class, 0 to 1
 )->dict: # What is known before anything is trained: the pairs, and the per-frame ceiling
     "The known answer, for the comparison to be checked against"
-    return dict(scene_bias=scene_bias, ceiling=(1+scene_bias)/2, pairs=[dict(classes=[a, b], differs=d) for a,b,d in PAIRS.values()])
+    return dict(scene_bias=scene_bias, ceiling=(1+scene_bias)/2,
+                pairs=[dict(classes=[a, b], differs=d) for a,b,d in PAIRS.values()])
 
 # %% ../nbs/00a_demo.ipynb #daf19bfa
 def _tune(seconds, tempo, seed, rate=22050):
     "A pentatonic melody on the beat, mono float32"
-    rng = np.random.default_rng(seed); t = np.arange(int(seconds*rate))/rate; beat = 2*tempo*t
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds*rate))/rate
+    beat = 2*tempo*t
     note = 220*2**(np.array([0, 3, 5, 7, 10, 12])[rng.integers(6, size=int(beat[-1])+2)][beat.astype(int)]/12)
     return (.2*np.sin(2*np.pi*note*t)*np.exp(-3*(beat % 1))).astype(np.float32)[None]
 
@@ -245,15 +350,24 @@ def write_video(
         v = a = None
         for i,f in enumerate(frames):
             if v is None:
-                v = out.add_stream('libx264', rate=fps, options={'crf': str(crf), 'preset': 'veryfast', 'threads': '1', 'g': str(4*fps)})
-                v.width,v.height,v.pix_fmt,v.time_base = f.shape[1],f.shape[0],'yuv420p',Fraction(1, fps); v.codec_context.flags |= av.codec.context.Flags.bitexact
-                if sound is not None: a = out.add_stream('aac', rate=22050, layout='mono'); a.codec_context.flags |= av.codec.context.Flags.bitexact
-            fr = av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24'); fr.pts = i
+                v = out.add_stream('libx264', rate=fps,
+                                   options={'crf': str(crf), 'preset': 'veryfast', 'threads': '1', 'g': str(4*fps)})
+                v.width,v.height,v.pix_fmt,v.time_base = (
+                    f.shape[1], f.shape[0], 'yuv420p', Fraction(1, fps))
+                v.codec_context.flags |= av.codec.context.Flags.bitexact
+                if sound is not None:
+                    a = out.add_stream('aac', rate=22050, layout='mono')
+                    a.codec_context.flags |= av.codec.context.Flags.bitexact
+            fr = av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24')
+            fr.pts = i
             out.mux(v.encode(fr))
         out.mux(v.encode())
         if a is not None:
-            fr = av.AudioFrame.from_ndarray(sound, 'fltp', 'mono'); fr.sample_rate = 22050; fr.pts = 0
-            out.mux(a.encode(fr)); out.mux(a.encode())
+            fr = av.AudioFrame.from_ndarray(sound, 'fltp', 'mono')
+            fr.sample_rate = 22050
+            fr.pts = 0
+            out.mux(a.encode(fr))
+            out.mux(a.encode())
 
 # %% ../nbs/00a_demo.ipynb #dd0862f3
 def upload_spec(
@@ -270,8 +384,11 @@ def upload_spec(
     uid = base64.urlsafe_b64encode(digest)[:11].decode()     # eleven characters, like YouTube's
     first,intro,biased = int(rng.integers(2)),int(rng.integers(1, 3)),rng.random() < scene_bias
     at = {first: intro, 1-first: intro+CLIP_SECONDS+1}
-    return dict(id=uid, step=step, split=split, seed=int(rng.integers(1 << 62)), seconds=intro+2*CLIP_SECONDS+2, tempo=rng.uniform(.45, .65),
-                clips=[dict(member=m, label=PAIRS[step][m], time_start=at[m], time_end=at[m]+CLIP_SECONDS, family=m if biased else None) for m in (0, 1)])
+    return dict(
+        id=uid, step=step, split=split, seed=int(rng.integers(1 << 62)),
+        seconds=intro+2*CLIP_SECONDS+2, tempo=rng.uniform(.45, .65),
+        clips=[dict(member=m, label=PAIRS[step][m], time_start=at[m], time_end=at[m]+CLIP_SECONDS,
+                    family=m if biased else None) for m in (0, 1)])
 
 def render_upload(
     spec:dict, # From `upload_spec`
@@ -283,9 +400,13 @@ def render_upload(
         for c in sorted(spec['clips'], key=lambda c: c['time_start']):
             dance = render_clip(spec['step'], c['member'], spec['seed'], c['family'])
             for _ in range((c['time_start']-pos)*FPS): yield dance[0]      # waits in the first pose
-            yield from dance; pos = c['time_end']; last = dance[-1]
+            yield from dance
+            pos = c['time_end']
+            last = dance[-1]
         for _ in range((spec['seconds']-pos)*FPS): yield last
-    tmp = Path(path).with_suffix('.part'); write_video(tmp, frames(), sound=_tune(spec['seconds'], spec['tempo'], spec['seed'])); os.replace(tmp, path)
+    tmp = Path(path).with_suffix('.part')
+    write_video(tmp, frames(), sound=_tune(spec['seconds'], spec['tempo'], spec['seed']))
+    os.replace(tmp, path)
 
 # %% ../nbs/00a_demo.ipynb #feae58a6
 def plan_uploads(
@@ -296,9 +417,11 @@ def plan_uploads(
     steps=tuple(PAIRS),  # Which pairs
 )->list: # Specs with `fault`: None, gone, truncated or not a video
     "All uploads of a demo data set, rotten ones included"
-    specs = [upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias) | dict(fault=None) for s in steps for i in range(n_train+n_test)]
+    specs = [upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias) | dict(fault=None)
+             for s in steps for i in range(n_train+n_test)]
     rng = np.random.default_rng(seed)
-    pick = lambda split,k: [specs[i] for i in rng.permutation([j for j,s in enumerate(specs) if s['split'] == split])[:k]]
+    pick = lambda split,k: [
+        specs[i] for i in rng.permutation([j for j,s in enumerate(specs) if s['split'] == split])[:k]]
     late,early = pick('validate', max(1, len(specs)//150)),pick('train', max(4, len(specs)//70))
     for s in late+early: s['fault'] = 'gone'
     early[0]['fault'],early[1]['fault'] = 'truncated','not a video'
@@ -308,10 +431,16 @@ def plan_uploads(
 def _render_job(spec, folder):
     path = Path(folder)/f"{spec['id']}.mp4"
     if spec['fault'] == 'gone' or path.exists(): return
-    if spec['fault'] == 'not a video': path.write_text('<!doctype html><title>Video unavailable</title><p>This video is no longer available.'); return
+    if spec['fault'] == 'not a video':
+        path.write_text('<!doctype html><title>Video unavailable</title><p>This video is no longer available.')
+        return
     if not spec['fault']: return render_upload(spec, path)
-    whole = path.with_suffix('.whole'); render_upload(spec, whole)
-    tmp = path.with_suffix('.cut'); tmp.write_bytes(whole.read_bytes()[:int(whole.stat().st_size*.6)]); whole.unlink(); os.replace(tmp, path)
+    whole = path.with_suffix('.whole')
+    render_upload(spec, whole)
+    tmp = path.with_suffix('.cut')
+    tmp.write_bytes(whole.read_bytes()[:int(whole.stat().st_size*.6)])
+    whole.unlink()
+    os.replace(tmp, path)
 
 def make_uploads(
     folder,    # Where the uploads go: <id>.mp4
@@ -322,10 +451,13 @@ def make_uploads(
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     code = ast.unparse(ast.parse(Path(__file__).read_text()))       # without comments
     made_of = hashlib.sha256((code+json.dumps(specs, sort_keys=True)).encode()).hexdigest()
-    manifest = folder/'manifest.json'; same = manifest.exists() and json.loads(manifest.read_text()) == made_of
+    manifest = folder/'manifest.json'
+    same = manifest.exists() and json.loads(manifest.read_text()) == made_of
     if not same:
         for f in folder.iterdir(): f.unlink()
-        tmp = folder/'manifest.part'; tmp.write_text(json.dumps(made_of)); os.replace(tmp, manifest)
+        tmp = folder/'manifest.part'
+        tmp.write_text(json.dumps(made_of))
+        os.replace(tmp, manifest)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
         list(pool.map(functools.partial(_render_job, folder=str(folder)), specs, chunksize=4))
     return made_of
@@ -335,7 +467,10 @@ def annotations(
     specs:list, # From `plan_uploads`
 )->pd.DataFrame: # label, youtube_id, time_start, time_end, split
     "The uploads as a Kinetics list"
-    return pd.DataFrame([dict(label=c['label'], youtube_id=s['id'], time_start=c['time_start'], time_end=c['time_end'], split=s['split']) for s in specs for c in s['clips']])
+    return pd.DataFrame([
+        dict(label=c['label'], youtube_id=s['id'],
+             time_start=c['time_start'], time_end=c['time_end'], split=s['split'])
+        for s in specs for c in s['clips']])
 
 # %% ../nbs/00a_demo.ipynb #1a82cce4
 class _Quiet(SimpleHTTPRequestHandler):
@@ -352,4 +487,6 @@ def serve(
     server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try: yield f'http://127.0.0.1:{server.server_port}/{{id}}.mp4'
-    finally: server.shutdown(); server.server_close()
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -153,8 +153,9 @@ def _ffmpeg_command(src, dst, start, seconds, short_side, gop, rate, channels, s
                ':flags=bicubic:out_color_matrix=bt601:out_range=tv,format=yuv420p,setsar=1')
     until = ['-t', f'{seconds:.6f}'] if seconds else []
     # the encoder's first 1024 samples precede time zero: dropped, or the container needs an edit list to hide them
-    audio = ['-map', '0:a:0?', '-c:a', 'aac', '-b:a', '96k', '-ac', str(channels), '-aac_coder', 'fast', '-aac_pns', '0',
-             '-aac_is', '0', '-aac_ms', '0', '-aac_tns', '0', '-bsf:a', 'noise=drop=lt(pts\\,0)'] if channels else []
+    audio = ['-map', '0:a:0?', '-c:a', 'aac', '-b:a', '96k', '-ac', str(channels), '-aac_coder', 'fast',
+             '-aac_pns', '0', '-aac_is', '0', '-aac_ms', '0', '-aac_tns', '0',
+             '-bsf:a', 'noise=drop=lt(pts\\,0)'] if channels else []
     return [imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-nostdin', '-y',
             '-protocol_whitelist', 'file', '-format_whitelist', CONTAINERS, '-threads', '1',
             '-ss', f'{start:.6f}', *until, '-i', f'file:{Path(src).absolute()}',
@@ -185,8 +186,8 @@ def normalise_clip(src:str|Path,       # Any video file
     temporary = dst.with_name(f'.{dst.stem}.{os.getpid()}.mp4')
     try:
         for channels in dict.fromkeys((channels, 0)): # a sound track nobody can decode must not cost the pictures
-            error = _run_ffmpeg(_ffmpeg_command(src, temporary, start, end and asked, short_side, gop or round(rate), rate,
-                                                channels, stream), timeout)
+            error = _run_ffmpeg(_ffmpeg_command(src, temporary, start, end and asked, short_side,
+                                                gop or round(rate), rate, channels, stream), timeout)
             if not error: break
         try: got = probe(temporary)
         except (Unavailable, OSError): got = dict(frames=0, seconds=0.)
@@ -200,7 +201,9 @@ def normalise_clip(src:str|Path,       # Any video file
 def _run_ffmpeg(command, timeout):
     "Run it; its last words if it failed. `-timelimit` (CPU seconds) ends it even if whoever started it was killed"
     command[1:1] = ['-timelimit', str(max(1, int(timeout)))]
-    try: done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=timeout)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              timeout=timeout)
     except subprocess.TimeoutExpired: raise Unavailable('timeout', f'ffmpeg took more than {timeout:g} s') from None
     error = done.stderr.decode(errors='replace').strip()
     if 'No space left' in error: raise Unavailable('disk full', error)
@@ -267,7 +270,8 @@ class YouTube:
         self.youtube = bool(re.search(r'(^|\.)youtube\.com$|^youtu\.be$', host))
         self.sections = self.youtube if sections is None else sections
         if host in ('127.0.0.1', 'localhost', '::1'): self.options.setdefault('proxy', '')
-        if self.youtube: self.options = dict(sleep_interval=10, max_sleep_interval=20) | self.options    # YouTube blocks who asks faster
+        # YouTube blocks who asks faster
+        if self.youtube: self.options = dict(sleep_interval=10, max_sleep_interval=20) | self.options
 
     def fetch(self, clip:dict, # `youtube_id`, `time_start`, `time_end`
               folder:Path      # Where the file goes
@@ -291,7 +295,8 @@ class YouTube:
         if not hasattr(self, '_kept'):
             os.environ['YTDLP_NO_PLUGINS'] = '1'
             import yt_dlp, imageio_ffmpeg
-            deno = Path(sys.executable).with_name('deno') # YouTube's pages need JavaScript; its wheel lies beside python
+            # YouTube's pages need JavaScript; its wheel lies beside python
+            deno = Path(sys.executable).with_name('deno')
             if deno.exists(): self.options.setdefault('js_runtimes', {'deno': {'path': str(deno)}})
             # whether ffmpeg is there is asked without looking at the option below; the command line sets this, too
             yt_dlp.postprocessor.FFmpegPostProcessor._ffmpeg_location.set(imageio_ffmpeg.get_ffmpeg_exe())
@@ -299,7 +304,8 @@ class YouTube:
                 quiet=True, no_warnings=True, noprogress=True, logger=_Silent(), color='no_color', cachedir=False,
                 outtmpl='upload.%(ext)s', noplaylist=True, overwrites=True, updatetime=False, fixup='never',
                 format_sort=[f'res:{self.height}', 'codec:h264:aac'], ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(),
-                retries=2, fragment_retries=2, extractor_retries=1, file_access_retries=0, socket_timeout=20) | self.options)
+                retries=2, fragment_retries=2, extractor_retries=1, file_access_retries=0,
+                socket_timeout=20) | self.options)
         return self._kept
 
 class _Silent:
@@ -337,19 +343,23 @@ def _cut(row, upload, folder, short_side, fps, timeout):
     path = f"videos/{row['clip_id']}.mp4"
     try:
         end = row['time_end'] and row['time_end'] - upload.start
-        got = normalise_clip(upload.path, folder/path, row['time_start'] - upload.start, end, short_side, fps=fps, timeout=timeout)
+        got = normalise_clip(upload.path, folder/path, row['time_start'] - upload.start, end,
+                             short_side, fps=fps, timeout=timeout)
     except Exception as e: return _outcome(row, e, 'failed')
     columns = {k: got[k] for k in ('width', 'height', 'fps', 'frames', 'seconds')}
-    return dict(clip_id=row['clip_id'], status='ok', reason=None, path=path, detail='', **file_digest(folder/path), **columns)
+    return dict(clip_id=row['clip_id'], status='ok', reason=None, path=path, detail='',
+                **file_digest(folder/path), **columns)
 
 def _outcome(row, error, status):
     reason = getattr(error, 'reason', None) or reason_of(error)
     nothing = dict.fromkeys(('path', 'bytes', 'sha256', 'width', 'height', 'fps', 'frames', 'seconds'))
-    return dict(clip_id=row['clip_id'], status=status, reason=reason, detail=getattr(error, 'detail', '') or str(error), **nothing)
+    return dict(clip_id=row['clip_id'], status=status, reason=reason,
+                detail=getattr(error, 'detail', '') or str(error), **nothing)
 
 def file_digest(path:Path) -> dict: # bytes, sha256
     "Size and SHA-256 of a file"
-    with open(path, 'rb') as f: return dict(bytes=os.fstat(f.fileno()).st_size, sha256=hashlib.file_digest(f, 'sha256').hexdigest())
+    with open(path, 'rb') as f:
+        return dict(bytes=os.fstat(f.fileno()).st_size, sha256=hashlib.file_digest(f, 'sha256').hexdigest())
 
 # %% ../nbs/00b_download.ipynb #2914ec61
 def download(table,             # The study's `ClipTable`
@@ -371,13 +381,16 @@ def download(table,             # The study's `ClipTable`
     details = {}
     _sweep(folder/'videos')
     for attempt in range(attempts):
-        rows = [r | dict(same=r['made_of'] == (now := _made_of(r, version, short_side, fps)), made_of=now) for r in table.frame().to_dict('records')]
+        rows = [r | dict(same=r['made_of'] == (now := _made_of(r, version, short_side, fps)), made_of=now)
+                for r in table.frame().to_dict('records')]
         there = {r['clip_id'] for r in rows if _is_there(r, folder)}
-        table.update([dict(clip_id=r['clip_id'], status='ok', reason=None) for r in rows if r['clip_id'] in there and r['status'] != 'ok'])
+        table.update([dict(clip_id=r['clip_id'], status='ok', reason=None)
+                      for r in rows if r['clip_id'] in there and r['status'] != 'ok'])
         todo = [r for r in rows if r['clip_id'] not in there and not _given_up(r)]
         if not todo: break
         if attempt: time.sleep(wait*2**(attempt - 1))
-        details |= _one_round(table, folder, _uploads(todo, source), settings, jobs, timeout, log, short_side=short_side, fps=fps)
+        details |= _one_round(table, folder, _uploads(todo, source), settings, jobs, timeout, log,
+                              short_side=short_side, fps=fps)
     _sweep(folder/'videos')
     clips = table.frame()
     return clips.assign(detail=[details.get(c, '') for c in clips.clip_id])
@@ -389,11 +402,13 @@ def _sweep(videos):
 def _is_there(row, folder):
     "Is a clip on disk, made of the same, with the bytes that the table says?"
     path = isinstance(row['path'], str) and folder/row['path']
-    return row['same'] and bool(path) and path.is_file() and file_digest(path) == dict(bytes=row['bytes'], sha256=row['sha256'])
+    return (row['same'] and bool(path) and path.is_file()
+            and file_digest(path) == dict(bytes=row['bytes'], sha256=row['sha256']))
 
 def _made_of(row, version, short_side, fps):
     "What a clip is made of, as text: for a local file also the file's size and time"
-    f = Path(row['url']).stat() if row['source'] == 'folder' and isinstance(row['url'], str) and Path(row['url']).is_file() else None
+    f = (Path(row['url']).stat()
+         if row['source'] == 'folder' and isinstance(row['url'], str) and Path(row['url']).is_file() else None)
     return '|'.join(map(str, (MARK, short_side, fps, version, *((f.st_size, f.st_mtime_ns) if f else ()))))
 
 def _given_up(row):
@@ -406,12 +421,17 @@ def _uploads(rows, source):
     uploads = {}
     for r in rows:
         name = source or r['source']
-        if name not in SOURCES: raise StudyError(f"clip {r['clip_id']}: no source is called {name!r}; there are {', '.join(SOURCES)}")
+        if name not in SOURCES:
+            raise StudyError(f"clip {r['clip_id']}: no source is called {name!r}; there are {', '.join(SOURCES)}")
         rule = SOURCES[name].id_rule
-        if not rule.fullmatch(str(r['youtube_id'])) or not re.fullmatch(rule.pattern + r'_\d{6,}_\d{6,}', r['clip_id'], re.A):
-            raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of the source {name!r} ({rule.pattern})")
-        row = {k: (None if pd.isna(r.get(k)) else r[k]) for k in ('clip_id', 'youtube_id', 'url', 'time_start', 'time_end', 'attempts', 'made_of')}
-        row |= dict(time_start=float(row['time_start'] or 0), time_end=float(row['time_end'] or 0) or None, attempts=0 if r['status'] == 'ok' else int(row['attempts'] or 0))
+        if (not rule.fullmatch(str(r['youtube_id']))
+            or not re.fullmatch(rule.pattern + r'_\d{6,}_\d{6,}', r['clip_id'], re.A)):
+            raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of the source {name!r} "
+                             f"({rule.pattern})")
+        row = {k: (None if pd.isna(r.get(k)) else r[k])
+               for k in ('clip_id', 'youtube_id', 'url', 'time_start', 'time_end', 'attempts', 'made_of')}
+        row |= dict(time_start=float(row['time_start'] or 0), time_end=float(row['time_end'] or 0) or None,
+                    attempts=0 if r['status'] == 'ok' else int(row['attempts'] or 0))
         uploads.setdefault((name, r['youtube_id']), []).append(row)
     return [(name, clips) for (name, _), clips in uploads.items()]
 
@@ -472,19 +492,30 @@ def check_study(
     params:dict, # A study's parameters
 ):
     "Raise `StudyError` for what can be known to be wrong before a study starts: source, paths, rows, class names, counts"
-    p = dict(source='demo', annotations=[], folder=None, contains='dancing', classes=[], n_train=1, n_valid=1, n_test=1, scene_bias=0., seeds=[0], n_frames=24,
-             clip_frames=8, frame_height=48, frame_width=64, crop_height=44, crop_width=60, weights='none', epochs=1, batch_size=1) | params
-    if p['source'] not in SOURCES: raise StudyError(f"source: {p['source']!r} is none of {', '.join(sorted(SOURCES))}{nearest(p['source'], SOURCES)}")
+    p = dict(
+        source='demo', annotations=[], folder=None, contains='dancing', classes=[],
+        n_train=1, n_valid=1, n_test=1, scene_bias=0., seeds=[0],
+        n_frames=24, clip_frames=8, frame_height=48, frame_width=64, crop_height=44, crop_width=60,
+        weights='none', epochs=1, batch_size=1) | params
+    if p['source'] not in SOURCES:
+        raise StudyError(f"source: {p['source']!r} is none of "
+                         f"{', '.join(sorted(SOURCES))}{nearest(p['source'], SOURCES)}")
     for k,least in (('n_train', 0), ('n_valid', 1), ('n_test', 0)):
-        if p[k] < least: raise StudyError(f"{k}: {p[k]} clips a class; give at least {least}" + (' (0 takes all)' if not least else ''))
+        if p[k] < least:
+            raise StudyError(f"{k}: {p[k]} clips a class; give at least {least}"
+                             + (' (0 takes all)' if not least else ''))
     if not 0 <= p['scene_bias'] <= 1: raise StudyError(f"scene_bias: {p['scene_bias']} is not a share between 0 and 1")
     for k in ('n_frames', 'clip_frames', 'crop_height', 'crop_width', 'epochs', 'batch_size'):
         if p[k] < 1: raise StudyError(f'{k}: {p[k]} is too small; give at least 1')
-    if not p['seeds'] or len(set(p['seeds'])) < len(p['seeds']): raise StudyError(f"seeds: {p['seeds']} must be a list of different numbers, at least one")
+    if not p['seeds'] or len(set(p['seeds'])) < len(p['seeds']):
+        raise StudyError(f"seeds: {p['seeds']} must be a list of different numbers, at least one")
     for small,large in (('clip_frames', 'n_frames'), ('crop_height', 'frame_height'), ('crop_width', 'frame_width')):
         if p[small] > p[large]: raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
-    if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file(): raise StudyError(f"weights: {p['weights']} is neither none nor imagenet nor a file")
+    if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file():
+        raise StudyError(f"weights: {p['weights']} is neither none nor imagenet nor a file")
     if p['source'] == 'demo':
-        if not (p['n_train'] and p['n_test']): raise StudyError('n_train, n_test: the demo renders as many clips as you ask for; give at least 1')
+        if not (p['n_train'] and p['n_test']):
+            raise StudyError('n_train, n_test: the demo renders as many clips as you ask for; give at least 1')
         select_classes(pd.DataFrame({'label': CLASSES}), p['contains'] or '', p['classes'])
-    elif not any('://' in str(a) for a in p['annotations']): list_clips(**{k: p[k] for k in ('source', 'annotations', 'folder', 'contains', 'classes')})
+    elif not any('://' in str(a) for a in p['annotations']):
+        list_clips(**{k: p[k] for k in ('source', 'annotations', 'folder', 'contains', 'classes')})

@@ -14,8 +14,9 @@ from typing import Callable
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .data import StudyError
-from .download import (MARK, SAFE_INPUT, Unavailable, file_digest, killable, normalise_clip, numbered_clip, open_video,
-                                     probe, read_numbers, reason_of, upright_size, worker_pool)
+from .download import (MARK, SAFE_INPUT, Unavailable, file_digest, killable, normalise_clip,
+                                     numbered_clip, open_video, probe, read_numbers, reason_of, upright_size,
+                                     worker_pool)
 
 # %% ../nbs/01_frames.ipynb #24cfba2e
 def uniform(n:int, # Frames of the clip, at least 1
@@ -63,10 +64,16 @@ def regular(path:str|Path # A video file
     "What is known without decoding of a clip that `normalise_clip` wrote"
     with open_video(path) as (c, v):
         if c.metadata.get('comment') != MARK or v.codec_context.name != 'h264' or not v.average_rate: return None
-        last, (_, first) = v.index_entries[-1] if len(v.index_entries) else None, next(_decoded(c, v), (0, None))
-        adds_up = (v.start_time == 0 and v.frames > 0 and abs(v.duration*v.time_base*v.average_rate - v.frames) < .5 # no edit list
-                   and last and last.pos + last.size <= os.path.getsize(path)                                      # nor a lost end
-                   and first and first.rotation == 0 and upright_size(first, v) == (v.height, v.width))            # nor turned later
+        last, (_, first) = (
+            v.index_entries[-1] if len(v.index_entries) else None,
+            next(_decoded(c, v), (0, None)))
+        adds_up = (
+            # no edit list
+            v.start_time == 0 and v.frames > 0 and abs(v.duration*v.time_base*v.average_rate - v.frames) < .5
+            # nor a lost end
+            and last and last.pos + last.size <= os.path.getsize(path)
+            # nor turned later
+            and first and first.rotation == 0 and upright_size(first, v) == (v.height, v.width))
         return (v.frames, v.average_rate, v.height, v.width) if adds_up else None
 
 def frame_times(path:str|Path   # A video file
@@ -99,7 +106,9 @@ def _read_decord(path, wanted, size, ours):
     from decord import VideoReader, cpu
     h, w = ours[2:] if ours else upright_size(*_first_frame(path))
     (bh, bw), at = _cover(h, w, size)
-    return _cut(VideoReader(str(path), cpu(0), width=bw, height=bh, num_threads=1).get_batch(list(wanted)).asnumpy(), size, at)
+    return _cut(
+        VideoReader(str(path), cpu(0), width=bw, height=bh, num_threads=1).get_batch(list(wanted)).asnumpy(),
+        size, at)
 
 def _first_frame(path):
     with open_video(path) as (c, v): return next(c.decode(v)), v
@@ -112,7 +121,8 @@ def _read_pyav(path, wanted, size):
         for i, f in _decoded(c, v):
             if i == wanted[len(out)]: out.append(_picture(f, v, size, scaler))
             if len(out) == len(wanted): break
-    if len(out) < len(wanted): raise IndexError(f'{Path(path).name}: frame {wanted[len(out)]} was asked for, {i+1} can be decoded')
+    if len(out) < len(wanted):
+        raise IndexError(f'{Path(path).name}: frame {wanted[len(out)]} was asked for, {i+1} can be decoded')
     return np.stack(out)
 
 def _picture(f, v, size, scaler):
@@ -130,7 +140,8 @@ def read_frames(path:str|Path,  # A video file
                 reader:str='auto', # 'decord', 'pyav', or 'auto': decord for clips that we wrote, PyAV for all others
                ) -> np.ndarray: # (T,H,W,3) uint8, RGB, upright
     "Exactly the frames asked for. Raises `IndexError` for a frame that is not there and `Unavailable` for no video."
-    if reader not in ('auto', 'decord', 'pyav'): raise ValueError(f"reader: {reader!r} is none of 'auto', 'decord', 'pyav'")
+    if reader not in ('auto', 'decord', 'pyav'):
+        raise ValueError(f"reader: {reader!r} is none of 'auto', 'decord', 'pyav'")
     ours = regular(path)
     if times is not None:
         indices = np.searchsorted(frame_times(path), np.asarray(times, float) + 1e-6, side='right').clip(1) - 1
@@ -138,7 +149,8 @@ def read_frames(path:str|Path,  # A video file
     wanted, back = np.unique(np.asarray(indices, int), return_inverse=True)
     if not len(wanted): raise ValueError('no frame was asked for')
     if wanted[0] < 0 or ours and wanted[-1] >= ours[0]:
-        raise IndexError(f'{Path(path).name}: frame {wanted[0] if wanted[0] < 0 else wanted[-1]} was asked for; see frame_times')
+        raise IndexError(f'{Path(path).name}: frame {wanted[0] if wanted[0] < 0 else wanted[-1]} was asked for; '
+                         'see frame_times')
     if reader == 'auto': reader = 'decord' if ours and has_decord() else 'pyav'
     return (_read_decord(path, wanted, size, ours) if reader == 'decord' else _read_pyav(path, wanted, size))[back]
 
@@ -163,7 +175,8 @@ def film_strip(frames:np.ndarray, # (T,H,W,3) uint8
     for k, f in enumerate(frames):
         y, x = k//ncols*(h + gap), k % ncols*(w + gap)
         sheet[y:y+h, x:x+w] = np.dstack([f, np.full((h, w), 255, np.uint8)])
-    if ax is None: _, ax = plt.subplots(figsize=(8, 8*sheet.shape[0]/sheet.shape[1] + .3*bool(title)), layout='constrained')
+    if ax is None:
+        _, ax = plt.subplots(figsize=(8, 8*sheet.shape[0]/sheet.shape[1] + .3*bool(title)), layout='constrained')
     ax.imshow(sheet)
     for k, s in enumerate(labels if labels is not None else []):
         ax.text(k % ncols*(w + gap) + w*.03, k//ncols*(h + gap) + h*.04, s, fontsize=7, va='top', color='white',
@@ -204,7 +217,8 @@ def _write(path, data):
 def _try_clip(clip_id, path, folder, params, source):
     try:
         if not Path(path).exists(): raise Unavailable('removed', f'{Path(path).name}: no such file')
-        if source and source['bytes'] != Path(path).stat().st_size: raise Unavailable('other', f'{Path(path).name} is not what was downloaded')
+        if source and source['bytes'] != Path(path).stat().st_size:
+            raise Unavailable('other', f'{Path(path).name} is not what was downloaded')
         store_clip(clip_id, path, folder, params, source)
     except Exception as e: return getattr(e, 'reason', None) or reason_of(e), str(e)
     return None, ''
@@ -228,11 +242,13 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                 log:Callable=print, # Called with a line of news
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
-    folder, params = Path(folder), dict(n_frames=int(n_frames), height=int(size[0]), width=int(size[1]), sampler=sampler,
-                                        reader='decord' if has_decord() else 'pyav') # they scale a little differently
+    folder, params = Path(folder), dict(
+        n_frames=int(n_frames), height=int(size[0]), width=int(size[1]), sampler=sampler,
+        reader='decord' if has_decord() else 'pyav') # they scale a little differently
     jobs_todo = _jobs(clips, Path(base) if base is not None else folder.parent)
     _open_store(folder, params, log)
-    notes = {} if rebuild else {c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}
+    notes = {} if rebuild else {
+        c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}
     todo = [j for j in jobs_todo if j[0] not in notes]
     _check_space(folder, params, len(todo))
     why = _run_jobs(todo, folder, params, jobs, timeout, log)
@@ -244,10 +260,14 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
 def _jobs(clips, base):
     "[(clip_id, path, source or None)], checked"
     bad = [c for c in clips.clip_id if not re.fullmatch(r'[\w.=+@-]+', str(c), re.A)]
-    if bad: raise StudyError(f'clip {bad[0]!r}: a clip_id becomes a file name, so it may hold only letters, digits and _.=+@-')
-    if clips.clip_id.duplicated().any(): raise StudyError(f'clip {clips.clip_id[clips.clip_id.duplicated()].iloc[0]} is listed twice')
+    if bad:
+        raise StudyError(f'clip {bad[0]!r}: a clip_id becomes a file name, '
+                         'so it may hold only letters, digits and _.=+@-')
+    if clips.clip_id.duplicated().any():
+        raise StudyError(f'clip {clips.clip_id[clips.clip_id.duplicated()].iloc[0]} is listed twice')
     known = {'bytes', 'sha256'} <= set(clips.columns)
-    return [(r['clip_id'], base/str(r['path']), dict(bytes=int(r['bytes']), sha256=r['sha256']) if known and isinstance(r['sha256'], str) else None)
+    return [(r['clip_id'], base/str(r['path']),
+             dict(bytes=int(r['bytes']), sha256=r['sha256']) if known and isinstance(r['sha256'], str) else None)
             for r in clips.to_dict('records')]
 
 def _open_store(folder, params, log):
@@ -265,13 +285,16 @@ def _valid_note(folder, clip_id, path, source, params):
     try:
         note, size = json.loads((folder/f'{clip_id}.json').read_text()), path.stat().st_size
         if source is None: source = file_digest(path)
-        same = note['params'] == params and all(note['source'][k] == source[k] for k in ('bytes', 'sha256')) and size == source['bytes']
+        same = (note['params'] == params and all(note['source'][k] == source[k] for k in ('bytes', 'sha256'))
+                and size == source['bytes'])
         return note if same and (folder/f'{clip_id}.npy').stat().st_size == note['array']['bytes'] else None
     except (OSError, ValueError, KeyError): return None
 
 def _check_space(folder, params, n):
     need, free = n*params['n_frames']*params['height']*params['width']*3, shutil.disk_usage(folder).free
-    if need > free: raise StudyError(f'{folder.name}: {n} clips need {need/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; keep fewer or smaller frames')
+    if need > free:
+        raise StudyError(f'{folder.name}: {n} clips need {need/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; '
+                         'keep fewer or smaller frames')
 
 # %% ../nbs/01_frames.ipynb #db1f56d4
 def _run_jobs(todo, folder, params, jobs, timeout, log):
@@ -281,10 +304,12 @@ def _run_jobs(todo, folder, params, jobs, timeout, log):
     import time
     why, shown = {}, time.monotonic()
     with worker_pool(min(jobs, len(todo))) as pool:
-        futures = {pool.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout): c for c, path, source in todo}
+        futures = {pool.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout): c
+                   for c, path, source in todo}
         for f in as_completed(futures):
             why[futures[f]] = _finished(f)
-            if time.monotonic() - shown > 20: shown = log(f'frames: {len(why)} of {len(todo)} clips') or time.monotonic()
+            if time.monotonic() - shown > 20:
+                shown = log(f'frames: {len(why)} of {len(todo)} clips') or time.monotonic()
     return why
 
 def _write_index(folder, clip_ids):
@@ -292,10 +317,11 @@ def _write_index(folder, clip_ids):
     rows = []
     for c in clip_ids:
         n = json.loads((folder/f'{c}.json').read_text())
-        rows.append(dict(clip_id=c, sha256=n['array']['sha256'], source_sha256=n['source']['sha256'], source_frames=n['source']['frames'],
-                         first=n['seconds'][0], last=n['seconds'][-1]))
+        rows.append(dict(clip_id=c, sha256=n['array']['sha256'], source_sha256=n['source']['sha256'],
+                         source_frames=n['source']['frames'], first=n['seconds'][0], last=n['seconds'][-1]))
     data = io.BytesIO()
-    pd.DataFrame(rows, columns=['clip_id', 'sha256', 'source_sha256', 'source_frames', 'first', 'last']).to_parquet(data, index=False)
+    (pd.DataFrame(rows, columns=['clip_id', 'sha256', 'source_sha256', 'source_frames', 'first', 'last'])
+     .to_parquet(data, index=False))
     _write(folder/'index.parquet', data.getvalue())
 
 # %% ../nbs/01_frames.ipynb #c05fbf97
@@ -304,9 +330,14 @@ class FrameStore:
     def __init__(self, folder:str|Path # What `build_store` wrote
                 ):
         self.folder, self._open = Path(folder), {}
-        try: head, self.index = json.loads((self.folder/'store.json').read_text()), pd.read_parquet(self.folder/'index.parquet')
-        except (OSError, ValueError): raise StudyError(f'{self.folder}: no finished frame store here; run 01_frames') from None
-        if head.pop('format') != FORMAT: raise StudyError(f'{self.folder}: made by another version; run 01_frames again')
+        try:
+            head, self.index = (
+                json.loads((self.folder/'store.json').read_text()),
+                pd.read_parquet(self.folder/'index.parquet'))
+        except (OSError, ValueError):
+            raise StudyError(f'{self.folder}: no finished frame store here; run 01_frames') from None
+        if head.pop('format') != FORMAT:
+            raise StudyError(f'{self.folder}: made by another version; run 01_frames again')
         self.params, self.clip_ids = head, self.index.clip_id.tolist()
         self.shape = head['n_frames'], head['height'], head['width'], 3
         self._known = set(self.clip_ids)
@@ -314,7 +345,8 @@ class FrameStore:
     def __len__(self): return len(self.clip_ids)
     def __contains__(self, clip_id): return clip_id in self._known
     def __getstate__(self): return self.__dict__ | {'_open': {}} # maps are opened anew in another process
-    def __repr__(self): return f"FrameStore: {len(self)} clips of {'×'.join(map(str, self.shape))}, {self.nbytes/1e6:.1f} MB"
+    def __repr__(self):
+        return f"FrameStore: {len(self)} clips of {'×'.join(map(str, self.shape))}, {self.nbytes/1e6:.1f} MB"
     @property
     def nbytes(self): return len(self)*int(np.prod(self.shape))
 
@@ -324,7 +356,8 @@ def __getitem__(self:FrameStore, clip_id:str) -> np.ndarray: # (n_frames, height
     "Frames of a clip; `StudyError` if the store has none of it"
     x = self._open.get(clip_id)
     if x is None:
-        if clip_id not in self: raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
+        if clip_id not in self:
+            raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
         if len(self._open) >= 512: self._open.pop(next(iter(self._open))) # every map holds a file handle
         x = self._open[clip_id] = np.load(self.folder/f'{clip_id}.npy', mmap_mode='r')
     return x
@@ -332,7 +365,8 @@ def __getitem__(self:FrameStore, clip_id:str) -> np.ndarray: # (n_frames, height
 @patch
 def seconds(self:FrameStore, clip_id:str) -> np.ndarray: # (n_frames,)
     "Second of its video at which each stored frame of a clip is shown"
-    if clip_id not in self: raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
+    if clip_id not in self:
+        raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
     return np.array(json.loads((self.folder/f'{clip_id}.json').read_text())['seconds'])
 
 # %% ../nbs/01_frames.ipynb #de96beee
@@ -349,7 +383,8 @@ def batch(self:FrameStore,
     index = np.broadcast_to(np.arange(self.shape[0]), (n, self.shape[0])) if index is None else np.asarray(index)
     top, left = (np.zeros(n, int) if a is None else np.asarray(a) for a in (top, left))
     if n and (min(top.min(), left.min()) < 0 or top.max() + h > self.shape[1] or left.max() + w > self.shape[2]):
-        raise ValueError(f'a window of {h}×{w} lies partly outside of the {self.shape[1]}×{self.shape[2]} that are stored')
+        raise ValueError(f'a window of {h}×{w} lies partly outside of the {self.shape[1]}×{self.shape[2]} '
+                         'that are stored')
     out = np.empty((n, index.shape[1], h, w, 3), np.uint8)
     for o, c, i, y, x in zip(out, clip_ids, index, top, left): o[:] = self[c][i, y:y+h, x:x+w]
     return out

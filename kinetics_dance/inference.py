@@ -14,9 +14,12 @@ from .data import StudyError, project_root
 from .download import Unavailable, killable
 from .frames import frame_times, normalise, read_frames, uniform
 
-# %% ../nbs/06_inference.ipynb #ea05e28f
-MODELS = {'kinetics_dance.per_frame:PerFrame', 'kinetics_dance.cnn_lstm:CNNLSTM', 'kinetics_dance.video_transformer:VideoTransformer'}
-_CARD = {'format': int, 'model': str, 'arguments': dict, 'classes': list, 'frames': int, 'crop': list, 'stored': dict, 'clip_seconds': (int, float)}
+# %% ../nbs/06_inference.ipynb #f6d1c13b
+MODELS = {'kinetics_dance.per_frame:PerFrame',
+          'kinetics_dance.cnn_lstm:CNNLSTM',
+          'kinetics_dance.video_transformer:VideoTransformer'}
+_CARD = {'format': int, 'model': str, 'arguments': dict, 'classes': list,
+         'frames': int, 'crop': list, 'stored': dict, 'clip_seconds': (int, float)}
 
 def read_card(
     folder, # A model's folder: model.safetensors and card.json
@@ -24,18 +27,24 @@ def read_card(
     "Read and check a model's card; `StudyError` says what is wrong with it"
     path = Path(folder)/'card.json'
     try: card = json.loads(path.read_text())
-    except OSError: raise StudyError(f'{folder}: no card.json; a model is a folder with model.safetensors and card.json') from None
+    except OSError:
+        raise StudyError(f'{folder}: no card.json; a model is a folder with model.safetensors and card.json') from None
     except ValueError: raise StudyError(f'{path}: not JSON') from None
     if not isinstance(card, dict): raise StudyError(f'{path}: not a card')
     if not isinstance(card.get('format'), int): raise StudyError(f'{path}: format is missing or cannot be right')
-    if card['format'] > 1: raise StudyError(f"{path}: written by a newer version (format {card['format']}); update kinetics_dance")
+    if card['format'] > 1:
+        raise StudyError(f"{path}: written by a newer version (format {card['format']}); update kinetics_dance")
     bad = [k for k,t in _CARD.items() if not isinstance(card.get(k), t)]
     size = [card['stored'].get(k) for k in ('height', 'width')] if not bad else []
     whole = lambda *v: all(isinstance(x, int) and x > 0 for x in v)
-    if not bad and not (whole(*size) and len(card['crop']) == 2 and whole(*card['crop']) and card['crop'][0] <= size[0] and card['crop'][1] <= size[1]): bad = ['crop or stored']
-    if not bad and not (whole(card['frames']) and card['clip_seconds'] > 0 and len(card['classes']) > 1): bad = ['frames, clip_seconds or classes']
+    if not bad and not (whole(*size) and len(card['crop']) == 2 and whole(*card['crop'])
+                        and card['crop'][0] <= size[0] and card['crop'][1] <= size[1]):
+        bad = ['crop or stored']
+    if not bad and not (whole(card['frames']) and card['clip_seconds'] > 0 and len(card['classes']) > 1):
+        bad = ['frames, clip_seconds or classes']
     if bad: raise StudyError(f"{path}: {bad[0]} is missing or cannot be right")
-    if card['model'] not in MODELS: raise StudyError(f"{path}: model {card['model']!r} is none of {', '.join(sorted(MODELS))}")
+    if card['model'] not in MODELS:
+        raise StudyError(f"{path}: model {card['model']!r} is none of {', '.join(sorted(MODELS))}")
     return card
 
 # %% ../nbs/06_inference.ipynb #2f252043
@@ -44,7 +53,8 @@ def find_model(
 )->Path: # The folder
     "Where the model is"
     if path is not None: return Path(path)
-    cards = sorted((project_root()/'runs').glob('*/models/*/seed*/card.json'), key=lambda p: (p.stat().st_mtime, str(p)))
+    cards = sorted((project_root()/'runs').glob('*/models/*/seed*/card.json'),
+                   key=lambda p: (p.stat().st_mtime, str(p)))
     if not cards: raise StudyError('no model below runs/; make one with `make report`, or name one with --model-path')
     return cards[-1].parent
 
@@ -60,13 +70,16 @@ class Prediction:
     def probabilities(self): return self.windows.mean(0)     # of the whole video, `(K,)`
     def top(self, k:int=5)->list: # `(class, probability)`, likeliest first
         "The likeliest classes of the video"
-        p = self.probabilities; return [(self.classes[i], float(p[i])) for i in np.argsort(-p, kind='stable')[:k]]
+        p = self.probabilities
+        return [(self.classes[i], float(p[i])) for i in np.argsort(-p, kind='stable')[:k]]
 
 def _look(path, n, seconds, step, size):
     "Frames of all windows, each decoded once: starts `(n,)`, positions `(n,T)` into frames `(m,h,w,3)`"
-    times = frame_times(path); end = times[-1]+(np.median(np.diff(times)) if len(times) > 1 else 0)
+    times = frame_times(path)
+    end = times[-1]+(np.median(np.diff(times)) if len(times) > 1 else 0)
     starts = np.arange(max(1, int((end-seconds)/step+1e-6)+1))*step
-    if end-seconds > starts[-1]+.05: starts = np.append(starts, end-seconds)         # the last window ends with the video
+    # the last window ends with the video
+    if end-seconds > starts[-1]+.05: starts = np.append(starts, end-seconds)
     at = starts[:,None]+(np.arange(n)+.5)/n*min(seconds, end)                        # (n,T) seconds
     index = np.clip(np.searchsorted(times, at, side='right')-1, 0, len(times)-1)
     wanted,back = np.unique(index, return_inverse=True)
@@ -86,11 +99,18 @@ class Predictor:
     ):
         "Build the network that the card names and fill in its weights"
         from safetensors.torch import load_file
-        folder = find_model(path); card = read_card(folder); module,name = card['model'].split(':')
-        try: model = getattr(importlib.import_module(module), name)(n_classes=len(card['classes']), **(card['arguments'] | {'weights': 'none'}))
-        except (TypeError, ValueError, RuntimeError) as e: raise StudyError(f'{folder}/card.json: these arguments make no {name}: {e}') from None
+        folder = find_model(path)
+        card = read_card(folder)
+        module,name = card['model'].split(':')
+        try:
+            model = getattr(importlib.import_module(module), name)(
+                n_classes=len(card['classes']), **(card['arguments'] | {'weights': 'none'}))
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise StudyError(f'{folder}/card.json: these arguments make no {name}: {e}') from None
         try: model.load_state_dict(load_file(folder/'model.safetensors'))
-        except Exception as e: raise StudyError(f'{folder}/model.safetensors: not the weights of this model: {str(e).splitlines()[0]}') from None
+        except Exception as e:
+            raise StudyError(f'{folder}/model.safetensors: not the weights of this model: '
+                             f'{str(e).splitlines()[0]}') from None
         return cls(model, card)
 
     def predict(self,
@@ -100,10 +120,16 @@ class Predictor:
     )->Prediction: # Probabilities of each window and of the video
         "What is danced, and when. `Unavailable` says why a file cannot be read."
         import torch
-        from kinetics_dance import inference as lib          # a worker process imports the module, so it is sent the module's function
-        c = self.card; length = float(c['clip_seconds']); (h,w) = c['crop']; H,W = c['stored']['height'],c['stored']['width']
+        # a worker process imports the module, so it is sent the module's function
+        from kinetics_dance import inference as lib
+        c = self.card
+        length = float(c['clip_seconds'])
+        (h,w) = c['crop']
+        H,W = c['stored']['height'],c['stored']['width']
         starts,at,frames = killable(lib._look, str(video), c['frames'], length, step or length, (H, W), timeout=timeout)
-        top,left = (H-h)//2,(W-w)//2; x = torch.from_numpy(frames[:, top:top+h, left:left+w].copy()); out = []
+        top,left = (H-h)//2,(W-w)//2
+        x = torch.from_numpy(frames[:, top:top+h, left:left+w].copy())
+        out = []
         with torch.inference_mode():
             for i in range(0, len(at), 32):
                 p = self.model(normalise(x[torch.from_numpy(at[i:i+32])])).softmax(-1)
@@ -113,22 +139,32 @@ class Predictor:
 # %% ../nbs/06_inference.ipynb #8b13086a
 def _app():
     import typer
-    app = typer.Typer(help='Which dance is it, and when?', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(help='Which dance is it, and when?', no_args_is_help=True, add_completion=False,
+                      pretty_exceptions_enable=False)
 
     @app.command()
-    def predict(video:list[Path]=typer.Argument(..., help='Video files'), model_path:Path=typer.Option(None, help='Folder of a model; the newest below runs/ by default'),
-                top:int=typer.Option(5, min=1, help='How many classes to show'), step:float=typer.Option(None, min=.01, help='Seconds from one window to the next'),
-                as_json:bool=typer.Option(False, '--json', help='One JSON object a video')):
+    def predict(
+        video:list[Path]=typer.Argument(..., help='Video files'),
+        model_path:Path=typer.Option(None, help='Folder of a model; the newest below runs/ by default'),
+        top:int=typer.Option(5, min=1, help='How many classes to show'),
+        step:float=typer.Option(None, min=.01, help='Seconds from one window to the next'),
+        as_json:bool=typer.Option(False, '--json', help='One JSON object a video')
+    ):
         "Say what is danced in a video"
-        where = find_model(model_path); predictor,failed = Predictor.load(where),False
+        where = find_model(model_path)
+        predictor,failed = Predictor.load(where),False
         if model_path is None: print(f'model: {where}', file=sys.stderr)
         for v in video:
             try: p = predictor.predict(v, step)
             except (Unavailable, OSError, TimeoutError) as e:
                 why = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
-                print(f'error: {v}: {why}', file=sys.stderr); failed = True; continue
-            if as_json: print(json.dumps(dict(video=str(v), model=str(where), top=p.top(top), window_seconds=p.seconds, starts=p.starts.tolist(),
-                                              windows=[dict(zip(p.classes, map(float, w))) for w in p.windows])))
+                print(f'error: {v}: {why}', file=sys.stderr)
+                failed = True
+                continue
+            if as_json:
+                print(json.dumps(dict(
+                    video=str(v), model=str(where), top=p.top(top), window_seconds=p.seconds, starts=p.starts.tolist(),
+                    windows=[dict(zip(p.classes, map(float, w))) for w in p.windows])))
             else: print(f'{v}', *(f'  {q:6.1%}  {c}' for c,q in p.top(top)), sep='\n')
         if failed: raise typer.Exit(2)
 
@@ -136,7 +172,9 @@ def _app():
     def models():
         "List the models below runs/"
         for f in sorted((project_root()/'runs').glob('*/models/*/seed*/card.json')):
-            card = read_card(f.parent); print(f"{f.parent.relative_to(project_root())}  {len(card['classes'])} classes, {card.get('parameters', 0):,} parameters")
+            card = read_card(f.parent)
+            print(f"{f.parent.relative_to(project_root())}  {len(card['classes'])} classes, "
+                  f"{card.get('parameters', 0):,} parameters")
     return app
 
 def main(
@@ -144,7 +182,10 @@ def main(
 ):
     "The command `kinetics-dance`"
     try: _app()(args)
-    except StudyError as e: print(f'error: {e}', file=sys.stderr); sys.exit(2)
+    except StudyError as e:
+        print(f'error: {e}', file=sys.stderr)
+        sys.exit(2)
 
-# %% ../nbs/06_inference.ipynb #b3698283
-if __name__ == '__main__' and '__file__' in globals(): main()     # python -m kinetics_dance.inference, not this notebook
+# %% ../nbs/06_inference.ipynb #51aa68ac
+# python -m kinetics_dance.inference, not this notebook
+if __name__ == '__main__' and '__file__' in globals(): main()

@@ -34,15 +34,19 @@ class SmallResNet(nn.Sequential):
 def _headless(model):
     "A torchvision classifier up to its last feature map"
     if hasattr(model, 'features'): return model.features
-    if hasattr(model, 'layer4'): return nn.Sequential(*list(model.children())[:-2])     # ResNets end with pooling and a linear layer
-    raise StudyError(f'backbone: {type(model).__name__} has no feature map to take; use a ResNet, MobileNet, EfficientNet, ConvNeXt or DenseNet')
+    # ResNets end with pooling and a linear layer
+    if hasattr(model, 'layer4'): return nn.Sequential(*list(model.children())[:-2])
+    raise StudyError(f'backbone: {type(model).__name__} has no feature map to take; '
+                     'use a ResNet, MobileNet, EfficientNet, ConvNeXt or DenseNet')
 
 def _load_file(model, path):
     from safetensors.torch import load_file
     try: state = load_file(path)
     except Exception as e: raise StudyError(f'weights: {path} cannot be read as safetensors: {e}') from None
     want,have = set(model.state_dict()),set(state)
-    if want != have: raise StudyError(f'weights: {path} is of another model: missing {sorted(want-have)[:3]}, unexpected {sorted(have-want)[:3]}')
+    if want != have:
+        raise StudyError(f'weights: {path} is of another model: missing {sorted(want-have)[:3]}, unexpected '
+                         f'{sorted(have-want)[:3]}')
     model.load_state_dict(state)
 
 # %% ../nbs/02_per_frame.ipynb #282ac1eb
@@ -53,12 +57,18 @@ def make_backbone(
     "The picture network that all models of a study share"
     from torchvision.models import get_model, get_model_weights, list_models
     if name == 'small':
-        if weights == 'imagenet': raise StudyError('weights: there are no ImageNet weights for the small backbone; use resnet18, or weights: none')
+        if weights == 'imagenet':
+            raise StudyError('weights: there are no ImageNet weights for the small backbone; '
+                             'use resnet18, or weights: none')
         full = body = SmallResNet()
     else:
-        if name not in list_models(): raise StudyError(f"backbone: {name!r} is neither small nor a torchvision model{nearest(name, list_models())}")
+        if name not in list_models():
+            raise StudyError(f"backbone: {name!r} is neither small nor a torchvision model"
+                             f"{nearest(name, list_models())}")
         full = get_model(name, weights=None)
-        if weights == 'imagenet': full.load_state_dict(get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        if weights == 'imagenet':
+            full.load_state_dict(get_model_weights(name).DEFAULT.get_state_dict(
+                progress=False, check_hash=True, weights_only=True))
         body = _headless(full)
     if weights not in ('none', 'imagenet'): _load_file(full, weights)
     with torch.no_grad(): body.channels = body.eval()(torch.zeros(1, 3, 64, 64)).shape[1]

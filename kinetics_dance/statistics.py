@@ -24,19 +24,24 @@ def _check_predictions(df, path):
     "Complain about the first thing in `df` that would silently spoil a comparison."
     def bad(what): raise StudyError(f'{path}: {what}')
     for c in ('clip_id', 'label'):
-        if c not in df: bad(f"column {c!r} is missing; a predictions file has clip_id, label and one column 'p_<class>' a class")
+        if c not in df:
+            bad(f"column {c!r} is missing; a predictions file has clip_id, label and one column 'p_<class>' a class")
         if df[c].isna().any(): bad(f'column {c!r} has an empty cell')
     p = df.filter(regex='^p_')
-    if p.empty: bad("nothing to compare; there has to be a column 'p_<class>' a class, and a row a clip (of the test split, where there is a column split)")
+    if p.empty:
+        bad("nothing to compare; there has to be a column 'p_<class>' a class, "
+            "and a row a clip (of the test split, where there is a column split)")
     def first(rows, what): # name the first clip where `rows` is true
         if rows.any(): bad(f'clip {df.clip_id[rows].iloc[0]!r} {what(df[rows].iloc[0])}')
     first(df.clip_id.duplicated(), lambda r: 'occurs more than once')
-    first(~('p_' + df.label.astype(str)).isin(p.columns), lambda r: f"is labelled {r.label!r}, but there is no column 'p_{r.label}'")
+    first(~('p_' + df.label.astype(str)).isin(p.columns),
+          lambda r: f"is labelled {r.label!r}, but there is no column 'p_{r.label}'")
     for c in p:
         if not pd.api.types.is_numeric_dtype(p[c]): bad(f'column {c!r} is not numeric')
         first(~np.isfinite(p[c]), lambda r: f'has {r[c]} in column {c!r}')
     first((p < 0).any(axis=1), lambda r: 'has a negative probability')
-    first((p.sum(axis=1) - 1).abs() > 1e-3, lambda r: f'has probabilities that sum to {r[p.columns].sum():.4g}, not to 1')
+    first((p.sum(axis=1) - 1).abs() > 1e-3,
+          lambda r: f'has probabilities that sum to {r[p.columns].sum():.4g}, not to 1')
 
 # %% ../nbs/04a_statistics.ipynb #d97b8407
 def read_predictions(
@@ -84,17 +89,24 @@ def stack_predictions(
     first, probs = None, {}
     for model, seeds in runs.items():
         for seed, df in seeds.items():
-            name, classes = df.attrs.get('path', f'{model} (seed {seed})'), [c[2:] for c in df.filter(regex='^p_')]
+            name, classes = (
+                df.attrs.get('path', f'{model} (seed {seed})'),
+                [c[2:] for c in df.filter(regex='^p_')])
             if first is None: first, first_name, first_classes = df, name, classes
             for what, a, b in (('classes', classes, first_classes), ('clips', df.clip_id, first.clip_id)):
                 extra, gone = sorted(set(a) - set(b)), sorted(set(b) - set(a))
-                if extra or gone: raise StudyError(f'{name}: other {what} than {first_name}: {len(gone)} missing {gone[:5]}, {len(extra)} extra {extra[:5]}')
+                if extra or gone:
+                    raise StudyError(f'{name}: other {what} than {first_name}: '
+                                     f'{len(gone)} missing {gone[:5]}, {len(extra)} extra {extra[:5]}')
             for col in ('label', 'group'):
                 x = df.clip_id[(df[col].to_numpy() != first[col].to_numpy())]
-                if len(x): raise StudyError(f'{name}: {len(x)} clips have another {col} than in {first_name}, the first is {x.iloc[0]!r}')
+                if len(x):
+                    raise StudyError(f'{name}: {len(x)} clips have another {col} than in {first_name}, '
+                                     f'the first is {x.iloc[0]!r}')
         probs[model] = np.stack([df.filter(regex='^p_').to_numpy() for df in seeds.values()])
     group, y = pd.factorize(first.group)[0], np.searchsorted(first_classes, first.label.to_numpy(str))
-    return Predictions(first_classes, first.clip_id.to_numpy(str), group, y, probs, {m: list(s) for m, s in runs.items()})
+    return Predictions(first_classes, first.clip_id.to_numpy(str), group, y, probs,
+                       {m: list(s) for m, s in runs.items()})
 
 # %% ../nbs/04a_statistics.ipynb #c60f94e8
 def load_predictions(
@@ -106,11 +118,13 @@ def load_predictions(
     for d in sorted((Path(folder)/'predictions').glob('*/')):
         files = {int(f.stem[4:]): f for f in (d/(probe or '')).glob('seed*.parquet') if f.stem[4:].isdigit()}
         if files: found[d.name] = {k: read_predictions(files[k]) for k in sorted(files)}
-    if not found and probe is None: raise StudyError(f'{folder}: no predictions/<model>/seed<k>.parquet; run the notebooks of the models first')
+    if not found and probe is None:
+        raise StudyError(f'{folder}: no predictions/<model>/seed<k>.parquet; run the notebooks of the models first')
     return found
 
 # %% ../nbs/04a_statistics.ipynb #11fb19f1
-TOY_PAIRS = [{'classes': ['left dancing', 'right dancing'], 'differs': 'order'}, {'classes': ['fast dancing', 'slow dancing'], 'differs': 'tempo'}]
+TOY_PAIRS = [{'classes': ['left dancing', 'right dancing'], 'differs': 'order'},
+             {'classes': ['fast dancing', 'slow dancing'], 'differs': 'tempo'}]
 
 def simulate(
     rng:np.random.Generator, # Where the draws come from
@@ -120,7 +134,8 @@ def simulate(
 )->Predictions: # Of the four classes of `TOY_PAIRS`
     "Predictions of models of known accuracy"
     classes, n = sorted(sum((p['classes'] for p in TOY_PAIRS), [])), uploads*clips
-    partner = np.array([classes.index({a: b for p in TOY_PAIRS for a, b in (p['classes'], p['classes'][::-1])}[c]) for c in classes])
+    partner = np.array([
+        classes.index({a: b for p in TOY_PAIRS for a, b in (p['classes'], p['classes'][::-1])}[c]) for c in classes])
     group, probs = np.repeat(np.arange(uploads), clips), {}
     y, total = group % 4, upload + clip + run + luck
     hard = rng.normal(size=uploads)[group]*upload**.5 + rng.normal(size=n)*clip**.5
@@ -144,7 +159,8 @@ def as_table(
 # %% ../nbs/04a_statistics.ipynb #c0ac8fd4
 def seed_scores(p:Predictions)->pd.DataFrame: # One row a model and seed: model, seed, accuracy, macro_f1, all in [0,1]
     "Accuracy and macro-F1 of each training run, by scikit-learn."
-    return pd.DataFrame([dict(model=m, seed=s, accuracy=accuracy_score(p.y_true, y), macro_f1=f1_score(p.y_true, y, average='macro', zero_division=0))
+    return pd.DataFrame([dict(model=m, seed=s, accuracy=accuracy_score(p.y_true, y),
+                              macro_f1=f1_score(p.y_true, y, average='macro', zero_division=0))
                          for m in p.probs for s, y in zip(p.seeds[m], p.y_pred(m))])
 
 # %% ../nbs/04a_statistics.ipynb #96b7c502
@@ -193,7 +209,8 @@ def interval(self:Estimate,
     "Percentile interval; where no resample differs, the binomial bound of Clopper and Pearson (1934) for an event that was never seen."
     if self.n < 2 or np.isnan(self.value): return np.nan, np.nan
     a = (1 - confidence)/2
-    if np.nanmax(self.draws) - np.nanmin(self.draws) > 1e-9: return tuple(np.nanquantile(self.draws, [a, 1 - a]).tolist())
+    if np.nanmax(self.draws) - np.nanmin(self.draws) > 1e-9:
+        return tuple(np.nanquantile(self.draws, [a, 1 - a]).tolist())
     u = 1 - a**(1/self.n)
     return max(self.value - u, self.bounds[0]), min(self.value + u, self.bounds[1])
 
@@ -211,15 +228,21 @@ def bootstrap(
         group = np.broadcast_to(p.group, row.shape)[keep]
         return csr_array((np.ones(keep.sum(), np.float32), (row[keep], group)), shape=(rows, n)) @ w
     def estimate(x, n=n): return Estimate(float(x[0]), x[1:], int(n))
-    true, uploads = count(p.y_true, p.y_true >= 0, k), [len(np.unique(p.group[p.y_true == c])) for c in range(k)]
+    true, uploads = (
+        count(p.y_true, p.y_true >= 0, k),
+        [len(np.unique(p.group[p.y_true == c])) for c in range(k)])
     for model in p.probs:
         y = p.y_pred(model)
         s, row = len(y), y + k*np.arange(len(y))[:, None]
         v = seed_weights(s, n_resamples, seed) if seeds else np.full((s, 1), 1/s)
         said, hits = (count(row, keep, s*k).reshape(s, k, -1) for keep in (y >= 0, y == p.y_true))
-        with np.errstate(invalid='ignore'): recall, f1 = (v[:, None]*hits/true).sum(0), 2*hits/(said + true) # NaN: a class that is not in the resample
-        out[model] = dict(accuracy=estimate((v*hits.sum(1)/true.sum(0)).sum(0)), macro_f1=estimate((v*np.nanmean(f1, axis=1)).sum(0)),
-                          recall={c: estimate(recall[i], uploads[i]) for i, c in enumerate(p.classes)})
+        # NaN: a class that is not in the resample
+        with np.errstate(invalid='ignore'):
+            recall, f1 = (v[:, None]*hits/true).sum(0), 2*hits/(said + true)
+        out[model] = dict(
+            accuracy=estimate((v*hits.sum(1)/true.sum(0)).sum(0)),
+            macro_f1=estimate((v*np.nanmean(f1, axis=1)).sum(0)),
+            recall={c: estimate(recall[i], uploads[i]) for i, c in enumerate(p.classes)})
     return out
 
 # %% ../nbs/04a_statistics.ipynb #86d98d8e
@@ -243,8 +266,10 @@ def paired_differences(
         low, high = d.interval(confidence)
         x, y = (p.probs[m].mean(0).argmax(-1) == p.y_true for m in (a, b))
         both, only_a, only_b, none = (x & y).sum(), (x & ~y).sum(), (~x & y).sum(), (~x & ~y).sum()
-        rows.append(dict(a=a, b=b, diff=d.value, low=low, high=high, p=d.p_value(), p_unadjusted=d.p_value(), only_a=int(only_a), only_b=int(only_b),
-                         p_mcnemar=float(mcnemar([[both, only_a], [only_b, none]], exact=True).pvalue)))
+        rows.append(dict(
+            a=a, b=b, diff=d.value, low=low, high=high, p=d.p_value(), p_unadjusted=d.p_value(),
+            only_a=int(only_a), only_b=int(only_b),
+            p_mcnemar=float(mcnemar([[both, only_a], [only_b, none]], exact=True).pvalue)))
     df = pd.DataFrame(rows, columns='a b diff low high p p_unadjusted only_a only_b p_mcnemar'.split())
     for c in ('p', 'p_mcnemar'):
         if len(df) and df[c].notna().all(): df[c] = multipletests(df[c].astype(float), method='holm')[1]
@@ -260,6 +285,9 @@ def verdict(
     points = 100*np.array([row['diff'], row['low'], row['high']], float)
     better, worse = row['b'], row['a']
     if points[0] < 0: better, worse, points = worse, better, -points[[0, 2, 1]]
-    if row['p'] is None or pd.isna(row['p']): return f'{better} against {worse}: {points[0]:+.1f} points, but the clips come from one upload, which allows no test.'
+    if row['p'] is None or pd.isna(row['p']):
+        return (f'{better} against {worse}: {points[0]:+.1f} points, '
+                'but the clips come from one upload, which allows no test.')
     span = f'{points[0]:+.1f} points, interval {points[1]:+.1f} to {points[2]:+.1f}, p = {row["p"]:.2g}'
-    return f'{better} is better than {worse}: {span}.' if row['p'] < level else f'{better} and {worse} are indistinguishable on {n} clips: {span}.'
+    return (f'{better} is better than {worse}: {span}.' if row['p'] < level
+            else f'{better} and {worse} are indistinguishable on {n} clips: {span}.')

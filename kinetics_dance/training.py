@@ -41,12 +41,18 @@ class Clips:
         seed:int=0,         # Draws crops, sampling phase and light
     ):
         unknown = sorted(set(table.label)-set(classes))
-        if unknown: raise StudyError(f'class {unknown[0]!r} of clip {table.clip_id[table.label == unknown[0]].iloc[0]} is not among the {len(classes)} classes')
-        self.store,self.table,self.classes,self.n_frames,self.crop,self.seed = store,table.reset_index(drop=True),list(classes),n_frames,tuple(crop),seed
+        if unknown:
+            raise StudyError(f'class {unknown[0]!r} of clip {table.clip_id[table.label == unknown[0]].iloc[0]} '
+                             f'is not among the {len(classes)} classes')
+        self.store,self.table,self.classes,self.n_frames,self.crop,self.seed = (
+            store, table.reset_index(drop=True), list(classes), n_frames, tuple(crop), seed)
         self.y = torch.tensor([self.classes.index(l) for l in table.label])
         self.stored,self.h,self.w,_ = store.shape
-        if crop[0] > self.h or crop[1] > self.w: raise StudyError(f'crop {tuple(crop)} is larger than the stored frames ({self.h}, {self.w})')
-        if n_frames > self.stored: raise StudyError(f'clip_frames: {n_frames} frames a clip, but the store holds {self.stored}; ask for fewer or build it with more')
+        if crop[0] > self.h or crop[1] > self.w:
+            raise StudyError(f'crop {tuple(crop)} is larger than the stored frames ({self.h}, {self.w})')
+        if n_frames > self.stored:
+            raise StudyError(f'clip_frames: {n_frames} frames a clip, but the store holds {self.stored}; '
+                             'ask for fewer or build it with more')
 
     def __len__(self): return len(self.table)
 
@@ -56,11 +62,15 @@ class Clips:
         order=None,      # Order of the frames, `(B,T)` positions, or None
     )->tuple: # Frames `(B,T,h,w,3)` uint8, labels `(B,)`
         "Frames and labels of some clips"
-        u = np.array([np.random.default_rng((self.seed, epoch, int(i))).random(3) for i in at]) if epoch is not None else np.full((len(at), 3), .5)
+        u = (np.array([np.random.default_rng((self.seed, epoch, int(i))).random(3) for i in at])
+             if epoch is not None else np.full((len(at), 3), .5))
         index = spread(self.stored, self.n_frames, u[:,0])                          # (B,T)
         if order is not None: index = np.take_along_axis(index, np.asarray(order), 1)
-        top,left = ((u[:,k]*(n-c+1)).astype(int) for k,n,c in ((1, self.h, self.crop[0]), (2, self.w, self.crop[1])))
-        return torch.from_numpy(self.store.batch(self.table.clip_id.iloc[list(at)], index, top, left, self.crop)), self.y[list(at)]
+        top,left = ((u[:,k]*(n-c+1)).astype(int)
+                    for k,n,c in ((1, self.h, self.crop[0]), (2, self.w, self.crop[1])))
+        return (
+            torch.from_numpy(self.store.batch(self.table.clip_id.iloc[list(at)], index, top, left, self.crop)),
+            self.y[list(at)])
 
 # %% ../nbs/01a_training.ipynb #ff339424
 class ClipLoader(DataLoader):
@@ -74,17 +84,22 @@ class ClipLoader(DataLoader):
         light:float=.2,   # How much brightness and contrast of a clip may change in training
     ):
         self.clips,self.train,self.light,self.epoch = clips,train,light,-1
-        super().__init__(range(len(clips)), bs=min(bs, len(clips)), shuffle=train, drop_last=train, num_workers=num_workers, device=device)
+        super().__init__(range(len(clips)), bs=min(bs, len(clips)), shuffle=train, drop_last=train,
+                         num_workers=num_workers, device=device)
 
     def _rng(self, *more): return np.random.default_rng((self.clips.seed, self.epoch, *more))
-    def before_iter(self): self.epoch += 1; self.step = 0
+    def before_iter(self):
+        self.epoch += 1
+        self.step = 0
     def shuffle_fn(self, idxs): return self._rng().permutation(idxs).tolist()
     def create_item(self, i): return i
     def create_batch(self, idxs): return self.clips.batch(idxs, self.epoch if self.train else None)
     def after_batch(self, b):
-        x,y = b; x = normalise(x)                                                   # (B,T,3,h,w)
-        if self.train:                                                              # one contrast and one brightness a clip
+        x,y = b
+        x = normalise(x)    # (B,T,3,h,w)
+        if self.train:
             self.step += 1
+            # one contrast and one brightness a clip
             d = torch.from_numpy(self._rng(self.step).uniform(-self.light, self.light, (2, len(x), 1, 1, 1, 1))).to(x)
             x = x*(1+d[0])+d[1]
         return x,y
@@ -118,7 +133,8 @@ class StopOnNaN(Callback):
     "Stop at the first loss that is not a number, naming the clips of the batch"
     def after_loss(self):
         if torch.isfinite(self.learn.loss).all(): return
-        raise FloatingPointError(f'loss is {self.learn.loss.item()} in epoch {self.epoch}, batch {self.iter}; lower lr, or look at what the frames hold')
+        raise FloatingPointError(f'loss is {self.learn.loss.item()} in epoch {self.epoch}, batch {self.iter}; '
+                                 'lower lr, or look at what the frames hold')
 
 # %% ../nbs/01a_training.ipynb #308b49fc
 def make_learner(
@@ -132,11 +148,12 @@ def make_learner(
     device='cpu',             # Where to train
 )->Learner: # Ready to fit
     "The one recipe: AdamW, gradient clipping, label smoothing"
-    dls = DataLoaders(ClipLoader(train, batch_size, True, num_workers, device), ClipLoader(valid, 4*batch_size, False, num_workers, device), device=device)
+    dls = DataLoaders(ClipLoader(train, batch_size, True, num_workers, device),
+                      ClipLoader(valid, 4*batch_size, False, num_workers, device), device=device)
     # torch's fused-loop AdamW: fastai's own steps parameter by parameter in Python, which a small model feels
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, foreach=True))
-    return Learner(dls, model.to(device), loss_func=partial(clip_loss, smoothing=label_smoothing), opt_func=opt, metrics=top1, wd=weight_decay,
-                   cbs=[GradientClip(1.), StopOnNaN()])
+    return Learner(dls, model.to(device), loss_func=partial(clip_loss, smoothing=label_smoothing),
+                   opt_func=opt, metrics=top1, wd=weight_decay, cbs=[GradientClip(1.), StopOnNaN()])
 
 def fit(
     learn:Learner, # From `make_learner`
@@ -145,7 +162,8 @@ def fit(
 )->pd.DataFrame: # One row an epoch: train_loss, valid_loss, top1
     "Train with the one-cycle schedule; the last epoch is the result"
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, pct_start=.25)
-    return pd.DataFrame([list(v) for v in learn.recorder.values], columns=learn.recorder.metric_names[1:-1]).rename_axis('epoch').reset_index()
+    return (pd.DataFrame([list(v) for v in learn.recorder.values], columns=learn.recorder.metric_names[1:-1])
+            .rename_axis('epoch').reset_index())
 
 # %% ../nbs/01a_training.ipynb #5dd60183
 def frame_order(
@@ -170,7 +188,9 @@ def predict(
     bs:int=32,          # Clips at a time
 )->np.ndarray: # Probabilities `(n,K)` float64, rows sum to 1
     "Class probabilities of each clip, frames sampled at the centres, middle crop"
-    model.eval(); device = next(model.parameters()).device; out = []
+    model.eval()
+    device = next(model.parameters()).device
+    out = []
     for i in range(0, len(clips), bs):
         at = range(i, min(i+bs, len(clips)))
         x,_ = clips.batch(at, order=frame_order(probe, clips.table.clip_id.iloc[list(at)], clips.n_frames))
@@ -180,7 +200,9 @@ def predict(
 # %% ../nbs/01a_training.ipynb #4dfa4539
 def _replace(path, write):
     "Write to a temporary name in the same folder, then rename: a file that exists is whole"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_name(f'.{path.name}.{os.getpid()}')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
     write(tmp); os.replace(tmp, path)
 
 def write_predictions(
@@ -189,7 +211,8 @@ def write_predictions(
     probs:np.ndarray,   # From `predict`
 ):
     "Write clip_id, group, label, split and one `p_<class>` column a class, ordered by clip"
-    df = clips.table[['clip_id', 'group', 'label', 'split']].join(pd.DataFrame(probs, columns=[f'p_{c}' for c in clips.classes]))
+    df = clips.table[['clip_id', 'group', 'label', 'split']].join(
+        pd.DataFrame(probs, columns=[f'p_{c}' for c in clips.classes]))
     _replace(path, lambda p: df.sort_values('clip_id').to_parquet(p, index=False))
 
 # %% ../nbs/01a_training.ipynb #c1595cf6
@@ -205,17 +228,20 @@ def write_model(
 ):
     "Save weights as safetensors and the card as JSON; the card last, so that a card means a whole model"
     folder = Path(folder)
-    _replace(folder/'model.safetensors', lambda p: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, p))
+    _replace(folder/'model.safetensors',
+             lambda p: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, p))
     _replace(folder/'card.json', lambda p: p.write_text(json.dumps(card, indent=1, sort_keys=True)))
 
-# %% ../nbs/01a_training.ipynb #5d3b1d60
-def _versions(): return {'python': platform.python_version()} | {m: version(m) for m in ('torch', 'torchvision', 'fastai', 'numpy')}
+# %% ../nbs/01a_training.ipynb #860df9a7
+def _versions():
+    return {'python': platform.python_version()} | {m: version(m) for m in ('torch', 'torchvision', 'fastai', 'numpy')}
 
 def _unit_key(run, model, arguments, recipe):
     "Changes when anything changes that could change the result: frames, clips, parameters, code, torch"
     h = hashlib.sha256((run/'frames'/'index.parquet').read_bytes()+study_clips(run).to_csv().encode())
-    for module in (*(f'kinetics_dance.{m}' for m in ('data', 'frames', 'training', 'per_frame')), model.split(':')[0]):     # per_frame has the backbone of all
-        h.update(ast.unparse(ast.parse(inspect.getsource(importlib.import_module(module)))).encode())                       # without comments
+    # per_frame has the backbone of all; comments and layout do not count
+    for module in (*(f'kinetics_dance.{m}' for m in ('data', 'frames', 'training', 'per_frame')), model.split(':')[0]):
+        h.update(ast.unparse(ast.parse(inspect.getsource(importlib.import_module(module)))).encode())
     h.update(json.dumps([model, arguments, recipe, _versions()], sort_keys=True).encode())
     return h.hexdigest()
 
@@ -231,30 +257,47 @@ def train_unit(
     device:str='cpu', # Where to train
 )->dict: # The unit's card
     "Train a model with a seed, unless that was done; predict valid and test; save everything"
-    recipe = dict(seed=seed, clip_frames=clip_frames, crop=list(crop), epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, label_smoothing=label_smoothing, threads=threads, device=device)
-    run = Path(run); store = FrameStore(run/'frames'); folder = run/'models'/name/f'seed{seed}'
+    recipe = dict(seed=seed, clip_frames=clip_frames, crop=list(crop), epochs=epochs, lr=lr, batch_size=batch_size,
+                  weight_decay=weight_decay, label_smoothing=label_smoothing, threads=threads, device=device)
+    run = Path(run)
+    store = FrameStore(run/'frames')
+    folder = run/'models'/name/f'seed{seed}'
     files = {p: run/'predictions'/name/('' if p == 'normal' else p)/f'seed{seed}.parquet' for p in PROBES}
     key = _unit_key(run, model, arguments, recipe)
     card = json.loads((folder/'card.json').read_text()) if (folder/'card.json').exists() else {}
     if card.get('key') == key and all(f.exists() for f in files.values()): return card
     (folder/'card.json').unlink(missing_ok=True)
-    table = study_clips(run); classes = sorted(table.label.unique()); part = lambda s: Clips(store, table[table.split.isin(s)].sort_values('clip_id'), classes, clip_frames, crop, seed)
+    table = study_clips(run)
+    classes = sorted(table.label.unique())
+    part = lambda s: Clips(store, table[table.split.isin(s)].sort_values('clip_id'), classes, clip_frames, crop, seed)
     if len(classes) < 2: raise StudyError(f'the study has {len(classes)} class; a classifier needs two')
     lonely = sorted(set(classes)-set(table.label[table.split == 'train']))
     if lonely: raise StudyError(f'class {lonely[0]!r} has no training clip; take more clips or leave the class out')
     missing = [s for s in ('valid', 'test') if s not in set(table.split)]
     if missing: raise StudyError(f'the study has no {missing[0]} clip; take more clips, or look at the rot report')
-    if str(device).startswith('cuda') and not torch.cuda.is_available(): raise StudyError(f'device: {device} was asked for, but this machine has none that torch can use; set device: cpu')
-    torch.set_num_threads(threads); set_seed(seed, reproducible=True); began = time.perf_counter()
-    module,cls = model.split(':'); net = getattr(importlib.import_module(module), cls)(n_classes=len(classes), **arguments)
-    learn = make_learner(net, part(['train']), part(['valid']), batch_size, weight_decay, label_smoothing, device=device)
+    if str(device).startswith('cuda') and not torch.cuda.is_available():
+        raise StudyError(f'device: {device} was asked for, but this machine has none that torch can use; '
+                         'set device: cpu')
+    torch.set_num_threads(threads)
+    set_seed(seed, reproducible=True)
+    began = time.perf_counter()
+    module,cls = model.split(':')
+    net = getattr(importlib.import_module(module), cls)(n_classes=len(classes), **arguments)
+    learn = make_learner(net, part(['train']), part(['valid']), batch_size, weight_decay, label_smoothing,
+                         device=device)
     history = fit(learn, epochs, lr)
     rest = part(['valid', 'test'])
     for probe,path in files.items(): write_predictions(path, rest, predict(learn.model, rest, probe))
     _replace(folder/'history.csv', lambda p: history.to_csv(p, index=False))
-    card = dict(format=1, name=name, model=model, arguments=arguments, classes=classes, frames=clip_frames,
-                stored=store.params, crop=list(crop), recipe=recipe, study=run.name, key=key, parameters=sum(p.numel() for p in net.parameters()),
-                normalise=dict(mean=MEAN, std=STD), versions=_versions(), commit=git_commit(), clip_seconds=round(float(table.seconds.median()), 3), seconds=round(time.perf_counter()-began, 1))
+    card = dict(
+        format=1, name=name, model=model, arguments=arguments, classes=classes,
+        frames=clip_frames, stored=store.params, crop=list(crop),
+        recipe=recipe, study=run.name, key=key,
+        parameters=sum(p.numel() for p in net.parameters()),
+        normalise=dict(mean=MEAN, std=STD),
+        versions=_versions(), commit=git_commit(),
+        clip_seconds=round(float(table.seconds.median()), 3),
+        seconds=round(time.perf_counter()-began, 1))
     write_model(folder, learn.model, card)
     return card
 
@@ -278,7 +321,8 @@ def study_clips(
     run, # The study's folder
 )->pd.DataFrame: # clip_id, group, label, split, seconds of the clips whose frames are in the store
     "The clips that every model of a study learns from and is tested on: those that came through decoding"
-    store = FrameStore(Path(run)/'frames'); t = ClipTable(Path(run)/'clips.sqlite').frame()
+    store = FrameStore(Path(run)/'frames')
+    t = ClipTable(Path(run)/'clips.sqlite').frame()
     return t[t.clip_id.isin(store.clip_ids)][['clip_id', 'group', 'label', 'split', 'seconds']].reset_index(drop=True)
 
 def histories(
@@ -287,7 +331,8 @@ def histories(
     seeds,    # Its seeds
 )->pd.DataFrame: # epoch, train_loss, valid_loss, top1, seed
     "Learning curves of a model"
-    return pd.concat([pd.read_csv(Path(run)/'models'/name/f'seed{s}'/'history.csv').assign(seed=s) for s in seeds], ignore_index=True)
+    return pd.concat([pd.read_csv(Path(run)/'models'/name/f'seed{s}'/'history.csv').assign(seed=s) for s in seeds],
+                     ignore_index=True)
 
 def load_weights(
     model:nn.Module, # A model of the right class and arguments
@@ -305,7 +350,10 @@ def plot_history(
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(1, 2, figsize=(8, 2.6), layout='constrained')
     for k,(s,h) in enumerate(history.groupby('seed')):
-        axs[0].plot(h.epoch, h.train_loss, color=f'C{k}', label=f'seed {s}'); axs[0].plot(h.epoch, h.valid_loss, color=f'C{k}', ls='--')
+        axs[0].plot(h.epoch, h.train_loss, color=f'C{k}', label=f'seed {s}')
+        axs[0].plot(h.epoch, h.valid_loss, color=f'C{k}', ls='--')
         axs[1].plot(h.epoch, h.top1, color=f'C{k}', label=f'seed {s}')
-    axs[0].set(xlabel='epoch', title='loss (dashed: validation)'); axs[1].set(xlabel='epoch', title='validation accuracy', ylim=(0, 1.02)); axs[1].legend(fontsize=7, frameon=False)
+    axs[0].set(xlabel='epoch', title='loss (dashed: validation)')
+    axs[1].set(xlabel='epoch', title='validation accuracy', ylim=(0, 1.02))
+    axs[1].legend(fontsize=7, frameon=False)
     return axs

@@ -54,7 +54,9 @@ class VideoTransformer(nn.Module):
         self.norm_in = nn.LayerNorm(self.features.channels)
         self.tubelet = nn.Conv1d(self.features.channels, width, 3, padding=1)
         # as large as the content: with the usual .02 a small data set never finds the positions
-        self.when,self.where = nn.Parameter(.5*torch.randn(frames, 1, width)),nn.Parameter(.5*torch.randn(grid*grid, width))
+        self.when,self.where = (
+            nn.Parameter(.5*torch.randn(frames, 1, width)),
+            nn.Parameter(.5*torch.randn(grid*grid, width)))
         self.blocks = nn.Sequential(*[SpaceTimeBlock(width, heads) for _ in range(depth)])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_classes))
 
