@@ -285,6 +285,7 @@ def verdict(
     points = 100*np.array([row['diff'], row['low'], row['high']], float)
     better, worse = row['b'], row['a']
     if points[0] < 0: better, worse, points = worse, better, -points[[0, 2, 1]]
+    points = points.round(1) + 0.     # no -0.0
     if row['p'] is None or pd.isna(row['p']):
         return (f'{better} against {worse}: {points[0]:+.1f} points, '
                 'but the clips come from one upload, which allows no test.')
