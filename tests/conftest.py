@@ -50,7 +50,10 @@ class Toy:
         p = subprocess.run(self.command(*args, **kw), cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert p.returncode == rc, p.stdout + p.stderr
         return p
-    def popen(self, *args): return subprocess.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    def popen(self, *args):
+        # a shell's background job ignores Ctrl-C and hands that down, and then the tests could not press it
+        return subprocess.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
 
 @pytest.fixture
