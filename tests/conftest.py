@@ -1,5 +1,5 @@
 "Toy nbdev projects: the shape of the real one, with notebooks that run in a second."
-import json, subprocess, sys, textwrap
+import json, signal, subprocess, sys, textwrap
 from pathlib import Path
 import pytest
 
@@ -53,7 +53,7 @@ class Toy:
     def popen(self, *args):
         # a shell's background job ignores Ctrl-C and hands that down, and then the tests could not press it
         return subprocess.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 @pytest.fixture
