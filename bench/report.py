@@ -3,7 +3,7 @@
     python bench/report.py            # in a temporary folder; about ten minutes on two cores
 
 The bars are the project's own: 15 minutes and 4 GB for the study and its site, 20 s for a run with nothing changed."""
-import json, os, platform, subprocess, sys, tempfile, threading, time
+import json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 import psutil
 
