@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['confusion', 'per_class', 'frame_ceiling', 'views', 'Comparison', 'compare', 'write_report', 'save_figure']
 
-# %% ../nbs/05_comparison.ipynb #156063a2
-import io, json, os
+# %% ../nbs/05_comparison.ipynb #740b85cb
+import io, json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from sklearn.metrics import confusion_matrix, precision_score
-from .data import StudyError
+from .data import StudyError, writing
 from .statistics import (Estimate, Predictions, bootstrap, load_predictions, paired_differences,
                                        read_predictions, seed_scores, stack_predictions, verdict)
 
@@ -176,14 +176,7 @@ def report(self:Comparison,
         ceiling=self.ceiling, models=models,
         pairs=self.pairs.to_dict('records'), verdicts=self.verdicts, settings=self.settings)
 
-# %% ../nbs/05_comparison.ipynb #c702d455
-def _write(path, data):
-    "Bytes to a file that appears whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
-    tmp.write_bytes(data)
-    os.replace(tmp, path)
-
+# %% ../nbs/05_comparison.ipynb #bd809613
 def _plain(x):
     "What JSON can hold: rounded floats, None for NaN."
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
@@ -205,8 +198,9 @@ def write_report(
     confusions = pd.concat({m: confusion(p, m) for m in p.probs}, names=['model', 'true class']).reset_index()
     for name, df in dict(scores=c.scores, pairs=c.pairs, per_class=c.per_class,
                          seeds=seed_scores(p), confusion=confusions).items():
-        _write(folder/'tables'/f'{name}.csv', df.to_csv(index=False, float_format='%.6g').encode())
-    _write(folder/'report.json', (json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode())
+        with writing(folder/'tables'/f'{name}.csv') as out: df.to_csv(out, index=False, float_format='%.6g')
+    with writing(folder/'report.json') as out:
+        out.write_text(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n', encoding='utf-8')
     return report
 
 # %% ../nbs/05_comparison.ipynb #27642ca2
@@ -219,4 +213,4 @@ def save_figure(
     for kind, kw in (('png', dict(dpi=150, metadata={'Software': None})), ('svg', dict(metadata={'Date': None}))):
         with rc_context({'svg.hashsalt': Path(path).name}), io.BytesIO() as f:
             fig.savefig(f, format=kind, bbox_inches='tight', facecolor='white', **kw)
-            _write(Path(path).with_suffix(f'.{kind}'), f.getvalue())
+            with writing(Path(path).with_suffix(f'.{kind}')) as out: out.write_bytes(f.getvalue())

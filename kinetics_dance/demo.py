@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
+from .data import writing
 
 # %% ../nbs/00a_demo.ipynb #2f8205db
 PAIRS = {'windmill': ('forward windmill dancing', 'backward windmill dancing', 'order'),
@@ -404,9 +405,8 @@ def render_upload(
             pos = c['time_end']
             last = dance[-1]
         for _ in range((spec['seconds']-pos)*FPS): yield last
-    tmp = Path(path).with_suffix('.part')
-    write_video(tmp, frames(), sound=_tune(spec['seconds'], spec['tempo'], spec['seed']))
-    os.replace(tmp, path)
+    with writing(path) as tmp:
+        write_video(tmp, frames(), sound=_tune(spec['seconds'], spec['tempo'], spec['seed']))
 
 # %% ../nbs/00a_demo.ipynb #feae58a6
 def plan_uploads(
@@ -437,10 +437,8 @@ def _render_job(spec, folder):
     if not spec['fault']: return render_upload(spec, path)
     whole = path.with_suffix('.whole')
     render_upload(spec, whole)
-    tmp = path.with_suffix('.cut')
-    tmp.write_bytes(whole.read_bytes()[:int(whole.stat().st_size*.6)])
+    with writing(path) as tmp: tmp.write_bytes(whole.read_bytes()[:int(whole.stat().st_size*.6)])
     whole.unlink()
-    os.replace(tmp, path)
 
 def make_uploads(
     folder,    # Where the uploads go: <id>.mp4
@@ -455,9 +453,7 @@ def make_uploads(
     same = manifest.exists() and json.loads(manifest.read_text()) == made_of
     if not same:
         for f in folder.iterdir(): f.unlink()
-        tmp = folder/'manifest.part'
-        tmp.write_text(json.dumps(made_of))
-        os.replace(tmp, manifest)
+        with writing(manifest) as tmp: tmp.write_text(json.dumps(made_of))
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
         list(pool.map(functools.partial(_render_job, folder=str(folder)), specs, chunksize=4))
     return made_of

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .data import StudyError
-from .download import (MARK, SAFE_INPUT, Unavailable, file_digest, killable, normalise_clip,
-                                     numbered_clip, open_video, probe, read_numbers, reason_of, upright_size,
-                                     worker_pool)
+from .data import StudyError, writing
+from .sources import reason_of
+from .video import (MARK, SAFE_INPUT, Unavailable, file_digest, killable, normalise_clip, numbered_clip,
+                                  open_video, probe, read_numbers, upright_size, worker_pool)
 
 # %% ../nbs/01_frames.ipynb #24cfba2e
 def uniform(n:int, # Frames of the clip, at least 1
@@ -201,17 +201,11 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
     data = io.BytesIO()
     np.save(data, read_frames(path, index, size=(params['height'], params['width'])))
-    _write(array, data.getvalue())
+    with writing(array) as p: p.write_bytes(data.getvalue())
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)), array=file_digest(array),
                index=index.tolist(), seconds=times[index].round(6).tolist())
-    _write(note, json.dumps(out).encode())
+    with writing(note) as p: p.write_text(json.dumps(out))
     return out
-
-def _write(path, data):
-    "All of it or nothing"
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 # %% ../nbs/01_frames.ipynb #28578f9d
 def _try_clip(clip_id, path, folder, params, source):
@@ -278,7 +272,7 @@ def _open_store(folder, params, log):
     if old != wanted:
         log('frames: made anew, the store had ' + ', '.join(f'{k}={v}' for k, v in old.items() if wanted.get(k) != v))
         (folder/'index.parquet').unlink(missing_ok=True)
-    _write(head, (json.dumps(wanted, indent=1) + '\n').encode())
+    with writing(head) as p: p.write_text(json.dumps(wanted, indent=1) + '\n')
 
 def _valid_note(folder, clip_id, path, source, params):
     "The note of a clip that can stay: its parameters, its video and its array are still the same"
@@ -322,7 +316,7 @@ def _write_index(folder, clip_ids):
     data = io.BytesIO()
     (pd.DataFrame(rows, columns=['clip_id', 'sha256', 'source_sha256', 'source_frames', 'first', 'last'])
      .to_parquet(data, index=False))
-    _write(folder/'index.parquet', data.getvalue())
+    with writing(folder/'index.parquet') as p: p.write_bytes(data.getvalue())
 
 # %% ../nbs/01_frames.ipynb #c05fbf97
 class FrameStore:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .data import StudyError, project_root
-from .download import Unavailable, killable
+from .video import Unavailable, killable
 from .frames import frame_times, normalise, read_frames, uniform
 
 # %% ../nbs/06_inference.ipynb #f6d1c13b

@@ -26,7 +26,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from .data import ClipTable, StudyError, hash_order
+from .data import ClipTable, StudyError, hash_order, writing
 from .frames import MEAN, STD, FrameStore, normalise, spread
 
 # %% ../nbs/01a_training.ipynb #958d9a32
@@ -197,14 +197,7 @@ def predict(
         out.append(clip_probabilities(model(normalise(x.to(device)))).double().cpu().numpy())
     return np.concatenate(out)
 
-# %% ../nbs/01a_training.ipynb #4dfa4539
-def _replace(path, write):
-    "Write to a temporary name in the same folder, then rename: a file that exists is whole"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
-    write(tmp); os.replace(tmp, path)
-
+# %% ../nbs/01a_training.ipynb #d8395a54
 def write_predictions(
     path,               # e.g. runs/demo/predictions/cnn_lstm/seed0.parquet
     clips:Clips,        # What was predicted
@@ -213,7 +206,7 @@ def write_predictions(
     "Write clip_id, group, label, split and one `p_<class>` column a class, ordered by clip"
     df = clips.table[['clip_id', 'group', 'label', 'split']].join(
         pd.DataFrame(probs, columns=[f'p_{c}' for c in clips.classes]))
-    _replace(path, lambda p: df.sort_values('clip_id').to_parquet(p, index=False))
+    with writing(path) as p: df.sort_values('clip_id').to_parquet(p, index=False)
 
 # %% ../nbs/01a_training.ipynb #c1595cf6
 def git_commit():
@@ -228,9 +221,9 @@ def write_model(
 ):
     "Save weights as safetensors and the card as JSON; the card last, so that a card means a whole model"
     folder = Path(folder)
-    _replace(folder/'model.safetensors',
-             lambda p: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, p))
-    _replace(folder/'card.json', lambda p: p.write_text(json.dumps(card, indent=1, sort_keys=True)))
+    with writing(folder/'model.safetensors') as p:
+        save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, p)
+    with writing(folder/'card.json') as p: p.write_text(json.dumps(card, indent=1, sort_keys=True))
 
 # %% ../nbs/01a_training.ipynb #860df9a7
 def _versions():
@@ -288,7 +281,7 @@ def train_unit(
     history = fit(learn, epochs, lr)
     rest = part(['valid', 'test'])
     for probe,path in files.items(): write_predictions(path, rest, predict(learn.model, rest, probe))
-    _replace(folder/'history.csv', lambda p: history.to_csv(p, index=False))
+    with writing(folder/'history.csv') as p: history.to_csv(p, index=False)
     card = dict(
         format=1, name=name, model=model, arguments=arguments, classes=classes,
         frames=clip_frames, stored=store.params, crop=list(crop),

@@ -4,7 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERED, LETTERED = re.compile(r'\d\d_'), re.compile(r'\d\d[a-z]_')
+NUMBERED, LETTERED = re.compile(r'\d\d_'), re.compile(r'\d\d[a-z]\d?_')
 
 
 class UserError(Exception):
@@ -61,8 +61,8 @@ def code_cells(nb, injected=False):
 
 def notebooks(root):
     "{stem: path} of the project: numbered and lettered ones in their order, then index"
-    found = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem == 'index' or re.match(r'\d\d[a-z]?_', p.stem))
-    return {p.stem: p for p in sorted(found, key=lambda p: (p.stem == 'index', p.stem))}
+    found = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem == 'index' or re.match(r'\d\d([a-z]\d?)?_', p.stem))
+    return {p.stem: p for p in sorted(found, key=lambda p: (p.stem == 'index', p.stem.replace('_', ' ', 1)))}
 
 
 def declared(nb):

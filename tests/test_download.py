@@ -4,8 +4,10 @@ from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, pandas as pd, pytest
 from kinetics_dance.data import ClipTable, StudyError
-from kinetics_dance.download import (Unavailable, YouTube, download, get_source, killable, normalise_clip, numbered_clip, open_video,
-                                     probe, read_numbers, rot_report)
+from kinetics_dance.download import download, rot_report
+from kinetics_dance.sources import YouTube, get_source
+from kinetics_dance.video import (Unavailable, killable, normalise_clip, numbered_clip, open_video,
+                                  probe, read_numbers)
 
 def frames_of(path):
     with av.open(str(path)) as c: return np.stack([f.to_ndarray(format='rgb24') for f in c.decode(video=0)])

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pickle, pytest
 from hypothesis import given, settings, strategies as st
 from kinetics_dance import frames
 from kinetics_dance.data import StudyError
-from kinetics_dance.download import Unavailable, normalise_clip, numbered_clip, read_numbers
+from kinetics_dance.video import Unavailable, normalise_clip, numbered_clip, read_numbers
 from kinetics_dance.frames import (FrameStore, SAMPLERS, build_store, film_strip, frame_times, has_decord, read_frames, regular,
                                    segments, uniform)
 
