@@ -2,10 +2,11 @@
 import os, shutil, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pickle, pytest
 from hypothesis import given, settings, strategies as st
-from kinetics_dance import frames
+from kinetics_dance import frames, reading
 from kinetics_dance.data import StudyError
 from kinetics_dance.video import Unavailable, normalise_clip, numbered_clip, read_numbers
-from kinetics_dance.frames import (FrameStore, SAMPLERS, build_store, film_strip, frame_times, has_decord, read_frames, regular,
+from kinetics_dance.reading import frame_times, has_decord, read_frames, regular
+from kinetics_dance.frames import (FrameStore, SAMPLERS, build_store, film_strip,
                                    segments, uniform)
 
 @pytest.fixture(scope='module')
@@ -39,8 +40,8 @@ def test_readers_return_the_frames_asked_for(videos, reader):
     assert read_frames(videos/'clip.mp4', [0], size=(96, 64), reader=reader).shape == (1, 96, 64, 3)
 
 def test_without_decord(videos, monkeypatch):
-    monkeypatch.setattr(frames, 'has_decord', lambda: False)
-    monkeypatch.setattr(frames, '_read_decord', None)
+    monkeypatch.setattr(reading, 'has_decord', lambda: False)
+    monkeypatch.setattr(reading, '_read_decord', None)
     assert (read_numbers(read_frames(videos/'clip.mp4', [3, 40])) == [18, 55]).all()
 
 def test_only_our_own_files_are_read_the_fast_way(videos, tmp_path):
