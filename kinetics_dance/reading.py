@@ -5,45 +5,43 @@
 # %% auto #0
 __all__ = ['regular', 'frame_times', 'read_frames', 'has_decord']
 
-# %% ../nbs/00d_reading.ipynb #d07be399
-import os
+# %% ../nbs/00d_reading.ipynb #52b3b2a7
+import warnings
+from contextlib import closing
 from pathlib import Path
 import numpy as np
-from .video import MARK, Unavailable, open_video, upright_size
+from .data import StudyError
+from .video import Damaged, Shaper, open_video, sealed, sound_frames, upright_size
 
 # %% ../nbs/00d_reading.ipynb #e64a4d6c
 def regular(path:str|Path # A video file
            ) -> tuple:    # (frames, frames a second, height, width); None for a file that is not one of ours
     "What is known without decoding of a clip that `normalise_clip` wrote"
-    with open_video(path) as (c, v):
-        if c.metadata.get('comment') != MARK or v.codec_context.name != 'h264' or not v.average_rate: return None
-        last, (_, first) = (
-            v.index_entries[-1] if len(v.index_entries) else None,
-            next(_decoded(c, v), (0, None)))
-        adds_up = (
-            # no edit list
-            v.start_time == 0 and v.frames > 0 and abs(v.duration*v.time_base*v.average_rate - v.frames) < .5
-            # nor a lost end
-            and last and last.pos + last.size <= os.path.getsize(path)
-            # nor turned later
-            and first and first.rotation == 0 and upright_size(first, v) == (v.height, v.width))
-        return (v.frames, v.average_rate, v.height, v.width) if adds_up else None
+    return sealed(path)
 
 def frame_times(path:str|Path   # A video file
                ) -> np.ndarray: # Seconds from the beginning at which each frame is shown, (n,)
-    "Times of all frames that can be decoded; raises `Unavailable` where there are none"
+    "Times of all frames that can be read, with a warning if more were meant to be; `Unavailable` if there is none"
     if ours := regular(path): return np.arange(ours[0])/float(ours[1])
-    with open_video(path) as (c, v):
-        rate, start = float(v.guessed_rate or v.average_rate or 25), (c.start_time or 0)/1e6
-        times = [i/rate if f.time is None else f.time - start for i, f in _decoded(c, v)]
-    if not times: raise Unavailable('truncated', f'{Path(path).name}: not one frame can be decoded')
+    times, n, doubt = _collect(path, lambda i, t, f, v: t)
+    if doubt: _warn(path, n, doubt)
     return np.array(times)
 
-def _decoded(c, v):
-    "Frames with their number, in order, up to the end or the first error: what came before it is kept"
-    import av
-    try: yield from enumerate(c.decode(v))
-    except av.FFmpegError: return
+def _collect(path, take, count=None):
+    "What `take` makes of the frames, up to `count` things that are not None: (things, frames seen, what is in doubt)"
+    things, n, doubt = [], 0, None
+    try:
+        with closing(sound_frames(path)) as sound:
+            for n, frame in enumerate(sound, 1):
+                if (x := take(n - 1, *frame)) is not None: things.append(x)
+                if len(things) == count: break
+    except Damaged as e:
+        if not n: raise
+        doubt = e.detail
+    return things, n, doubt
+
+def _warn(path, n, doubt):
+    warnings.warn(f'{Path(path).name}: only {n} frame{"s"*(n != 1)} can be read: {doubt}', stacklevel=4)
 
 # %% ../nbs/00d_reading.ipynb #ee96f97d
 def _cover(h, w, size):
@@ -53,59 +51,97 @@ def _cover(h, w, size):
     big = max(size[0], round(h*k)), max(size[1], round(w*k))
     return big, ((big[0] - size[0])//2, (big[1] - size[1])//2)
 
-def _cut(x, size, at): return x if size is None else x[..., at[0]:at[0]+size[0], at[1]:at[1]+size[1], :]
+def _cut(x, size, at):
+    return x if size is None else np.ascontiguousarray(x[..., at[0]:at[0]+size[0], at[1]:at[1]+size[1], :])
 
 def _read_decord(path, wanted, size, ours):
     from decord import VideoReader, cpu
-    h, w = ours[2:] if ours else upright_size(*_first_frame(path))
-    (bh, bw), at = _cover(h, w, size)
+    (h, w), at = _cover(*_shown_size(path, ours), size)
     return _cut(
-        VideoReader(str(path), cpu(0), width=bw, height=bh, num_threads=1).get_batch(list(wanted)).asnumpy(),
+        VideoReader(str(path), cpu(0), width=w, height=h, num_threads=1).get_batch(list(wanted)).asnumpy(),
         size, at)
 
-def _first_frame(path):
-    with open_video(path) as (c, v): return next(c.decode(v)), v
+def _shown_size(path, ours):
+    if ours: return ours[2:]
+    with closing(sound_frames(path)) as sound: return upright_size(*next(sound)[1:])
 
-# %% ../nbs/00d_reading.ipynb #362d6ebd
-def _read_pyav(path, wanted, size):
-    from av.video.reformatter import VideoReformatter
-    out, scaler = [], VideoReformatter()
+def _read_torchcodec(path, wanted, size, ours):
+    try:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+    except (ImportError, OSError, RuntimeError) as e: # no package, or no ffmpeg libraries for it
+        raise StudyError("reader: 'torchcodec' cannot be loaded here; install it and ffmpeg's shared libraries, "
+                         f"or take 'auto' ({' '.join(str(e).split())[:80]})") from None
+    (h, w), at = _cover(*_shown_size(path, ours), size)
+    decoder = VideoDecoder(str(path), dimension_order='NHWC', seek_mode='exact', transforms=[Resize((h, w))])
+    return _cut(decoder.get_frames_at(indices=[int(i) for i in wanted]).data.numpy(), size, at)
+
+# %% ../nbs/00d_reading.ipynb #2f336639
+def _read_pyav(path, wanted, size, ours=None):
+    "Frames by number, or all that can be read where `wanted` is None"
+    if ours: return _read_ours(path, wanted, size, ours)
+    shaper, box = _shaper(size), size
+    left = None if wanted is None else set(wanted.tolist())
+    def take(i, t, f, v):
+        nonlocal box
+        if left is not None and i not in left: return None
+        box = box or upright_size(f, v) # some files change their size half-way
+        big, at = _cover(*upright_size(f, v), box)
+        return _cut(shaper(f, *big).to_ndarray(), box, at)
+    pictures, n, doubt = _collect(path, take, None if wanted is None else len(wanted))
+    if wanted is None and doubt: _warn(path, n, doubt)
+    if wanted is not None and len(pictures) < len(wanted):
+        raise IndexError(f'{Path(path).name}: frame {wanted[len(pictures)]} was asked for, {n} can be decoded'
+                         + f': {doubt}'*bool(doubt))
+    return np.stack(pictures)
+
+# %% ../nbs/00d_reading.ipynb #8ca2daf7
+def _read_ours(path, wanted, size, ours):
+    "Frames of a sealed clip, one group of pictures after the other, each no further than needed"
+    shaper, out = _shaper(size), []
+    (h, w), at = _cover(*ours[2:], size)
     with open_video(path) as (c, v):
-        for i, f in _decoded(c, v):
-            if i == wanted[len(out)]: out.append(_picture(f, v, size, scaler))
-            if len(out) == len(wanted): break
-    if len(out) < len(wanted):
-        raise IndexError(f'{Path(path).name}: frame {wanted[len(out)]} was asked for, {i+1} can be decoded')
+        entries = v.index_entries # in the order of showing: a sealed clip has no B-frames
+        keys = np.array([i for i, e in enumerate(entries) if e.is_keyframe])
+        group = np.searchsorted(keys, wanted, side='right') - 1
+        for g in np.unique(group):
+            todo = wanted[group == g]
+            c.seek(entries[int(keys[g])].timestamp, stream=v)
+            for i, f in enumerate(c.decode(v), int(keys[g])):
+                if i in todo: out.append(_cut(shaper(f, h, w).to_ndarray(), size, at))
+                if i == todo[-1]: break
     return np.stack(out)
 
-def _picture(f, v, size, scaler):
-    "One frame as (H,W,3) RGB: scaled while it is converted, turned upright, cut"
-    (h, w), at = _cover(*upright_size(f, v), size)
-    if f.rotation % 180: h, w = w, h
-    x = scaler.reformat(f, width=w, height=h, format='rgb24', interpolation='BILINEAR', threads=1).to_ndarray()
-    return _cut(np.rot90(x, round(f.rotation/90)), size, at)
+def _shaper(size):
+    "As in the file: with the filter of ffmpeg's command line; smaller: with the one that averages"
+    return Shaper('rgb24', 'flags=' + ('bilinear' if size else 'bicubic'))
 
 # %% ../nbs/00d_reading.ipynb #67fc0ea0
 def read_frames(path:str|Path,  # A video file
                 indices=None,   # Which frames, counted from 0, in any order, repeats allowed (default: all)
                 times=None,     # Or: the seconds whose frames are wanted (the frame on screen at that time)
                 size:tuple=None,# Height and width of the result (default: as in the file)
-                reader:str='auto', # 'decord', 'pyav', or 'auto': decord for clips that we wrote, PyAV for all others
+                reader:str='auto', # 'pyav' (which is 'auto', too), 'decord', 'torchcodec'
                ) -> np.ndarray: # (T,H,W,3) uint8, RGB, upright
-    "Exactly the frames asked for. Raises `IndexError` for a frame that is not there and `Unavailable` for no video."
-    if reader not in ('auto', 'decord', 'pyav'):
-        raise ValueError(f"reader: {reader!r} is none of 'auto', 'decord', 'pyav'")
+    """Exactly the frames asked for. Raises `IndexError` for a frame that is not there or cannot be trusted, and
+    `Unavailable` for no video; warns where all were asked for and not all can be read."""
+    readers = dict(auto=_read_pyav, pyav=_read_pyav, decord=_read_decord, torchcodec=_read_torchcodec)
+    if reader not in readers: raise StudyError(f"reader: {reader!r} is none of {', '.join(readers)}")
+    if reader == 'decord' and not has_decord():
+        raise StudyError("reader: 'decord' is not installed here (it has no wheel for some machines); take 'auto'")
     ours = regular(path)
     if times is not None:
         indices = np.searchsorted(frame_times(path), np.asarray(times, float) + 1e-6, side='right').clip(1) - 1
+    if indices is None and reader in ('auto', 'pyav') and not ours: return _read_pyav(path, None, size)
     if indices is None: indices = np.arange(ours[0] if ours else len(frame_times(path)))
-    wanted, back = np.unique(np.asarray(indices, int), return_inverse=True)
+    indices = np.asarray(indices, int)
+    wanted, back = np.unique(indices, return_inverse=True)
     if not len(wanted): raise ValueError('no frame was asked for')
     if wanted[0] < 0 or ours and wanted[-1] >= ours[0]:
         raise IndexError(f'{Path(path).name}: frame {wanted[0] if wanted[0] < 0 else wanted[-1]} was asked for; '
                          'see frame_times')
-    if reader == 'auto': reader = 'decord' if ours and has_decord() else 'pyav'
-    return (_read_decord(path, wanted, size, ours) if reader == 'decord' else _read_pyav(path, wanted, size))[back]
+    frames = readers[reader](path, wanted, size, ours)
+    return frames if np.array_equal(wanted, indices) else frames[back]
 
 def has_decord() -> bool:
     "Is decord installed? (It has no wheel for some machines.)"

@@ -4,7 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, pandas as pd, pytest
 from kinetics_dance.data import ClipTable, StudyError
-from kinetics_dance.download import download, rot_report
+from kinetics_dance.download import Pace, download, rot_report
 from kinetics_dance.sources import YouTube, get_source
 from kinetics_dance.video import (Unavailable, killable, normalise_clip, numbered_clip, open_video,
                                   probe, read_numbers)
@@ -74,7 +74,7 @@ def test_every_fault_gets_its_reason(served, tmp_path):
                 ('e429_______', 0, 2): 'rate-limited', ('e503_______', 0, 2): 'http-503', ('stall______', 0, 2): 'timeout'}
     table = ClipTable(tmp_path/'clips.sqlite')
     table.set(clip_rows(*expected))
-    out = download(table, tmp_path, url_template=url, attempts=2, wait=.1, settings=dict(options=dict(socket_timeout=1, retries=0)))
+    out = download(table, tmp_path, url_template=url, attempts=2, wait=.1, settings=dict(options=dict(socket_timeout=1, retries=0)), pace=Pace(wait=.1))
     got = {(r.youtube_id, int(r.time_start), int(r.time_end)): 'ok' if r.status == 'ok' else r.reason for r in out.itertuples()}
     assert got == expected, out[['clip_id', 'status', 'reason', 'detail']].to_string()
     tried = dict(zip(out.youtube_id, out.attempts))

@@ -1,13 +1,13 @@
 """Right frames, and a store that survives anything: what cannot be shown in a cell."""
-import os, shutil, signal, subprocess, sys, time
-import numpy as np, pandas as pd, pickle, pytest
+import json, os, pty, shutil, signal, subprocess, sys, threading, time
+import numpy as np, pandas as pd, pickle, psutil, pytest
 from hypothesis import given, settings, strategies as st
 from kinetics_dance import frames, reading
-from kinetics_dance.data import StudyError
+from kinetics_dance.data import StudyError, folder_name
 from kinetics_dance.video import Unavailable, normalise_clip, numbered_clip, read_numbers
 from kinetics_dance.reading import frame_times, has_decord, read_frames, regular
-from kinetics_dance.frames import (FrameStore, SAMPLERS, build_store, film_strip,
-                                   segments, uniform)
+from kinetics_dance.frames import (FrameStore, SAMPLERS, build_store, every_kth, export_frames, film_strip, segments, spread,
+                                   strided, uniform, views)
 
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory):
@@ -21,14 +21,29 @@ def ffmpeg(*args):
     import imageio_ffmpeg
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-y', *map(str, args)], check=True)
 
-@given(st.integers(1, 400), st.integers(1, 64), st.integers(0, 9))
+few = st.integers(1, 64)
+
+@given(st.integers(1, 400), few, st.integers(1, 9), st.integers(0, 9))
 @settings(max_examples=200, deadline=None)
-def test_samplers(n, t, seed):
-    for name, f in [*SAMPLERS.items(), ('segments', lambda n, t: segments(n, t, np.random.default_rng(seed)))]:
+def test_samplers(n, t, k, seed):
+    "In range, sorted, as many as asked for, the same for the same seed; and never twice the same frame where there are enough"
+    phase = lambda: np.random.default_rng(seed).random(1)
+    rules = dict(SAMPLERS, segments=lambda n, t: segments(n, t, np.random.default_rng(seed)), strided=lambda n, t: strided(n, t, k),
+                 spread=lambda n, t: spread(n, t, phase())[0], start=lambda n, t: strided(n, t, k, seed))
+    for name, f in rules.items():
         i = f(n, t)
         assert i.shape == (t,) and i.dtype.kind == 'i' and i.min() >= 0 and i.max() < n and (np.diff(i) >= 0).all(), name
         assert (i == f(n, t)).all(), name
-        if name in ('uniform', 'segments') and n >= t: assert len(set(i)) == t or name == 'segments'
+        if name in ('uniform', 'spread', 'consecutive') and n >= t: assert len(set(i)) == t, name
+
+@given(st.integers(1, 400), few, st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_views_and_every_kth(n, t, clips, k):
+    v = views(n, t, clips, k)
+    assert v.shape == (clips, t) and v.min() >= 0 and v.max() < n and (np.diff(v, axis=1) >= 0).all() and (np.diff(v, axis=0) >= 0).all()
+    if (t-1)*k < n: assert (np.diff(v, axis=1) == k).all()
+    i = every_kth(n, k, limit=t)
+    assert len(i) == min(-(-n//k), t) and i[0] == 0 and i[-1] < n and (np.diff(i) == k).all()
 
 @pytest.mark.parametrize('reader', ['pyav', pytest.param('decord', marks=pytest.mark.skipif(not has_decord(), reason='decord is not installed'))])
 def test_readers_return_the_frames_asked_for(videos, reader):
@@ -80,21 +95,54 @@ def many(folder, videos, n):
     for i in range(n): shutil.copy(videos/'clip.mp4', folder/f'c{i:02}.mp4')
     return pd.DataFrame([(f'c{i:02}', f'c{i:02}.mp4') for i in range(n)], columns=['clip_id', 'path'])
 
-def test_killed_build_goes_on_and_ends_the_same(videos, tmp_path):
-    clips = many(tmp_path, videos, 24)
-    clips.to_csv(tmp_path/'clips.csv', index=False)
-    build_store(clips, tmp_path/'whole', n_frames=12, size=(48, 64))
-    script = tmp_path/'run.py'
-    script.write_text("import sys, pandas as pd\nfrom kinetics_dance.frames import build_store\n"
-                      "if __name__ == '__main__': build_store(pd.read_csv(sys.argv[1] + '/clips.csv'), sys.argv[1] + '/killed', n_frames=12, size=(48, 64), jobs=1)\n")
-    for n in (1, 8):
-        p = subprocess.Popen([sys.executable, script, tmp_path])
-        limit = time.monotonic() + 60
-        while len(list(tmp_path.glob('killed/c*.npy'))) < n and p.poll() is None and time.monotonic() < limit: time.sleep(.002)
-        p.send_signal(signal.SIGKILL); p.wait()
-        with pytest.raises(StudyError, match='no finished frame store'): FrameStore(tmp_path/'killed')
-    assert build_store(clips, tmp_path/'killed', n_frames=12, size=(48, 64)).status.eq('ok').all()
-    assert contents(tmp_path/'whole') == contents(tmp_path/'killed')
+KILL = """
+import os, random, signal, sys, time
+import pandas as pd, simplejpeg
+from kinetics_dance.store import build_store
+if __name__ == '__main__':
+    folder, form, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    clips, rng, done = pd.read_csv(folder + '/clips.csv'), random.Random(form), 0
+    def build(name):
+        start, pid = time.monotonic(), os.fork()
+        if not pid:
+            os.setsid()
+            build_store(clips, f'{folder}/{name}', n_frames=6, size=(48, 64), jobs=1, compression=form, log=lambda s: None)
+            os._exit(0)
+        return pid, start
+    pid, start = build('whole')
+    os.waitpid(pid, 0)
+    whole = time.monotonic() - start
+    for k in range(kills):
+        if not os.path.exists(f'{folder}/killed') or os.path.exists(f'{folder}/killed/index.parquet'):
+            os.system(f'rm -rf {folder}/killed')      # it had been finished: begin again
+        pid, start = build('killed')
+        # the first second goes by before a worker is there; most of the kills fall into the work after it
+        time.sleep(whole*rng.uniform(.35, 1) if k % 4 else whole*rng.random())
+        # now the process with its workers, as when the power goes, now the process alone, which leaves workers behind
+        (os.killpg if k % 2 else os.kill)(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        print(len([p for p in os.listdir(f'{folder}/killed') if p.endswith('.json')]) if os.path.exists(f'{folder}/killed') else 0)
+    os.waitpid(build('killed')[0], 0)
+"""
+
+@pytest.mark.parametrize('form, kills', [('none', 14), ('jpeg', 6)])
+def test_killed_at_twenty_moments_ends_with_the_same_bytes(videos, tmp_path, form, kills):
+    many(tmp_path, videos, 40).to_csv(tmp_path/'clips.csv', index=False)
+    (tmp_path/'run.py').write_text(KILL)
+    p = subprocess.run([sys.executable, tmp_path/'run.py', tmp_path, form, str(kills)], capture_output=True, text=True, timeout=200)
+    assert p.returncode == 0, p.stderr
+    seen = [int(n) for n in p.stdout.split()]
+    assert len(seen) == kills and len(set(seen)) > 2, seen      # at different moments
+    assert contents(tmp_path/'whole') == contents(tmp_path/'killed') and len(contents(tmp_path/'whole')) == 82
+    assert len(FrameStore(tmp_path/'killed')) == 40
+
+def test_unfinished_store_is_not_opened(videos, tmp_path):
+    build_store(many(tmp_path, videos, 1), tmp_path/'frames', n_frames=4, size=(48, 64), jobs=1)
+    head = json.loads((tmp_path/'frames/store.json').read_text())
+    (tmp_path/'frames/store.json').write_text(json.dumps(head | dict(format=1)))
+    with pytest.raises(StudyError, match='another version'): FrameStore(tmp_path/'frames')
+    (tmp_path/'frames/index.parquet').unlink()
+    with pytest.raises(StudyError, match='no finished frame store'): FrameStore(tmp_path/'frames')
 
 def test_a_hang_costs_its_own_clip_only(videos, tmp_path):
     clips = many(tmp_path, videos, 3)
@@ -105,13 +153,74 @@ def test_a_hang_costs_its_own_clip_only(videos, tmp_path):
     assert out.reason.fillna('ok').tolist() == ['ok', 'timeout', 'removed'] and time.monotonic() - start < 30
     assert FrameStore(tmp_path/'frames').clip_ids == ['c00']
 
+def test_a_crash_costs_its_own_clip_only(videos, tmp_path):
+    clips = many(tmp_path, videos, 3)
+    (tmp_path/'c01.mp4').unlink(); os.mkfifo(tmp_path/'c01.mp4')  # the worker waits there until it is shot
+    def shoot():
+        limit = time.monotonic() + 60
+        while not (tmp_path/'frames/c00.json').exists() and time.monotonic() < limit: time.sleep(.05)
+        time.sleep(.5)
+        for p in psutil.Process().children(recursive=True):
+            if 'spawn_main' in ' '.join(p.cmdline()): p.kill()
+    t = threading.Thread(target=shoot); t.start()
+    out = build_store(clips, tmp_path/'frames', n_frames=4, size=(48, 64), jobs=1)
+    t.join()
+    assert out.status.tolist() == ['ok', 'failed', 'ok'] and 'died' in out.detail[1]
+
+def test_memory_stays_flat_over_three_thousand_files(tmp_path):
+    for name, options in (('ours', None), ('foreign', {'g': '250'})):
+        numbered_clip(tmp_path/f'{name}.mp4', n=5, size=(48, 64), sound=False, options=options)
+    normalise_clip(tmp_path/'ours.mp4', tmp_path/'clip.mp4')
+    clips = pd.DataFrame([(f'c{i}', ('clip.mp4', 'foreign.mp4')[i % 2]) for i in range(3000)], columns=['clip_id', 'path'])
+    me, seen, stop = psutil.Process(), [], threading.Event()
+    def watch():
+        while not stop.wait(.25):
+            try: workers = [p.memory_info().rss for p in me.children(recursive=True) if 'spawn_main' in ' '.join(p.cmdline())]
+            except psutil.Error: continue
+            done = sum(e.name.endswith('.json') for e in os.scandir(tmp_path/'frames')) if (tmp_path/'frames').exists() else 0
+            if workers: seen.append((done, max(workers), me.memory_info().rss))
+    t = threading.Thread(target=watch); t.start()
+    try: out = build_store(clips, tmp_path/'frames', n_frames=4, size=(48, 64), compression='jpeg', log=lambda s: None)
+    finally: stop.set(); t.join()
+    assert out.status.eq('ok').all()
+    seen = np.array(seen)
+    first, last = seen[(seen[:, 0] > 150) & (seen[:, 0] < 600)], seen[seen[:, 0] > 2400]
+    assert len(first) and len(last)
+    assert (last[:, 1:].max(0) - first[:, 1:].max(0) < 50e6).all(), (first.max(0), last.max(0))
+    store, before = FrameStore(tmp_path/'frames'), me.memory_info().rss
+    for c in store.clip_ids: store[c]                        # and reading them all again
+    assert me.memory_info().rss - before < 50e6 and len(store._open) <= 512
+
+NEWS = "import sys, pandas as pd; from kinetics_dance.frames import build_store\nif __name__ == '__main__': build_store(pd.read_csv(sys.argv[1] + '/clips.csv'), sys.argv[1] + '/frames', n_frames=4, size=(48, 64), rebuild=True)"
+
+def test_news_on_a_terminal_and_in_a_log(videos, tmp_path):
+    "A log gets whole lines and no more; a terminal gets a bar, and nothing is left of it"
+    many(tmp_path, videos, 6).to_csv(tmp_path/'clips.csv', index=False)
+    (tmp_path/'run.py').write_text(NEWS)
+    p = subprocess.run([sys.executable, tmp_path/'run.py', tmp_path], capture_output=True, text=True, env=os.environ | {'FORCE_COLOR': '1'})
+    lines = p.stdout.splitlines()
+    assert p.returncode == 0 and not p.stderr and len(lines) == 1 and '\r' not in p.stdout and '\x1b' not in p.stdout
+    assert lines[0].startswith('frames: 6 clips to store, about 0.2 MB; the disk has ')
+    ours, theirs = pty.openpty()
+    p = subprocess.Popen([sys.executable, tmp_path/'run.py', tmp_path], stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {'TERM': 'xterm', 'COLUMNS': '80'})
+    os.close(theirs); shown = b''
+    while True:
+        try: part = os.read(ours, 65536)
+        except OSError: break
+        if not part: break
+        shown += part
+    os.close(ours)
+    assert p.wait() == 0 and b'6/6' in shown and p.stdout.read().count(b'\n') == 1
+
 def test_nothing_old_is_reused_silently(videos, tmp_path):
     clips, lines = many(tmp_path, videos, 2), []
     build = lambda n: build_store(clips, tmp_path/'frames', n_frames=n, size=(48, 64), jobs=1, log=lines.append)
     build(4)
     first = contents(tmp_path/'frames')
+    build(4)
+    assert len(lines) == 1 and 'frames: 2 clips to store' in lines[0]      # nothing was to be done the second time
     build(5)
-    assert lines == ['frames: made anew, the store had n_frames=4'] and FrameStore(tmp_path/'frames')['c00'].shape[0] == 5
+    assert [l for l in lines if 'clips to store' not in l] == ['frames: made anew, the store had n_frames=4'] and FrameStore(tmp_path/'frames')['c00'].shape[0] == 5
     build(4)
     assert contents(tmp_path/'frames') == first
     normalise_clip(videos/'upload.mp4', tmp_path/'c01.mp4', 2, 5)           # another video under the same name
@@ -126,17 +235,55 @@ def test_mistakes_are_named(videos, tmp_path):
     with pytest.raises(StudyError, match='run 01_frames'): FrameStore(tmp_path/'nowhere')
     with pytest.raises(StudyError, match='keep fewer'): build_store(many(tmp_path, videos, 1), tmp_path/'f', n_frames=10**9)
 
-def test_batches_are_the_frames_asked_for(videos, tmp_path):
-    build_store(many(tmp_path, videos, 4), tmp_path/'frames', n_frames=12, size=(48, 64), jobs=1)
+@pytest.mark.parametrize('form', ['none', 'jpeg'])
+def test_batches_are_the_frames_asked_for(videos, tmp_path, form):
+    build_store(many(tmp_path, videos, 4), tmp_path/'frames', n_frames=12, size=(48, 64), jobs=1, compression=form)
     store = pickle.loads(pickle.dumps(FrameStore(tmp_path/'frames')))
     rng = np.random.default_rng(0)
     ids, index = rng.choice(store.clip_ids, 7), rng.integers(0, 12, (7, 5))
-    top, left = rng.integers(0, 48-40, 7), rng.integers(0, 64-50, 7)
-    x = store.batch(ids, index, top, left, (40, 50))
-    for b in range(7): assert (x[b] == store[ids[b]][index[b]][:, top[b]:top[b]+40, left[b]:left[b]+50]).all()
+    top, left, flip = rng.integers(0, 48-40, 7), rng.integers(0, 64-50, 7), rng.random(7) < .5
+    x = store.batch(ids, index, top, left, (40, 50), flip)
+    for b in range(7):
+        want = store[ids[b]][index[b]][:, top[b]:top[b]+40, left[b]:left[b]+50]
+        assert (x[b] == (want[:, :, ::-1] if flip[b] else want)).all()
     assert (read_numbers(store.batch(['c02'])[0]) == 15 + uniform(45, 12)).all()
+    store.threads = 1
+    assert (store.batch(ids, index, top, left, (40, 50), flip) == x).all()      # however many threads decode
     with pytest.raises(ValueError, match='outside'): store.batch(['c00'], top=[9], size=(40, 50))
     with pytest.raises(StudyError, match='c99'): store.batch(['c99'])
+    path = next((tmp_path/'frames').glob('c03.[nm]*'))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StudyError, match='c03.* is damaged'): FrameStore(tmp_path/'frames').batch(['c03'])
+
+def test_changing_the_compression_leaves_nothing_behind(videos, tmp_path):
+    clips = many(tmp_path, videos, 3)
+    first = {}
+    for form in ('none', 'jpeg', 'none', 'jpeg'):
+        build_store(clips, tmp_path/'frames', n_frames=6, size=(48, 64), jobs=1, compression=form)
+        assert contents(tmp_path/'frames') == first.setdefault(form, contents(tmp_path/'frames'))
+    assert len(first['jpeg']) == len(first['none']) == 8 and FrameStore(tmp_path/'frames').nbytes == sum(len(b) for n, b in first['jpeg'].items() if 'mjpeg' in n)
+
+def test_a_packed_clip_is_a_video_and_its_pictures_are_files(videos, tmp_path):
+    import av
+    build_store(many(tmp_path, videos, 1), tmp_path/'frames', n_frames=6, size=(48, 64), jobs=1, compression='jpeg')
+    with av.open(str(tmp_path/'frames/c00.mjpeg')) as c: x = np.stack([f.to_ndarray(format='rgb24') for f in c.decode(video=0)])
+    assert (read_numbers(x) == 15 + uniform(45, 6)).all()
+    clips = pd.DataFrame([('c00', 'tap/../dancing ..', 'train')], columns=['clip_id', 'label', 'split'])
+    assert export_frames(FrameStore(tmp_path/'frames'), clips, tmp_path/'out') == 6
+    assert sorted(str(p.relative_to(tmp_path)) for p in (tmp_path/'out').rglob('*') if p.is_file()) == [f'out/train/{folder_name(clips.label[0])}/c00/{k:05d}.jpg' for k in range(6)]
+
+def test_same_batches_whoever_fetches_them(videos, tmp_path):
+    from kinetics_dance.loading import ClipDataLoaders
+    clips = many(tmp_path, videos, 11).assign(label=list('abababababa'), split=['train']*9 + ['valid']*2)
+    build_store(clips, tmp_path/'frames', n_frames=12, size=(48, 64), compression='jpeg')
+    def epochs(n=2, **how):
+        dls = ClipDataLoaders.from_store(FrameStore(tmp_path/'frames'), clips.sample(frac=1, random_state=len(how)), n_frames=4, bs=2, flip=True, seed=5, **how)
+        return [t for _ in range(n) for dl in dls for b in dl for t in b]
+    want = epochs()
+    assert len(want) == 2*2*(4 + 1)
+    for how in (dict(num_workers=1, start='fork'), dict(num_workers=2, start='fork'), dict(num_workers=3), dict(num_workers=2, start='spawn')):
+        got = epochs(1 if how.get('start') == 'spawn' else 2, **how)
+        assert all((a == b).all() for a, b in zip(want, got)) and len(got) in (10, 20), how
 
 def test_film_strip_tiles_everything():
     import matplotlib; matplotlib.use('agg')

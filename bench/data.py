@@ -1,0 +1,190 @@
+"""The data: lists, table, mirror and downloader, each against its bar; and a public downloader of the field on the same bad server.
+
+    python bench/data.py                                # lists, table, mirror, overhead, jobs
+    python bench/data.py --peer ENV/bin/python          # also video2dataset, from an environment of its own
+
+The real lists are read from ../shared/data/kinetics where they are; without them that part is skipped. Uploads are served on loopback."""
+import argparse, io, json, multiprocessing, os, platform, re, subprocess, sys, tarfile, tempfile, time
+from pathlib import Path
+import numpy as np, pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tests'))
+from faults import Fault, Faults
+from kinetics_dance.audit import audit
+from kinetics_dance.data import ClipTable, clip_id, official_splits, read_annotations, split, wanted
+from kinetics_dance.download import download
+from kinetics_dance.mirror import CVDF
+from kinetics_dance.video import numbered_clip
+
+LISTS, ROWS = ROOT.parent/'shared/data/kinetics', []
+
+
+def row(what, got, bar, unit='', best='low'):
+    good = got <= bar if best == 'low' else got >= bar
+    ROWS.append((what, got, bar, unit))
+    print(f"{what:72}{got:10.2f} {unit:8}{'at most' if best == 'low' else 'at least'} {bar:8g}  {'ok' if good else 'MISSED'}", flush=True)
+
+
+def manifest(lists, folder):
+    "Read, audit, split, choose, write the table: seconds"
+    start = time.perf_counter()
+    df = pd.concat([read_annotations(l) for l in lists], ignore_index=True)
+    audit(df)
+    clips, _ = split(official_splits(df), 20)
+    ClipTable(Path(folder)/'clips.sqlite').set(wanted(clips))
+    return time.perf_counter() - start
+
+
+def synthetic(path, n=650_000):
+    r, letters = np.random.default_rng(0), np.array(list('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_'))
+    start = r.integers(0, 300, n)
+    pd.DataFrame(dict(label=[f'class {i:03}' for i in r.integers(0, 700, n)], youtube_id=[''.join(x) for x in letters[r.integers(0, 64, (n, 11))]],
+                      time_start=start, time_end=start+10, split=np.where(np.arange(n) < 600_000, 'train', 'validate'))).to_csv(path, index=False)
+
+
+def alone(fn, *args):
+    "(result, peak memory in bytes) of a function in a process of its own"
+    with multiprocessing.get_context('spawn').Pool(1) as pool: return pool.apply(_measured, (fn, args))
+
+def _measured(fn, args):
+    out = fn(*args)
+    # not ru_maxrss: a process that is started inherits that of the one that starts it
+    return out, 1024*int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+
+
+def _write(path, k, n):
+    t = ClipTable(path)
+    for i in range(0, n, 10): t.update([dict(clip_id=clip_id(f'{k:05}{j:06}', 0, 10), status='ok', frames=300) for j in range(i, i+10)])
+
+def writers(folder, n=2000):
+    "Rows a second with 8 processes, ten rows a transaction"
+    path = Path(folder)/'eight.sqlite'
+    ClipTable(path).set(pd.DataFrame([dict(label='a', youtube_id=f'{k:05}{j:06}', time_start=0., time_end=10., split='train') for k in range(8) for j in range(n)]))
+    ps = [multiprocessing.get_context('fork').Process(target=_write, args=(path, k, n)) for k in range(8)]
+    start = time.perf_counter()
+    for p in ps: p.start()
+    for p in ps: p.join()
+    return 8*n/(time.perf_counter() - start)
+
+
+def stream_tar(url, folder, n):
+    "Every tenth member of a tar that comes over HTTP"
+    clips = [dict(clip_id=f'tar{i:08}_000000_000010', youtube_id=f'tar{i:08}', time_start=0., url='big.tar.gz') for i in range(0, n, 10)]
+    got = 0
+    for _, up in CVDF(base=url).stream(clips, Path(folder)):
+        got += up.path.stat().st_size
+        up.path.unlink()
+    return got
+
+def big_tar(path, megabytes=1000):
+    "A tar of clips of 1 MB that do not compress"
+    block = os.urandom(1_000_000)
+    with tarfile.open(path, 'w:gz', compresslevel=1) as t:
+        for i in range(megabytes):
+            m = tarfile.TarInfo(f'tango dancing/tar{i:08}_000000_000010.mp4')
+            m.size = len(block)
+            t.addfile(m, io.BytesIO(block[i % 999:] + block[:i % 999]))
+
+
+def plain(ids, template, folder):
+    "What anybody would write: yt-dlp as a library, then ffmpeg with our settings; nothing is checked or counted"
+    import imageio_ffmpeg, yt_dlp
+    folder.mkdir()
+    y = yt_dlp.YoutubeDL(dict(quiet=True, no_warnings=True, noprogress=True, cachedir=False, proxy='', outtmpl=str(folder/'%(id)s.%(ext)s'),
+                              ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(), fixup='never'))
+    start = time.perf_counter()
+    for i in ids:
+        path = y.extract_info(template.format(id=i))['requested_downloads'][0]['filepath']
+        subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-y', '-ss', '2', '-t', '10', '-threads', '1', '-i', path, '-vf', 'scale=-2:256',
+                        '-c:v', 'libx264', '-preset', 'veryfast', '-crf', '20', '-g', '30', '-bf', '0', '-threads', '1', '-pix_fmt', 'yuv420p',
+                        '-c:a', 'aac', '-b:a', '96k', '-movflags', '+faststart', folder/f'{i}_cut.mp4'], check=True)
+        os.unlink(path)
+    return time.perf_counter() - start
+
+def ours(ids, template, folder, jobs=1, settings=None, **kwargs):
+    table = ClipTable(folder/'clips.sqlite')
+    table.set(pd.DataFrame([dict(label='a', youtube_id=i, time_start=2., time_end=12., split='train', source='youtube') for i in ids]))
+    start = time.perf_counter()
+    out = download(table, folder, url_template=template, jobs=jobs, settings=dict(sleep=0) | (settings or {}), **kwargs)
+    return time.perf_counter() - start, out
+
+
+def peer(python, template, ids, truth, folder):
+    "video2dataset on the same server: what it got, what it wrongly calls a success, and whether it goes on after a kill"
+    pd.DataFrame(dict(url=[template.format(id=i) for i in ids], caption=ids)).to_parquet(folder/'list.parquet')
+    code = ("from video2dataset import video2dataset\nif __name__ == '__main__':\n    video2dataset(url_list=%r, output_folder=%r, input_format='parquet', url_col='url', caption_col='caption', "
+            "output_format='files', encode_formats={'video': 'mp4'})" % (str(folder/'list.parquet'), str(folder/'out')))
+    (folder/'run.py').write_text(code)
+    p = subprocess.run([python, folder/'run.py'], capture_output=True, text=True, cwd=folder, timeout=900)
+    got = {}
+    for j in (folder/'out').rglob('*.json'):
+        d = json.loads(j.read_text())
+        if 'url' in d or 'key' in d: got[d.get('caption') or d.get('url', '').split('/')[-1].removesuffix('.mp4')] = (d.get('status'), j.with_suffix('.mp4'))
+    ok = [i for i, (s, f) in got.items() if s == 'success']
+    wrong = [i for i in ok if truth.get(i) != 'ok']
+    print(f'video2dataset: {len(ok)} of {len(ids)} called a success; of these not a whole video: {len(wrong)} ({", ".join(sorted({w.rstrip("0123456789_") for w in wrong}))})')
+    if p.returncode: print('   it ended with', p.returncode, p.stderr.strip().splitlines()[-1:])
+
+
+def main():
+    a = argparse.ArgumentParser()
+    a.add_argument('--peer', help='python of an environment with video2dataset')
+    a = a.parse_args()
+    print(f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime("%Y-%m-%d")}')
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        if LISTS.is_dir(): row('13,331 + 741 real rows: read, audit, split, table', manifest([LISTS/f'k700_2020_dancing_{s}.csv' for s in ('train', 'validate')], d), 3, 's')
+        else: print('the real lists are not here: that part is skipped')
+        (d/'big').mkdir()
+        synthetic(d/'big.csv')
+        seconds, peak = alone(manifest, [d/'big.csv'], d/'big')
+        row('650,000 synthetic rows: read, audit, split, table', seconds, 20, 's')
+        row('  peak memory', peak/1e9, 1.5, 'GB')
+        row('updates of the table, 8 writers, ten rows a transaction', writers(d), 2000, 'rows/s', 'high')
+        big_tar(d/'big.tar.gz')
+        with Faults({'/big.tar.gz': d/'big.tar.gz'}) as s:
+            start = time.perf_counter()
+            (got, peak), (_, idle) = alone(stream_tar, s.url, d/'big', 1000), alone(len, ())
+            row('a tar of 1 GB streamed, every tenth member taken: peak memory', peak/1e6, 300, 'MB')
+            print(f'  (of which {idle/1e6:.0f} MB are the imports; {got/1e6:.0f} MB written, {1000/(time.perf_counter() - start):.0f} MB/s read)')
+        (d/'big.tar.gz').unlink()
+        downloads(d)
+        if a.peer: faulty(d, a.peer)
+
+
+def downloads(d):
+    clip = numbered_clip(d/'clip.mp4', n=420, fps=30, size=(360, 640), options={'g': '250'})
+    ids = [f'upload_{i:04}' for i in range(24)]
+    with Faults({f'/{i}.mp4': clip for i in ids}) as s:
+        rounds = []
+        for k in range(3):
+            t = plain(ids, s.template(), d/f'plain{k}')
+            rounds.append((t, ours(ids, s.template(), d/f'ours{k}')[0]))
+        row('downloader / plain yt-dlp and ffmpeg, one job (median of 3)', np.median([b/a for a, b in rounds]), 1.1, '×')
+        print('  seconds (plain, ours): ' + ', '.join(f'{a:.1f} {b:.1f}' for a, b in rounds))
+    small = numbered_clip(d/'small.mp4', n=210, fps=15, size=(96, 128))
+    rate = small.stat().st_size/4
+    with Faults({f'/{i}.mp4': small for i in ids}, rate=rate) as s:
+        one, four = (ours(ids, s.template(), d/f'jobs{j}', j, short_side=96)[0] for j in (1, 4))
+        row('four jobs against one, each upload throttled to 4 s', one/four, 3, '×', 'high')
+
+
+def faulty(d, python):
+    "The same 120 uploads with faults for both"
+    whole = numbered_clip(d/'whole.mp4', n=180, fps=15, size=(96, 128))
+    half = whole.read_bytes()[:whole.stat().st_size//2]
+    kinds = dict(fine=Fault(), gone=Fault(status=404), heal=Fault(status=503, times=2), reset=Fault(reset=20_000, times=2), html=Fault(html=True), empty=Fault(body=b''),
+                 cut=Fault(body=half), limit=Fault(status=429, retry_after=1, times=2))
+    ids = [f'{k:_<7}{i:04}' for k in kinds for i in range(15)]
+    plan = {f'/{i}.mp4': kinds[i[:7].rstrip('_')] for i in ids if not i.startswith('fine')}
+    truth = {i: 'ok' if i[:7].rstrip('_') in ('fine', 'heal', 'reset', 'limit') else 'not' for i in ids}
+    with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s:
+        seconds, out = ours(ids, s.template(), d/'faulty', 2, dict(retries=1, wait=.1), short_side=96, wait=.1)
+        ok = set(out.youtube_id[out.status == 'ok'])
+        print(f'kinetics_dance: {len(ok)} of {sum(t == "ok" for t in truth.values())} that can be had, {len([i for i in ok if truth[i] != "ok"])} wrongly called ok, {seconds:.0f} s')
+    (d/'peer').mkdir()
+    with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s: peer(python, s.template(), ids, truth, d/'peer')
+
+
+if __name__ == '__main__': main()
