@@ -110,21 +110,32 @@ def ours(ids, template, folder, jobs=1, settings=None, **kwargs):
     return time.perf_counter() - start, out
 
 
-def peer(python, template, ids, truth, folder):
-    "video2dataset on the same server: what it got, what it wrongly calls a success, and whether it goes on after a kill"
+def peer(python, template, ids, truth, folder, kill_after=None):
+    "video2dataset on the same server: what it calls a success, what of that is wrong; killed once and run again if asked"
+    (folder/'run.py').write_text(
+        "import sys\nfrom video2dataset import video2dataset\nif __name__ == '__main__':\n"
+        f"    video2dataset(url_list={str(folder/'list.parquet')!r}, output_folder={str(folder/'out')!r}, input_format='parquet', url_col='url', caption_col='caption',\n"
+        "        output_format='files', encode_formats={'video': 'mp4'}, config={'subsampling': {}, 'reading': {'yt_args': {'download_size': 360}, 'timeout': 20},\n"
+        "        'storage': {'number_sample_per_shard': 10, 'oom_shard_count': 5, 'captions_are_subtitles': False},\n"
+        "        'distribution': {'processes_count': 2, 'thread_count': 2, 'subjob_size': 1000, 'distributor': 'multiprocessing'}})\n")
     pd.DataFrame(dict(url=[template.format(id=i) for i in ids], caption=ids)).to_parquet(folder/'list.parquet')
-    code = ("from video2dataset import video2dataset\nif __name__ == '__main__':\n    video2dataset(url_list=%r, output_folder=%r, input_format='parquet', url_col='url', caption_col='caption', "
-            "output_format='files', encode_formats={'video': 'mp4'})" % (str(folder/'list.parquet'), str(folder/'out')))
-    (folder/'run.py').write_text(code)
-    p = subprocess.run([python, folder/'run.py'], capture_output=True, text=True, cwd=folder, timeout=900)
-    got = {}
+    start, words = time.perf_counter(), ''
+    for limit in ([kill_after, 600] if kill_after else [600]):
+        p = subprocess.Popen([python, folder/'run.py'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True)
+        try: words = p.communicate(timeout=limit)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(p.pid, 9)
+            p.communicate()
+    ok = []
     for j in (folder/'out').rglob('*.json'):
         d = json.loads(j.read_text())
-        if 'url' in d or 'key' in d: got[d.get('caption') or d.get('url', '').split('/')[-1].removesuffix('.mp4')] = (d.get('status'), j.with_suffix('.mp4'))
-    ok = [i for i, (s, f) in got.items() if s == 'success']
-    wrong = [i for i in ok if truth.get(i) != 'ok']
-    print(f'video2dataset: {len(ok)} of {len(ids)} called a success; of these not a whole video: {len(wrong)} ({", ".join(sorted({w.rstrip("0123456789_") for w in wrong}))})')
-    if p.returncode: print('   it ended with', p.returncode, p.stderr.strip().splitlines()[-1:])
+        if d.get('status') == 'success': ok.append(d['caption'])
+    wrong = [i for i in ok if truth[i] != 'ok']
+    lost = [i for i in ids if truth[i] == 'ok' and i not in ok]
+    kinds = lambda x: ', '.join(f'{n} {k}' for k, n in pd.Series([i[:7].rstrip('_') for i in x], dtype=object).value_counts().items()) or 'none'
+    print(f"video2dataset{f', killed after {kill_after} s and run again' if kill_after else ''}: {len(ok) - len(wrong)} of {sum(t == 'ok' for t in truth.values())} that can be had "
+          f'(not had: {kinds(lost)}), wrongly called a success: {kinds(wrong)}; {time.perf_counter() - start:.0f} s')
+    if not ok: print('   its last words:', *words.strip().splitlines()[-2:], sep='\n   ')
 
 
 def main():
@@ -155,12 +166,17 @@ def main():
 
 def downloads(d):
     clip = numbered_clip(d/'clip.mp4', n=420, fps=30, size=(360, 640), options={'g': '250'})
-    ids = [f'upload_{i:04}' for i in range(24)]
+    ids = [f'upload_{i:04}' for i in range(40)]
     with Faults({f'/{i}.mp4': clip for i in ids}) as s:
         rounds = []
-        for k in range(3):
-            t = plain(ids, s.template(), d/f'plain{k}')
-            rounds.append((t, ours(ids, s.template(), d/f'ours{k}')[0]))
+        for k in range(3):  # each in a process of its own, so that both load what they need
+            rounds.append([])
+            for fn, name in ((plain, 'plain'), (ours, 'ours')):
+                p, start = multiprocessing.get_context('spawn').Process(target=fn, args=(ids, s.template(), d/f'{name}{k}')), time.perf_counter()
+                p.start()
+                p.join()
+                rounds[-1].append(time.perf_counter() - start)
+                if p.exitcode: sys.exit(f'{name} ended with {p.exitcode}')
         row('downloader / plain yt-dlp and ffmpeg, one job (median of 3)', np.median([b/a for a, b in rounds]), 1.1, '×')
         print('  seconds (plain, ours): ' + ', '.join(f'{a:.1f} {b:.1f}' for a, b in rounds))
     small = numbered_clip(d/'small.mp4', n=210, fps=15, size=(96, 128))
@@ -179,12 +195,22 @@ def faulty(d, python):
     ids = [f'{k:_<7}{i:04}' for k in kinds for i in range(15)]
     plan = {f'/{i}.mp4': kinds[i[:7].rstrip('_')] for i in ids if not i.startswith('fine')}
     truth = {i: 'ok' if i[:7].rstrip('_') in ('fine', 'heal', 'reset', 'limit') else 'not' for i in ids}
-    with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s:
-        seconds, out = ours(ids, s.template(), d/'faulty', 2, dict(retries=1, wait=.1), short_side=96, wait=.1)
-        ok = set(out.youtube_id[out.status == 'ok'])
-        print(f'kinetics_dance: {len(ok)} of {sum(t == "ok" for t in truth.values())} that can be had, {len([i for i in ok if truth[i] != "ok"])} wrongly called ok, {seconds:.0f} s')
-    (d/'peer').mkdir()
-    with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s: peer(python, s.template(), ids, truth, d/'peer')
+    how = dict(jobs=2, settings=dict(retries=1, wait=.1), short_side=96, wait=.1)
+    for kill in (None, 8):
+        with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s:
+            f, start = d/f'faulty{kill}', time.perf_counter()
+            if kill:
+                p = multiprocessing.get_context('spawn').Process(target=ours, args=(ids, s.template(), f), kwargs=how)
+                p.start()
+                p.join(kill)
+                p.kill()
+                p.join()
+            _, out = ours(ids, s.template(), f, **how)
+            ok = set(out.youtube_id[out.status == 'ok'])
+            print(f"kinetics_dance{f', killed after {kill} s and run again' if kill else ''}: {len([i for i in ok if truth[i] == 'ok'])} of {sum(t == 'ok' for t in truth.values())} that can be had, "
+                  f"wrongly called ok: {len([i for i in ok if truth[i] != 'ok'])}; {time.perf_counter() - start:.0f} s")
+        (d/f'peer{kill}').mkdir()
+        with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s: peer(python, s.template(), ids, truth, d/f'peer{kill}', kill and 2*kill)
 
 
 if __name__ == '__main__': main()

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['findings', 'audit', 'plot_audit']
 
-# %% ../nbs/00a4_audit.ipynb #9574d21f
-import re
+# %% ../nbs/00a4_audit.ipynb #10a5f2f7
 import pandas as pd
 from .data import official_splits, resolve
 
@@ -55,7 +54,7 @@ def plot_audit(
     axs=None,        # Two axes
 ):
     "Clips of each class by split, and how long they are"
-    import matplotlib.pyplot as plt, seaborn as sns
+    import matplotlib.pyplot as plt
     counts = pd.crosstab(df.label, df.split)
     if axs is None:
         _, axs = plt.subplots(1, 2, figsize=(8, 1.4 + .24*len(counts)), width_ratios=(2, 1), layout='constrained')

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'main']
 
-# %% ../nbs/06a_command_line.ipynb #dcd46e58
+# %% ../nbs/06a_command_line.ipynb #22fe9d4e
 import json, sys
-from pathlib import Path
 from .data import StudyError
 
 # %% ../nbs/06a_command_line.ipynb #94ec6922
@@ -22,24 +21,32 @@ def _download(study, runs, source, train, valid, test, jobs, as_json):
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = lib.prepare(p)
-    with _Screen() as screen: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else 10)
+    with _Screen() as screen:
+        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else 10)
+        except KeyboardInterrupt:
+            print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
+            raise
     _tell(out, as_json)
     if len(gone): print(f'{len(gone)} clips of the lists were left out: '
                         + ', '.join(f'{n} {w}' for w, n in gone.why.value_counts().items()), file=sys.stderr)
 
 def _status(study, runs, as_json):
+    from kinetics_dance import study as lib
     from kinetics_dance.data import ClipTable, run_dir
+    if study.endswith(('.yaml', '.yml')): study, runs = (lib.read_study(study, runs=runs)[k] for k in ('study', 'runs'))
     at = run_dir(study, runs or 'runs')/'clips.sqlite'
     if not at.exists(): raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
     _tell(ClipTable(at).frame(), as_json)
 
 def _tell(clips, as_json):
-    from kinetics_dance.download import rot_report, status_line, status_table
+    from kinetics_dance.download import REFERENCE, rot_report, status_line, status_table
     table = status_table(clips)
     if as_json: return print(json.dumps(dict(classes=table.to_dict('index'), reasons=rot_report(clips).loc['all'].to_dict())))
     why = clips.reason[clips.status != 'ok'].value_counts()
     print(table.rename_axis(None).to_string(), status_line(clips), sep='\n')
     if len(why): print('not there: ' + ', '.join(f'{n} {r}' for r, n in why.items()))
+    if set(clips.source) <= {'youtube', 'cvdf'}:
+        print(f"alive: {rot_report(clips).alive['all']:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
 class _Screen:
     "Lines of progress: one that changes, on a terminal; one below the other, in a log"
@@ -78,7 +85,7 @@ def app():
 
     @app.command()
     def status(
-        study:str=typer.Option(..., help='Name of a study'),
+        study:str=typer.Option(..., help='Name of a study, or path of a study file'),
         runs:str=typer.Option(None, help='Folder of all studies'),
         as_json:bool=typer.Option(False, '--json', help='One JSON object')
     ):

@@ -90,7 +90,7 @@ def _one_list(src, name):
     if name.endswith('.json'):
         text = _bytes(src) if not hasattr(src, 'read') else src.read()
         df = pd.DataFrame(_json_rows(text), columns=COLUMNS)
-    else: df = pd.read_csv(src, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    else: df = pd.read_csv(src if hasattr(src, 'read') else io.BytesIO(_bytes(src)), dtype=str, keep_default_na=False, skip_blank_lines=False)
     missing = [c for c in COLUMNS[1:] if c not in df]
     if missing: raise StudyError(f"{name}: no column {', '.join(missing)}; a Kinetics list has {', '.join(COLUMNS)}")
     if 'label' not in df: df['label'] = None
@@ -100,7 +100,9 @@ def _one_list(src, name):
 def _bytes(path):
     "Contents of a file or a URL"
     if '://' not in str(path): return Path(path).read_bytes()
-    with urlopen(str(path), timeout=60) as r: return r.read(LARGEST)
+    with urlopen(str(path), timeout=60) as r: data = r.read(LARGEST + 1)
+    if len(data) > LARGEST: raise ValueError(f'more than {LARGEST/1e9:.1f} GB')
+    return data
 
 LARGEST = 2**30 # bytes of one list: the longest has 25 MB
 
@@ -336,7 +338,7 @@ FIELDS = dict(
     source='TEXT', url='TEXT', status="TEXT DEFAULT 'pending'", reason='TEXT', attempts='INTEGER DEFAULT 0',
     path='TEXT', bytes='INTEGER', sha256='TEXT',
     width='INTEGER', height='INTEGER', fps='REAL', frames='INTEGER', seconds='REAL',
-    made_of='TEXT', updated='REAL')
+    made_of='TEXT', updated='REAL', wanted='INTEGER DEFAULT 1')
 _FACTS = ['label', 'youtube_id', 'group_', 'time_start', 'time_end', 'split', 'source', 'url']
 
 # %% ../nbs/00_data.ipynb #ea79a7f8
@@ -366,7 +368,7 @@ class ClipTable:
     def set(self,
         clips:pd.DataFrame, # label, youtube_id, time_start, time_end, split, maybe group, source, url
     ):
-        "Make the table hold exactly these clips; what is known of a clip that stays is kept"
+        "Make the table show exactly these clips; what is known of a clip is kept, also while it is not wanted"
         df = clips.assign(clip_id=[
             clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)])
         df['group_'] = df['group'] if 'group' in df else df.youtube_id
@@ -378,7 +380,7 @@ class ClipTable:
         with self._db() as db:
             db.execute('CREATE TEMP TABLE wanted (clip_id TEXT PRIMARY KEY)')
             db.executemany('INSERT INTO wanted VALUES (?)', df[['clip_id']].values.tolist())
-            db.execute('DELETE FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM wanted)')
+            db.execute('UPDATE clips SET wanted = clip_id IN (SELECT clip_id FROM wanted)')
             db.executemany(f"INSERT INTO clips (clip_id, {', '.join(_FACTS)}) "
                            f"VALUES ({', '.join('?'*(1+len(_FACTS)))}) ON CONFLICT(clip_id) DO UPDATE SET "
                            + ', '.join(f'{f}=excluded.{f}' for f in _FACTS), df.values.tolist())
@@ -396,8 +398,8 @@ class ClipTable:
 
     def frame(self)->pd.DataFrame: # All columns, ordered by clip_id
         "The table as a DataFrame"
-        with self._db() as db: df = pd.read_sql('SELECT * FROM clips ORDER BY clip_id', db)
-        return df.rename(columns={'group_': 'group'})
+        with self._db() as db: df = pd.read_sql('SELECT * FROM clips WHERE wanted ORDER BY clip_id', db)
+        return df.drop(columns='wanted').rename(columns={'group_': 'group'})
 
     def export(self,
         path, # A CSV for people, and for whoever compares two runs: without the times of update

@@ -126,7 +126,7 @@ def _empty():
 class CVDF(Source):
     "Kinetics-700-2020 as the Common Visual Data Foundation hosts it: a tar for each class and split"
     def __init__(self, base:str='https://s3.amazonaws.com/kinetics/700_2020/', # Where the column `url` starts
-                 keep:bool|str=False,    # Keep the tars: True, in the folder of the clips; a path, there
+                 keep:str=None,          # Folder to keep the tars in (default: they are not kept)
                  max_filesize:int=200*2**20, # Bytes of one clip
                  ratelimit:float=None,   # Bytes a second, each transfer
                  timeout:float=30,       # Seconds without news from the server
@@ -184,7 +184,7 @@ def _stream(self:CVDF, tar, left, folder, stop):
         except Stopped: return
         except Exception as e:
             problem = _problem(e)
-            if self.keep and problem.reason != 'disk full': self._kept(tar, folder).unlink(missing_ok=True)
+            if self.keep and problem.reason != 'disk full': self._kept(tar).unlink(missing_ok=True)
             break
     for name, clip in left.items(): yield clip, refused.get(name, problem)
 
@@ -207,12 +207,12 @@ def _file(self:CVDF, tar, folder, stop):
         if not self.keep:
             with transfer() as raw: yield io.BufferedReader(raw, 1 << 16), lambda: raw.position
         else:
-            path = self._kept(tar, folder)
+            path = self._kept(tar)
             if not path.is_file(): _save(transfer, path)
             with path.open('rb') as f: yield f, f.tell
 
 @patch
-def _kept(self:CVDF, tar, folder): return (folder if self.keep is True else Path(rooted(self.keep)))/Path(tar).name
+def _kept(self:CVDF, tar): return Path(rooted(self.keep))/Path(tar).name
 
 @patch
 def _pool(self:CVDF):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 from .data import StudyError, nearest, rooted
-from .video import Unavailable
+from .video import Unavailable, probe
 
 # %% ../nbs/00a2_sources.ipynb #3b8c78b8
 FINAL = 'removed', 'private', 'age', 'region', 'not a video', 'too short', 'too large'
@@ -189,6 +189,7 @@ class YouTube(Source):
             raise unavailable(reason_of(e), e, _headers_of(e)) from None
         if not path.is_file(): raise Unavailable('other', 'yt-dlp left no file')
         self._bounded(dict(downloaded_bytes=path.stat().st_size))
+        if part: _whole(path, clip, info.get('duration'))
         return Upload(path, clip['time_start'] if part else 0.)
 
     def _bounded(self, progress):
@@ -208,9 +209,15 @@ class YouTube(Source):
                 quiet=True, no_warnings=True, noprogress=True, logger=_Silent(), color='no_color', cachedir=False,
                 outtmpl='upload.%(ext)s', noplaylist=True, overwrites=True, updatetime=False, fixup='never',
                 format_sort=[f'res:{self.height}', 'codec:h264:aac'], ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(),
-                progress_hooks=[self._bounded], external_downloader_args={'ffmpeg_o': ['-fs', str(self.max_filesize)]},
+                progress_hooks=[self._bounded], external_downloader_args={'ffmpeg_i': ['-rw_timeout', '20000000'], # microseconds without a byte
+                                          'ffmpeg_o': ['-fs', str(self.max_filesize)]},
                 socket_timeout=20) | self.options)
         return self._kept
+
+def _whole(path, clip, duration):
+    "A section whose transfer broke looks like a short video; that is no reason to give a clip up"
+    end = min(clip['time_end'], duration or clip['time_end'])
+    if probe(path)['seconds'] < .9*(end - clip['time_start']): raise Unavailable('truncated', 'the transfer ended early')
 
 class _Silent:
     def debug(self, message): pass

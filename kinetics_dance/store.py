@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from .data import StudyError, writing
-from .reading import frame_times, has_decord, read_frames
+from .reading import frame_times, read_frames
 from .sampling import SAMPLERS
 from .sources import reason_of
 from .video import Unavailable, file_digest, worker_pool
@@ -52,7 +52,7 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     for old in (note, array): old.unlink(missing_ok=True)
     source, times = source or file_digest(path), frame_times(path)
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
-    frames = read_frames(path, index, size=(params['height'], params['width']))
+    frames = read_frames(path, index, size=(params['height'], params['width']), reader=params['reader'])
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)), index=index.tolist(),
                seconds=times[index].round(6).tolist())
     if params['compression'] == 'jpeg':
@@ -113,7 +113,7 @@ def _params(n_frames, size, sampler, compression):
     for name, value, known in (('sampler', sampler, SAMPLERS), ('compression', compression, SUFFIX)):
         if value not in known: raise StudyError(f'{name}: {value!r} is none of {", ".join(known)}')
     return dict(n_frames=int(n_frames), height=int(size[0]), width=int(size[1]), sampler=sampler,
-                reader='decord' if has_decord() else 'pyav', # they scale a little differently
+                reader='pyav', # another one scales a little differently
                 compression=compression) | ({'quality': QUALITY} if compression == 'jpeg' else {})
 
 def _jobs(clips, base):

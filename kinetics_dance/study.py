@@ -23,7 +23,7 @@ from .sources import SOURCES, get_source
 DEFAULTS = dict(
     study='demo', runs='runs', source='demo', annotations=[], folder=None, contains='dancing', classes=[],
     n_train=36, n_valid=6, n_test=16, seed=0, scene_bias=0.0, short_side=192, url_template=None, mirror=None,
-    cookies=None, proxy=None, ratelimit=None, sleep=None, jobs=2)
+    cookies=None, proxy=None, keep=None, ratelimit=None, sleep=None, jobs=2)
 
 def read_study(
     study,     # Name of a study, or path of a study file
@@ -80,7 +80,7 @@ def choose(
     return partial(wanted, clips, p['n_train'], p['n_valid'], p['n_test'])
 
 # %% ../nbs/00c_study.ipynb #d8c0258a
-_SETTINGS = dict(youtube=('cookies', 'proxy', 'ratelimit', 'sleep'), cvdf=('proxy', 'ratelimit'))
+_SETTINGS = dict(youtube=('cookies', 'proxy', 'ratelimit', 'sleep'), cvdf=('proxy', 'keep', 'ratelimit'))
 
 def source_settings(
     p:dict, # Parameters of the data
@@ -88,6 +88,9 @@ def source_settings(
     "A source's settings out of a study's parameters"
     out = {k: p[k] for k in _SETTINGS.get(p['source'], ()) if p[k] is not None}
     if p['source'] == 'youtube' and p['url_template']: out['url_template'] = p['url_template']
+    if p['source'] == 'youtube': # every worker sleeps by itself; what YouTube sees is all of them
+        sleep = p['sleep'] if p['sleep'] is not None else 0 if p['url_template'] else 10
+        out['sleep'] = sleep*p['jobs']
     if p['source'] == 'cvdf' and p['mirror']: out['base'] = p['mirror']
     return out
 

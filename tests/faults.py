@@ -13,7 +13,7 @@ from collections import Counter, namedtuple
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 Hit = namedtuple('Hit', 'seconds path range status sent')   # when (monotonic), what was asked for, status given, bytes of body sent
 PAGE = b'<!DOCTYPE html><html><head><title>Sorry</title></head><body><p>No video here.</p></body></html>'

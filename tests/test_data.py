@@ -1,5 +1,5 @@
 """The real lists, as they are published: what is in them, how they are split, and what the table bears."""
-import itertools, json, multiprocessing, sqlite3, subprocess, sys, tarfile
+import json, multiprocessing, sqlite3, subprocess, sys, tarfile
 import pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from conftest import ROOT

@@ -109,6 +109,7 @@ if __name__ == '__main__':
             build_store(clips, f'{folder}/{name}', n_frames=6, size=(48, 64), jobs=1, compression=form, log=lambda s: None)
             os._exit(0)
         return pid, start
+    def stored(): return len([p for p in os.listdir(f'{folder}/killed') if p.endswith('.json')]) if os.path.exists(f'{folder}/killed') else 0
     pid, start = build('whole')
     os.waitpid(pid, 0)
     whole = time.monotonic() - start
@@ -116,12 +117,16 @@ if __name__ == '__main__':
         if not os.path.exists(f'{folder}/killed') or os.path.exists(f'{folder}/killed/index.parquet'):
             os.system(f'rm -rf {folder}/killed')      # it had been finished: begin again
         pid, start = build('killed')
-        # the first second goes by before a worker is there; most of the kills fall into the work after it
-        time.sleep(whole*rng.uniform(.35, 1) if k % 4 else whole*rng.random())
+        # some kills fall anywhere, before a worker is there, too; most into the work, some clips on from where it stood
+        if not k % 4: time.sleep(whole*rng.random())
+        else:
+            goal = stored() + rng.randint(1, 9)
+            while stored() < goal and not os.path.exists(f'{folder}/killed/index.parquet') and time.monotonic() < start + 30: time.sleep(.001)
+            time.sleep(.02*rng.random())
         # now the process with its workers, as when the power goes, now the process alone, which leaves workers behind
         (os.killpg if k % 2 else os.kill)(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        print(len([p for p in os.listdir(f'{folder}/killed') if p.endswith('.json')]) if os.path.exists(f'{folder}/killed') else 0)
+        print(stored())
     os.waitpid(build('killed')[0], 0)
 """
 

@@ -223,7 +223,6 @@ NO_VIDEO = {'bipbop_480wp_1001kbps-cenc-video-key1-init.mp4': 'truncated', 'inva
 
 @pytest.mark.parametrize('path', media())
 def test_a_real_file(path, pool):
-    from conftest import ROOT  # noqa: F401 (the worker finds this module by the same path)
     if path.name in NO_VIDEO:
         for f in (probe, read_frames, frame_times):
             with pytest.raises(Unavailable, match=NO_VIDEO[path.name]): pool.schedule(f, args=(path,), timeout=LIMIT).result()
