@@ -111,11 +111,11 @@ def ours(ids, template, folder, jobs=1, settings=None, **kwargs):
 
 
 def peer(python, template, ids, truth, folder, kill_after=None):
-    "video2dataset on the same server: what it calls a success, what of that is wrong; killed once and run again if asked"
+    "video2dataset on the same server: what it calls a success (and has a file of), what of that is wrong; killed once and run again if asked"
     (folder/'run.py').write_text(
         "import sys\nfrom video2dataset import video2dataset\nif __name__ == '__main__':\n"
         f"    video2dataset(url_list={str(folder/'list.parquet')!r}, output_folder={str(folder/'out')!r}, input_format='parquet', url_col='url', caption_col='caption',\n"
-        "        output_format='files', encode_formats={'video': 'mp4'}, config={'subsampling': {}, 'reading': {'yt_args': {'download_size': 360}, 'timeout': 20},\n"
+        "        output_format='files', encode_formats={'video': 'mp4'}, config={'subsampling': {}, 'reading': {'yt_args': {'download_size': 360}, 'timeout': 20, 'sampler': None},\n"
         "        'storage': {'number_sample_per_shard': 10, 'oom_shard_count': 5, 'captions_are_subtitles': False},\n"
         "        'distribution': {'processes_count': 2, 'thread_count': 2, 'subjob_size': 1000, 'distributor': 'multiprocessing'}})\n")
     pd.DataFrame(dict(url=[template.format(id=i) for i in ids], caption=ids)).to_parquet(folder/'list.parquet')
@@ -129,10 +129,10 @@ def peer(python, template, ids, truth, folder, kill_after=None):
     ok = []
     for j in (folder/'out').rglob('*.json'):
         d = json.loads(j.read_text())
-        if d.get('status') == 'success': ok.append(d['caption'])
+        if d.get('status') == 'success' and j.with_suffix('.mp4').is_file(): ok.append(d['caption'])
     wrong = [i for i in ok if truth[i] != 'ok']
     lost = [i for i in ids if truth[i] == 'ok' and i not in ok]
-    kinds = lambda x: ', '.join(f'{n} {k}' for k, n in pd.Series([i[:7].rstrip('_') for i in x], dtype=object).value_counts().items()) or 'none'
+    kinds = lambda x: ', '.join(f'{n} {k}' for k, n in pd.Series([i[3:].lstrip('_') for i in x], dtype=object).value_counts().items()) or 'none'
     print(f"video2dataset{f', killed after {kill_after} s and run again' if kill_after else ''}: {len(ok) - len(wrong)} of {sum(t == 'ok' for t in truth.values())} that can be had "
           f'(not had: {kinds(lost)}), wrongly called a success: {kinds(wrong)}; {time.perf_counter() - start:.0f} s')
     if not ok: print('   its last words:', *words.strip().splitlines()[-2:], sep='\n   ')
@@ -192,9 +192,9 @@ def faulty(d, python):
     half = whole.read_bytes()[:whole.stat().st_size//2]
     kinds = dict(fine=Fault(), gone=Fault(status=404), heal=Fault(status=503, times=2), reset=Fault(reset=20_000, times=2), html=Fault(html=True), empty=Fault(body=b''),
                  cut=Fault(body=half), limit=Fault(status=429, retry_after=1, times=2))
-    ids = [f'{k:_<7}{i:04}' for k in kinds for i in range(15)]
-    plan = {f'/{i}.mp4': kinds[i[:7].rstrip('_')] for i in ids if not i.startswith('fine')}
-    truth = {i: 'ok' if i[:7].rstrip('_') in ('fine', 'heal', 'reset', 'limit') else 'not' for i in ids}
+    ids = [f'{i:03}{k:_>8}' for i in range(15) for k in kinds]      # in the order of the table, kinds alternate
+    plan = {f'/{i}.mp4': kinds[i[3:].lstrip('_')] for i in ids if not i.endswith('fine')}
+    truth = {i: 'ok' if i[3:].lstrip('_') in ('fine', 'heal', 'reset', 'limit') else 'not' for i in ids}
     how = dict(jobs=2, settings=dict(retries=1, wait=.1), short_side=96, wait=.1)
     for kill in (None, 8):
         with Faults({f'/{i}.mp4': whole for i in ids}, dict(plan)) as s:

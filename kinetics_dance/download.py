@@ -118,23 +118,23 @@ def held(folder:Path # The study's folder
 class Pace:
     "Who may ask when: pauses after an answer that says too often"
     def __init__(self, wait:float=60, # First pause, in seconds, where the server names none; doubles, with jitter
-                 longest:float=1800,  # A pause that a server may ask for; for a longer one, the run ends
-                 patience:int=5       # How many pauses in a row
+                 longest:float=1800,  # Seconds in a row that may be spent in pauses
+                 patience:int=5       # How many pauses in a row, where the server names none
                 ):
-        self.wait, self.longest, self.patience, self.until, self.hits, self.why = wait, longest, patience, 0., 0, None
+        self.wait, self.longest, self.patience = wait, longest, patience
+        self.until, self.hits, self.waited, self.why = 0., 0, 0., None
 
     def hit(self, retry_after:float=None, now:float=None):
         "A server said: too often"
         if (now := time.monotonic() if now is None else now) < self.until: return # it was asked before the pause began
         pause = retry_after or self.wait*2**self.hits*random.uniform(.75, 1.25)
-        self.hits, self.until = self.hits + 1, now + pause
-        if self.hits > self.patience or pause > self.longest:
-            self.why = (f'the server wants to be left alone for {timedelta(seconds=round(pause))}'
-                        if pause > self.longest else f'rate-limited {self.hits} times in a row')
+        self.until, self.waited, self.hits = now + pause, self.waited + pause, self.hits + (not retry_after)
+        if self.waited > self.longest: self.why = f'the server wants to be left alone for {timedelta(seconds=round(self.waited))}'
+        elif self.hits > self.patience: self.why = f'rate-limited {self.hits} times in a row'
 
     def fine(self):
         "A server gave something"
-        if time.monotonic() >= self.until: self.hits = 0
+        if time.monotonic() >= self.until: self.hits, self.waited = 0, 0.
 
 # %% ../nbs/00b_download.ipynb #bea10c33
 class Progress:
