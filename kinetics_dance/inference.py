@@ -181,7 +181,7 @@ def app():
 def main(
     args=None, # Arguments; those of the process by default
 ):
-    "`python -m kinetics_dance.inference`; the [command line](06a_command_line.ipynb) has more commands"
+    "`python -m kinetics_dance.inference`; the command line `kinetics-dance` has more commands"
     try: app()(args)
     except StudyError as e:
         print(f'error: {e}', file=sys.stderr)

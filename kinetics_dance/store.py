@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIX', 'QUALITY', 'FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', 'store_clip', 'build_store', 'store_bytes']
 
-# %% ../nbs/00f_store.ipynb #975f6dfd
-import io, json, re, shutil, sys, time
+# %% ../nbs/00f_store.ipynb #87f4876c
+import io, json, re, shutil, sys, time, warnings
 from concurrent.futures import TimeoutError, as_completed
 from pathlib import Path
 from typing import Callable
@@ -71,9 +71,11 @@ def _try_clip(clip_id, path, folder, params, source):
         if not Path(path).exists(): raise Unavailable('removed', f'{Path(path).name}: no such file')
         if source and source['bytes'] != Path(path).stat().st_size:
             raise Unavailable('other', f'{Path(path).name} is not what was downloaded')
-        store_clip(clip_id, path, folder, params, source)
+        with warnings.catch_warnings(record=True) as said: # of frames that are missing at the end
+            warnings.simplefilter('always', UserWarning)
+            store_clip(clip_id, path, folder, params, source)
     except Exception as e: return getattr(e, 'reason', None) or reason_of(e), str(e)
-    return None, ''
+    return None, '; '.join(str(w.message) for w in said)
 
 def _finished(future):
     "(reason, detail) of a clip, also of one whose worker was killed or died"
