@@ -12,7 +12,8 @@ from .data import StudyError
 # %% ../nbs/06a_command_line.ipynb #94ec6922
 def _number(text, name):
     "Clips a class: a number, or `all`"
-    if text is None or text == 'all': return None if text is None else 0
+    if text is None: return None # as the study file has it
+    if text == 'all': return 0
     if not text.isdecimal(): raise StudyError(f"--{name}: {text!r} is neither a number of clips nor 'all'")
     return int(text)
 
@@ -97,10 +98,8 @@ def main(
     args:list=None, # Arguments; those of the process by default
 ):
     "The command `kinetics-dance`: exit code 0, or 2 for a mistake of the user"
-    try: app()(args)
-    except StudyError as e:
-        print(f'error: {e}', file=sys.stderr)
-        sys.exit(2)
+    from kinetics_dance.inference import main as run
+    run(args, app())
 
 # %% ../nbs/06a_command_line.ipynb #2d9f187c
 # python -m kinetics_dance.command_line, not this notebook

@@ -180,9 +180,10 @@ def app():
 
 def main(
     args=None, # Arguments; those of the process by default
+    application=None, # A typer application; that of this notebook by default
 ):
-    "`python -m kinetics_dance.inference`; the command line `kinetics-dance` has more commands"
-    try: app()(args)
+    "Run commands: exit code 0, or 2 and one line for a mistake of the user"
+    try: (application or app())(args)
     except StudyError as e:
         print(f'error: {e}', file=sys.stderr)
         sys.exit(2)

@@ -79,8 +79,8 @@ def choose(
     "Which clips the study wants, as `download` asks it"
     return partial(wanted, clips, p['n_train'], p['n_valid'], p['n_test'])
 
-# %% ../nbs/00c_study.ipynb #d8c0258a
-_SETTINGS = dict(youtube=('cookies', 'proxy', 'ratelimit', 'sleep'), cvdf=('proxy', 'keep', 'ratelimit'))
+# %% ../nbs/00c_study.ipynb #c18cca82
+_SETTINGS = dict(youtube=('cookies', 'proxy', 'ratelimit'), cvdf=('proxy', 'keep', 'ratelimit'))
 
 def source_settings(
     p:dict, # Parameters of the data

@@ -1,8 +1,9 @@
 """The downloader against a real HTTP server on loopback: what cannot be shown in a cell."""
-import functools, http.server, os, shutil, signal, subprocess, sys, threading, time
+import os, shutil, signal, subprocess, sys, time
 from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, pandas as pd, pytest
+from faults import Fault, Faults
 from kinetics_dance.data import ClipTable, StudyError
 from kinetics_dance.download import Pace, download, rot_report
 from kinetics_dance.sources import YouTube, get_source
@@ -12,33 +13,8 @@ from kinetics_dance.video import (Unavailable, killable, normalise_clip, numbere
 def frames_of(path):
     with av.open(str(path)) as c: return np.stack([f.to_ndarray(format='rgb24') for f in c.decode(video=0)])
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    "Serves a folder; an id that begins with a fault's name gets that fault"
-    def log_message(self, *args): pass
-    def end_headers(self):
-        self.send_header('Accept-Ranges', 'bytes'); super().end_headers()
-    def copyfile(self, source, out):
-        try: super().copyfile(source, out)
-        except ConnectionError: pass
-    def do_GET(self):
-        name = self.path.lstrip('/')
-        if name.startswith('stall'): return time.sleep(30)
-        for code in (403, 410, 429, 503):
-            if name.startswith(f'e{code}'): return self.send_error(code)
-        if name.startswith('page'):
-            body = b'<html><title>Sorry</title><p>No video here.</html>'
-            self.send_response(200); self.send_header('Content-Type', 'text/html'); self.send_header('Content-Length', str(len(body)))
-            self.end_headers(); return self.wfile.write(body)
-        if (wanted := self.headers.get('Range')) and wanted != 'bytes=0-': return self.send_part(Path(self.directory)/name, wanted)
-        super().do_GET()
-    def send_part(self, path, wanted):
-        data = path.read_bytes()
-        start, end = (int(i) if i else None for i in wanted.removeprefix('bytes=').split('-'))
-        part = data[start:] if end is None else data[start:end+1]
-        self.send_response(206); self.send_header('Content-Length', str(len(part)))
-        self.send_header('Content-Range', f'bytes {start}-{start+len(part)-1}/{len(data)}'); self.end_headers()
-        try: self.wfile.write(part)
-        except ConnectionError: pass
+PLAN = {f'/{name}.mp4': fault for name, fault in dict(
+    stall______=Fault(delay=30), page_of_txt=Fault(html=True, body=b''), **{f'e{c}_______': Fault(status=c) for c in (403, 410, 429, 503)}).items()}
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
@@ -51,10 +27,7 @@ def served(tmp_path_factory):
     normalise_clip(whole, ordered)
     (folder/'cut_short02.mp4').write_bytes(ordered.read_bytes()[:int(ordered.stat().st_size*.6)])
     (folder/'just_text01.mp4').write_text('not a video\n'*5000)
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f'http://127.0.0.1:{server.server_port}/{{id}}.mp4'
-    server.shutdown()
+    with Faults(folder, PLAN) as server: yield folder, server.template()
 
 def clip_rows(*rows): return pd.DataFrame([dict(zip(('youtube_id', 'time_start', 'time_end'), r), label='tap dancing', split='train', source='demo') for r in rows])
 
