@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'FrameStore', 'normalise', 'pictures']
 
-# %% ../nbs/00g_batches.ipynb #ffde7c5a
-import json, mmap, os
+# %% ../nbs/00g_batches.ipynb #a9d78e03
+import io, json, mmap, os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, numpy.lib.format
 from fastcore.basics import patch
-from .data import StudyError
+from .data import StudyError, pd
 from .store import FORMAT, SUFFIX, unpack_jpeg
 
 # %% ../nbs/00g_batches.ipynb #c05fbf97
@@ -55,9 +55,17 @@ def _map(self:FrameStore, clip_id):
         with open(path, 'rb') as f: data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         if len(data) != self._bytes[clip_id]: raise ValueError('another size')
         if self.packed: x = data, np.array(json.loads(path.with_suffix('.json').read_text())['offsets'])
-        else: x = np.frombuffer(data, np.uint8, offset=len(data) - int(np.prod(self.shape))).reshape(self.shape)
+        else:
+            numpy.lib.format.read_magic(head := io.BytesIO(data[:256]))
+            what = numpy.lib.format.read_array_header_1_0(head)
+            x = np.frombuffer(data, np.uint8, offset=head.tell())
     except (OSError, ValueError):
         raise StudyError(f'clip {clip_id}: {self.folder.name}/{path.name} is damaged; run 01_frames again') from None
+    if not self.packed:
+        if what != (self.shape, False, np.uint8):
+            raise StudyError(f'clip {clip_id}: {self.folder.name}/{path.name} holds {what[2]} of shape {what[0]}, the rest '
+                             f'of the store has {self.shape}; delete the file and run 01_frames again')
+        x = x.reshape(self.shape)
     if len(self._open) >= 512: self._open.pop(next(iter(self._open))) # every map holds a file handle
     self._open[clip_id] = x
     return x
@@ -68,7 +76,10 @@ def _frames(self:FrameStore, clip_id, index):
     x = self._map(clip_id)
     if not self.packed: return [x[i] for i in index]
     out = np.empty((len(index), *self.shape[1:]), np.uint8)
-    unpack_jpeg(*x, index, out)
+    try: unpack_jpeg(*x, index, out)
+    except ValueError as e:
+        raise StudyError(f'clip {clip_id}: {e}; delete {self.folder.name}/{clip_id}{SUFFIX["jpeg"]} and run 01_frames '
+                         'again') from None
     return out
 
 # %% ../nbs/00g_batches.ipynb #03b0315d

@@ -5,41 +5,50 @@
 # %% auto #0
 __all__ = ['CNNLSTM']
 
-# %% ../nbs/03_cnn_lstm.ipynb #2c6a1781
+# %% ../nbs/03_cnn_lstm.ipynb #68d220e2
 import torch
 from torch import nn, Tensor
+from .backbones import FrameFeatures
 from .data import StudyError
-from .per_frame import FrameFeatures
 
 # %% ../nbs/03_cnn_lstm.ipynb #37600029
 class CNNLSTM(nn.Module):
     "A picture network and an LSTM over its features"
+    study_parameters = FrameFeatures.study_parameters | {'hidden': 'lstm_hidden', 'layers': 'lstm_layers', 'state': 'lstm_state',
+                                                         'bidirectional': 'lstm_bidirectional'}
     def __init__(self,
-        n_classes:int,          # Classes
-        backbone:str='small',   # Name of the picture network
-        weights:str='none',     # Its weights
-        grid:int=2,             # A frame is kept as grid x grid places
-        hidden:int=128,         # Size of the LSTM's state
-        layers:int=1,           # LSTMs on top of each other
-        state:str='mean',       # What the classes are read from: `mean` of the states, or the `last`
-        dropout:float=.2,       # Before the last layer
+        n_classes:int,            # Classes
+        backbone:str='small',     # Name of the picture network
+        weights:str='none',       # Its weights
+        grid:int=2,               # A frame is kept as grid x grid places
+        batch_norm:str='train',   # `frozen`: its batch norms keep the statistics of the weights
+        hidden:int=128,           # Size of the LSTM's state
+        layers:int=1,             # LSTMs on top of each other
+        bidirectional:bool=False, # Whether to walk back in time, too
+        state:str='mean',         # What the classes are read from: `mean` of the states, or the `last`
+        dropout:float=.2,         # Before the last layer
     ):
         super().__init__()
         if state not in ('mean', 'last'): raise StudyError(f"lstm_state: {state!r} is neither mean nor last")
-        self.features,self.state = FrameFeatures(backbone, weights, grid),state
+        if layers not in (1, 2): raise StudyError(f'lstm_layers: {layers!r} is neither 1 nor 2')
+        self.features,self.state,self.hidden = FrameFeatures(backbone, weights, grid, batch_norm),state,hidden
+        self.pretraining = self.features.pretraining
         width = self.features.places*self.features.channels
         self.norm = nn.LayerNorm(width)
         # (B,T,C): without batch_first it would run over the batch
-        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, n_classes))
+        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden*(1+bidirectional), n_classes))
 
-    def states(self, x):
-        h,_ = self.lstm(self.norm(self.features(x).flatten(2)))          # (B,T,hidden)
-        return h
+    def score(self,
+        f:Tensor, # Features, `(B,T,N,C)`
+    )->Tensor: # Scores, `(B,n_classes)`
+        "Along time, then the state that counts"
+        h,_ = self.lstm(self.norm(f.flatten(2)))                         # (B,T,hidden), or (B,T,2*hidden)
+        if self.state == 'mean': return self.head(h.mean(1))
+        return self.head(torch.cat([h[:, -1, :self.hidden], h[:, 0, self.hidden:]], 1))
 
     def forward(self,
         x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
     )->Tensor: # Scores, `(B,n_classes)`
         "Features of all frames at once, then along time"
-        h = self.states(x)
-        return self.head(h.mean(1) if self.state == 'mean' else h[:, -1])
+        return self.score(self.features(x))

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'main']
 
-# %% ../nbs/06a_command_line.ipynb #22fe9d4e
+# %% ../nbs/06a_command_line.ipynb #dcd46e58
 import json, sys
+from pathlib import Path
 from .data import StudyError
 
 # %% ../nbs/06a_command_line.ipynb #94ec6922
@@ -62,42 +63,139 @@ class _Screen:
         if self.live: self.status.stop()
     def __call__(self, line): self.status.update(line) if self.live else print(line, file=sys.stderr, flush=True)
 
+# %% ../nbs/06a_command_line.ipynb #48624ecc
+def _frames(study, runs, jobs, as_json):
+    from kinetics_dance.data import ClipTable, run_dir
+    from kinetics_dance.store import build_store
+    from kinetics_dance.study import read_settings
+    p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2) | read_settings(study, runs=runs, jobs=jobs)
+    run = run_dir(p['study'], p['runs'])
+    if not (run/'clips.sqlite').exists():
+        raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
+    table = ClipTable(run/'clips.sqlite')
+    out = build_store(table.frame().dropna(subset=['path']), run/'frames', p['n_frames'], (p['frame_height'], p['frame_width']),
+                      jobs=p['jobs'], compression=p['compression'], log=_news)
+    table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
+    counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
+    print(json.dumps(counts) if as_json else f'{run/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))
+
+def _train(study, model, seed, runs, as_json):
+    from kinetics_dance.units import train_study
+    cards = train_study(study, model=model, seed=seed, runs=runs, log=_news)
+    if as_json: return print(json.dumps(cards, default=str))
+    for c in cards: print(f"{c['name']} seed {c['recipe'].get('seed', 0)}: {c['parameters']:,} parameters, {c['seconds']:.0f} s")
+
+def _news(line): print(line, file=sys.stderr, flush=True)
+
+# %% ../nbs/06a_command_line.ipynb #26ec0406
+def _checkout():
+    "The project's folder: where the working directory is, or the one that this library is installed from"
+    import kinetics_dance
+    from kinetics_dance.data import project_root
+    for root in (project_root(), Path(kinetics_dance.__file__).resolve().parent.parent):
+        if (root/'report'/'run.py').is_file() and (root/'nbs').is_dir(): return root
+    raise StudyError('report: needs the project itself (its notebooks, studies/ and report/), not only the installed library; '
+                     'run it in a clone, or `make report` there')
+
+def _report(study, runs, as_json):
+    import subprocess
+    from kinetics_dance.data import run_dir
+    root = _checkout()
+    file = Path(study) if study.endswith(('.yaml', '.yml')) else root/'studies'/f'{study}.yaml'
+    if not file.is_file(): raise StudyError(f'study: there is no {file}')
+    more = ['--runs', str(Path(runs).absolute())] if runs else []
+    steps = [['report.run', str(file.resolve()), *more], ['report.site', file.stem, *more]]
+    for step in steps:
+        done = subprocess.run([sys.executable, '-m', *step], cwd=root, stdout=sys.stderr if as_json else None)
+        if done.returncode: return done.returncode
+    if as_json: print((run_dir(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
+
+# %% ../nbs/06a_command_line.ipynb #76445ef0
+def _demo_video(out, seed, as_json):
+    from kinetics_dance import demo
+    from kinetics_dance.arguments import check_target
+    spec = demo.upload_spec(sorted(demo.PAIRS)[seed % len(demo.PAIRS)], seed, 'test')
+    demo.render_upload(spec, check_target(out, '--out', suffixes=('.mp4',)))
+    dances = demo.annotations([spec])[['label', 'time_start', 'time_end']].to_dict('records')
+    if as_json: return print(json.dumps(dict(video=str(out), dances=dances)))
+    print(out, *(f"  {d['time_start']:.0f} – {d['time_end']:.0f} s  {d['label']}" for d in dances), sep='\n')
+
 # %% ../nbs/06a_command_line.ipynb #0cc822b6
 def app():
     "The typer application `kinetics-dance`"
     import typer
     from kinetics_dance import inference
-    app = inference.app()
+    app, option = inference.app(), typer.Option
     clips = 'clips a class, or all (default: as the study file has it)'
+    json_option, runs_option = option(False, '--json', help='JSON'), option(None, help='Folder of all studies')
+    study_option = option(..., help='Name of a study, or path of a study file')
 
     @app.command()
     def download(
-        study:str=typer.Option(..., help='Name of a study, or path of a study file'),
-        source:str=typer.Option(None, help='demo, folder, youtube or cvdf'),
-        train:str=typer.Option(None, help=f'Training {clips}'),
-        valid:str=typer.Option(None, help=f'Validation {clips}'),
-        test:str=typer.Option(None, help=f'Test {clips}'),
-        jobs:int=typer.Option(None, min=1, help='Downloads at a time'),
-        runs:str=typer.Option(None, help='Folder of all studies'),
-        as_json:bool=typer.Option(False, '--json', help='One JSON object')
+        study:str=study_option,
+        source:str=option(None, help='demo, folder, youtube or cvdf'),
+        train:str=option(None, help=f'Training {clips}'),
+        valid:str=option(None, help=f'Validation {clips}'),
+        test:str=option(None, help=f'Test {clips}'),
+        jobs:int=option(None, min=1, help='Downloads at a time'),
+        runs:str=runs_option, as_json:bool=json_option
     ):
         "Fetch the clips of a study: stop it at any time, give the same line again and it goes on"
         _download(study, runs, source, train, valid, test, jobs, as_json)
 
     @app.command()
-    def status(
-        study:str=typer.Option(..., help='Name of a study, or path of a study file'),
-        runs:str=typer.Option(None, help='Folder of all studies'),
-        as_json:bool=typer.Option(False, '--json', help='One JSON object')
-    ):
+    def status(study:str=study_option, runs:str=runs_option, as_json:bool=json_option):
         "How far the download of a study is, by class"
         _status(study, runs, as_json)
+
+    @app.command()
+    def frames(study:str=study_option, runs:str=runs_option, jobs:int=option(None, min=1, help='Processes'), as_json:bool=json_option):
+        "Decode the clips of a study, once, into its frame store"
+        _frames(study, runs, jobs, as_json)
+
+    @app.command()
+    def train(
+        study:str=study_option,
+        model:str=option(None, help='One of its models (default: all)'),
+        seed:int=option(None, help='One of its seeds (default: all)'),
+        runs:str=runs_option, as_json:bool=json_option
+    ):
+        "Train models of a study whose frames are there"
+        _train(study, model, seed, runs, as_json)
+
+    @app.command()
+    def report(study:str=option('demo', help='Name of a study, or path of a study file'), runs:str=runs_option, as_json:bool=json_option):
+        "Run a study's notebooks and build its site; needs the project, not only the library"
+        raise typer.Exit(_report(study, runs, as_json) or 0)
+
+    @app.command()
+    def export(
+        format:str=option('onnx', help='onnx or torch_export'),
+        model_path:str=option(None, help='Folder of a model; the newest below runs/ by default'),
+        out:str=option(None, help='File to write (default: in the folder of the model)'), as_json:bool=json_option
+    ):
+        "Write a model as a graph that runs without this library: frames in, probabilities out"
+        from kinetics_dance.arguments import check_target
+        from kinetics_dance.cards import find_model
+        folder = find_model(model_path)
+        if out: check_target(out, '--out')
+        from kinetics_dance.export import export_model
+        path = export_model(folder, format, out)
+        print(json.dumps(dict(model=str(folder), path=str(path))) if as_json else path)
+
+    @app.command()
+    def demo_video(
+        out:str=option('demo.mp4', help='File to write'),
+        seed:int=option(0, min=0, help='Another number, another dancer'), as_json:bool=json_option
+    ):
+        "Render a video to try a model on"
+        _demo_video(out, seed, as_json)
     return app
 
 def main(
-    args:list=None, # Arguments; those of the process by default
+    args:list|None=None, # Arguments; those of the process by default
 ):
-    "The command `kinetics-dance`: exit code 0, or 2 for a mistake of the user"
+    "The command `kinetics-dance`: exit code 0; 2 for a mistake of the user; 1 for a fault of ours"
     from kinetics_dance.inference import main as run
     run(args, app())
 

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader, _FakeLoader
+from .augmentation import DRAWS, augment
 from .batches import FrameStore, normalise, pictures
 from .data import StudyError
 from .sampling import film_strip, spread
@@ -70,6 +71,7 @@ class Clips:
 class _Fetcher(_FakeLoader):
     "fastai's link to torch's workers, with a choice of how they start"
     start = None
+    def __getstate__(self): return self.__dict__ | {'generator': None} # stays here
     @property
     def multiprocessing_context(self): return multiprocessing.get_context(self.start) if self.num_workers else None
 
@@ -81,15 +83,23 @@ class ClipLoader(DataLoader):
         train:bool=False, # Shuffle, augment, drop the incomplete last batch
         num_workers:int=0, # Processes that fetch
         device=None,      # Where batches go
-        light:float=.2,   # How much brightness and contrast of a clip may change in training
+        light:float=.2,   # How much brightness, contrast and saturation of a clip may change in training
         start:str|None=None, # How workers start: `fork`, `spawn`, or None: as the system does it
+        zoom:float=0.,    # How much larger things may become in training
     ):
-        self.clips,self.train,self.light,self.epoch = clips,train,light,-1
-        pin = num_workers > 0 and str(device).startswith('cuda')
+        self.clips,self.train,self.light,self.zoom = clips,train,light,zoom
+        self.epoch,self.step = -1,0 # epoch: of the batches that come, or came last; step: those of it that are out
+        pin = num_workers > 0 and str(device).startswith('cuda') # then copies to the device start from locked memory
         super().__init__(range(len(clips)), bs=min(bs, len(clips)), shuffle=train, drop_last=train,
                          num_workers=num_workers, device=device, pin_memory=pin)
         self.fake_l = _Fetcher(self, pin, num_workers, 0, persistent_workers=False, pin_memory_device='')
         self.fake_l.start = start
+        self.fake_l.generator = torch.Generator() # else each epoch would take a number from the model's
+
+    def __iter__(self):
+        try: yield from super().__iter__()
+        except StudyError as e: # a worker's comes wrapped in a traceback
+            raise StudyError(str(e).strip().split('StudyError: ')[-1]) from None
 
     def _rng(self, *what): return np.random.default_rng((self.clips.seed, self.epoch, *what))
     def wif(self): self.clips.store.threads = 1 # a worker is one of several already
@@ -102,19 +112,23 @@ class ClipLoader(DataLoader):
     def after_batch(self, b):
         x,y = b
         x = normalise(x)    # (B,T,3,h,w)
-        if self.train and self.light:
-            self.step += 1
-            # one contrast and one brightness a clip
-            d = self._rng(3, self.step).uniform(-self.light, self.light, (2, len(x), 1, 1, 1, 1))
-            contrast,brightness = torch.from_numpy(d).to(x)
-            x.mul_(1+contrast).add_(brightness)
-        return x,y
+        self.step += 1
+        if not self.train: return x,y
+        u = torch.from_numpy(self._rng(3, self.step).random((len(x), DRAWS))).float() # not every device has doubles
+        return augment(x, u, self.light, self.zoom),y
+
+    def batch_ids(self,
+        step:int, # Number of a batch in the current epoch, from 0
+    )->list: # Names of its clips
+        "Which clips are in a batch"
+        order = self.shuffle_fn(range(len(self.clips))) if self.train else range(len(self.clips))
+        return self.clips.ids[list(order[step*self.bs:(step+1)*self.bs])].tolist()
 
     def one_batch(self):
         "A batch to look at; it does not count as the beginning of an epoch"
-        epoch = self.epoch
+        kept = self.epoch,self.step
         try: return super().one_batch()
-        finally: self.epoch = epoch
+        finally: self.epoch,self.step = kept
 
     def show_batch(self,
         max_n:int=4,  # Most clips
@@ -143,10 +157,11 @@ class ClipDataLoaders(DataLoaders):
         bs:int=8,           # Clips a batch in training; four times as many in validation
         seed:int=0,         # Draws the order of the clips, crops, sampling phase, mirror and light
         flip:bool=False,    # Mirror half of the clips in training?
-        light:float=.2,     # How much brightness and contrast of a clip may change in training
+        light:float=.2,     # How much brightness, contrast and saturation of a clip may change in training
         num_workers:int=0,  # Processes that fetch batches
         start:str|None=None, # How they start: `fork`, `spawn`, or None: as the system does it
         device='cpu',       # Where batches go
+        zoom:float=0.,      # How much larger things may become in training
     )->'ClipDataLoaders': # With loaders `train` and `valid`
         "Loaders from a frame store and a table that splits its clips"
         classes = sorted(table.label.unique()) if classes is None else classes
@@ -156,5 +171,5 @@ class ClipDataLoaders(DataLoaders):
             if not len(rows): raise StudyError(f'the table has no {split} clip; take more clips')
             clips = Clips(store, rows, classes, n_frames, crop, seed, flip)
             loaders.append(ClipLoader(clips, bs if split == 'train' else 4*bs, split == 'train', num_workers, device,
-                                      light, start))
+                                      light, start, zoom))
         return cls(*loaders, device=device)
