@@ -1,6 +1,6 @@
 """What pretrained weights are worth: a frozen MobileNetV2 with ImageNet weights against the same network with random ones, on real motion.
 
-    python bench/transfer.py [--train 40] [--test 30] [--actions 15]
+    python bench/transfer.py [--train 25] [--test 20] [--actions 10]
 
 The motion is that of Penn Action (joints of real people, official split), drawn as a dancer of the rendered study in a costume and before a
 backdrop that are drawn anew for each sequence, and have nothing to do with the action. Eight frames of a sequence go through the frozen network once; the same
@@ -8,6 +8,7 @@ heads are then trained on the features, with the same seeds: the vote of single 
 initialised (`random`), and with batch norms whose statistics were taken from the training clips (`random, calibrated`).
 Needs ../shared/data; on two cores about four minutes."""
 import argparse, json, time, warnings
+from functools import partial
 warnings.filterwarnings('ignore', category=FutureWarning)
 from pathlib import Path
 import numpy as np, torch
@@ -86,7 +87,7 @@ def accuracy(model, f, y, train, epochs, seed, lr=1e-3, bs=32):
     return float(((p.mean(1) if p.ndim == 3 else p).argmax(1) == y[~train]).float().mean())
 
 
-def compare(actions, n_train, n_test, epochs=15, seeds=(0, 1, 2), calibrated=True, heads=('vote', 'LSTM'), say=print):
+def compare(actions, n_train, n_test, epochs=15, seeds=(0, 1), calibrated=True, heads=('vote', 'LSTM'), say=partial(print, flush=True)):
     "`{weights: {head: accuracies}}`, and the number of test clips"
     start = time.perf_counter()
     found = list(sequences(actions, n_train, n_test))
@@ -109,7 +110,7 @@ def compare(actions, n_train, n_test, epochs=15, seeds=(0, 1, 2), calibrated=Tru
 
 def main():
     ap = argparse.ArgumentParser()
-    for name, n in (('--train', 40), ('--test', 30), ('--actions', 15)): ap.add_argument(name, type=int, default=n)
+    for name, n in (('--train', 25), ('--test', 20), ('--actions', 10)): ap.add_argument(name, type=int, default=n)
     a = ap.parse_args()
     if not MOTION.exists() or not WEIGHTS.exists(): return print(f'skipped: {DATA} is not there')
     torch.set_num_threads(2)

@@ -26,7 +26,7 @@ def stretch(
     since = start or 0.
     if duration is not None:
         if end is not None and abs(since+duration-end) > 1e-6:
-            raise StudyError(f'--duration: {duration:g} s from {since:g} s on do not end at {end:g} s; give one of the two')
+            raise StudyError(f'--duration: from {since:g} s on, {duration:g} s do not end at {end:g} s; give one of both')
         end = since+duration
     if end is not None and end <= since: raise StudyError(f'--end-time: {end:g} s is not after the start, {since:g} s')
     return since, end
@@ -39,7 +39,8 @@ def find_videos(
     found = []
     for name in map(str, names):
         if os.path.isdir(name):
-            some = sorted(str(p) for p in Path(name).rglob('*') if p.suffix.lower() in VIDEO_SUFFIXES and p.name[0] != '.')
+            some = sorted(str(p) for p in Path(name).rglob('*')
+                          if p.suffix.lower() in VIDEO_SUFFIXES and p.name[0] != '.')
             if not some: raise StudyError(f'{name}: no video below this folder')
         elif glob.has_magic(name) and not os.path.exists(name):
             some = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
@@ -54,7 +55,8 @@ def check_video(
     "`StudyError` unless it is that of a file"
     try:
         if os.path.isfile(path): return Path(path)
-        what = 'a folder, not a video' if os.path.isdir(path) else 'not a file' if os.path.exists(path) else 'no such file'
+        what = ('a folder, not a video' if os.path.isdir(path) else 'not a file' if os.path.exists(path) else
+                'no such file')
     except ValueError: what = 'not a name' # a null byte
     raise StudyError(f'{path}: {what}')
 
@@ -67,9 +69,11 @@ def check_target(
 )->Path: # The same
     "`StudyError` where it cannot be written, or is the video itself"
     path = Path(path)
-    if suffixes and path.suffix.lower() not in suffixes: raise StudyError(f'{option}: {path} does not end in {" or ".join(suffixes)}')
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise StudyError(f'{option}: {path} does not end in {" or ".join(suffixes)}')
     if path.is_dir(): raise StudyError(f'{option}: {path} is a folder')
-    if video is not None and path.exists() and os.path.samefile(path, video): raise StudyError(f'{option}: {path} is the video itself')
+    if video is not None and path.exists() and os.path.samefile(path, video):
+        raise StudyError(f'{option}: {path} is the video itself')
     check_folder(path.parent, option)
     return path
 
@@ -132,8 +136,8 @@ def script_arguments(
     p.add_argument('--save-frames-path', metavar='DIR', help='where to write the frames that the model sees')
     p.add_argument('--rm-frames', type=truth, nargs='?', const=True, default=True, metavar='BOOL',
                    help='remove them afterwards (default: True)')
-    for name,what in (('start-time', 'second where to begin; needs an end or a duration'), ('end-time', 'second where to end'),
-                      ('duration', 'seconds to watch')):
+    for name,what in (('start-time', 'second where to begin; needs an end or a duration'),
+                      ('end-time', 'second where to end'), ('duration', 'seconds to watch')):
         p.add_argument(f'--{name}', type=float, metavar='S', help=what)
     p.add_argument('--top', type=int, default=5, metavar='K', help='how many classes to show (default: 5)')
     p.add_argument('--json', action='store_true', dest='as_json', help='one JSON object')

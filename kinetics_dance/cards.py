@@ -19,11 +19,13 @@ MODELS = {'kinetics_dance.per_frame:PerFrame',
           'kinetics_dance.torchvision_video:TorchvisionVideo'}
 
 def _whole(most): return dict(type='integer', minimum=1, maximum=most)
-def _three(least): return dict(type='array', items=dict(type='number', minimum=least, maximum=1e3), minItems=3, maxItems=3)
+def _three(least):
+    return dict(type='array', items=dict(type='number', minimum=least, maximum=1e3), minItems=3, maxItems=3)
 
 _WORD = dict(type='string', minLength=1, maxLength=200)
 _ARGUMENT = dict(anyOf=[
-    dict(type='number', minimum=-65536, maximum=65536), dict(type=['boolean', 'null']), dict(type='string', maxLength=1000),
+    dict(type='number', minimum=-65536, maximum=65536), dict(type=['boolean', 'null']),
+    dict(type='string', maxLength=1000),
     dict(type='array', maxItems=64, items=dict(type='number', minimum=-65536, maximum=65536))])
 _SIZES = dict(height=_whole(4096), width=_whole(4096))
 
@@ -46,7 +48,7 @@ def _read(path):
     "A card as it is, before it is checked"
     if not path.is_file():
         pickles = [p.name for p in path.parent.glob('*') if p.suffix in _PICKLES] if path.parent.is_dir() else []
-        raise StudyError(f'{path.parent}: no card.json; a model is a folder with model.safetensors and card.json'
+        raise StudyError(f'{path.parent}: no card.json; {_WHAT}'
                          + f' ({pickles[0]} is not read: a pickle can run code)'*bool(pickles))
     try:
         if path.stat().st_size > LARGEST_CARD: raise ValueError
@@ -56,6 +58,7 @@ def _read(path):
     if not isinstance(card, dict): raise StudyError(f'{path}: not a card')
     return card
 
+_WHAT = 'a model is a folder with model.safetensors and card.json'
 _PICKLES = {'.pt', '.pth', '.pkl', '.pickle', '.ckpt', '.bin'}
 
 def read_card(
@@ -98,8 +101,8 @@ def find_model(
         raise StudyError('no model below runs/; make one with `make report`, or name one with --model-path')
     path = Path(path)
     if path.suffix in _PICKLES and path.is_file():
-        raise StudyError(f'{path}: not read: a pickle can run code; a model is a folder with model.safetensors and card.json')
-    if not path.exists(): raise StudyError(f'{path}: no such model; a model is a folder with model.safetensors and card.json')
+        raise StudyError(f'{path}: not read: a pickle can run code; {_WHAT}')
+    if not path.exists(): raise StudyError(f'{path}: no such model; {_WHAT}')
     return path.parent if path.name in ('card.json', 'model.safetensors') else path
 
 # %% ../nbs/05p_cards.ipynb #42e8692f
@@ -141,14 +144,15 @@ def load_model(
     from safetensors.torch import load_file
     card, path = card or read_card(folder), Path(folder)/'model.safetensors'
     model = _build(card, folder, 'meta')
-    if not path.is_file(): raise StudyError(f'{path}: no such file; a model is a folder with model.safetensors and card.json')
+    if not path.is_file(): raise StudyError(f'{path}: no such file; {_WHAT}')
     try:
         _compare(want := model.state_dict(), path)
         weights = load_file(path)
         if not all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point()):
             raise ValueError('some are not numbers')
     except Exception as e: # safetensors has errors of its own
-        raise StudyError(f'{path}: not the weights of this model: {(str(e) or type(e).__name__).splitlines()[0][:200]}') from None
+        why = (str(e) or type(e).__name__).splitlines()[0][:200]
+        raise StudyError(f'{path}: not the weights of this model: {why}') from None
     if {k for k, _ in model.named_buffers()} - set(weights): # tables that are computed, not saved
         model = _build(card, folder, 'cpu')
         model.load_state_dict(weights)

@@ -43,12 +43,14 @@ def _status(study, runs, as_json):
 def _tell(clips, as_json):
     from kinetics_dance.download import REFERENCE, rot_report, status_line, status_table
     table = status_table(clips)
-    if as_json: return print(json.dumps(dict(classes=table.to_dict('index'), reasons=rot_report(clips).loc['all'].to_dict())))
+    if as_json:
+        return print(json.dumps(dict(classes=table.to_dict('index'), reasons=rot_report(clips).loc['all'].to_dict())))
     why = clips.reason[clips.status != 'ok'].value_counts()
     print(table.rename_axis(None).to_string(), status_line(clips), sep='\n')
     if len(why): print('not there: ' + ', '.join(f'{n} {r}' for r, n in why.items()))
     if set(clips.source) <= {'youtube', 'cvdf'}:
-        print(f"alive: {rot_report(clips).alive['all']:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
+        alive = rot_report(clips).alive['all']
+        print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
 class _Screen:
     "Lines of progress: one that changes, on a terminal; one below the other, in a log"
@@ -68,13 +70,14 @@ def _frames(study, runs, jobs, as_json):
     from kinetics_dance.data import ClipTable, run_dir
     from kinetics_dance.store import build_store
     from kinetics_dance.study import read_settings
-    p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2) | read_settings(study, runs=runs, jobs=jobs)
+    p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
+    p |= read_settings(study, runs=runs, jobs=jobs)
     run = run_dir(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
     table = ClipTable(run/'clips.sqlite')
-    out = build_store(table.frame().dropna(subset=['path']), run/'frames', p['n_frames'], (p['frame_height'], p['frame_width']),
-                      jobs=p['jobs'], compression=p['compression'], log=_news)
+    size = p['frame_height'], p['frame_width']
+    out = build_store(table.frame().dropna(subset=['path']), run/'frames', p['n_frames'], size, jobs=p['jobs'], compression=p['compression'], log=_news)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
     print(json.dumps(counts) if as_json else f'{run/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))
@@ -83,7 +86,8 @@ def _train(study, model, seed, runs, as_json):
     from kinetics_dance.units import train_study
     cards = train_study(study, model=model, seed=seed, runs=runs, log=_news)
     if as_json: return print(json.dumps(cards, default=str))
-    for c in cards: print(f"{c['name']} seed {c['recipe'].get('seed', 0)}: {c['parameters']:,} parameters, {c['seconds']:.0f} s")
+    for c in cards:
+        print(f"{c['name']} seed {c['recipe'].get('seed', 0)}: {c['parameters']:,} parameters, {c['seconds']:.0f} s")
 
 def _news(line): print(line, file=sys.stderr, flush=True)
 
@@ -94,8 +98,8 @@ def _checkout():
     from kinetics_dance.data import project_root
     for root in (project_root(), Path(kinetics_dance.__file__).resolve().parent.parent):
         if (root/'report'/'run.py').is_file() and (root/'nbs').is_dir(): return root
-    raise StudyError('report: needs the project itself (its notebooks, studies/ and report/), not only the installed library; '
-                     'run it in a clone, or `make report` there')
+    raise StudyError('report: needs the project itself (its notebooks, studies/ and report/), not only the installed '
+                     'library; run it in a clone, or `make report` there')
 
 def _report(study, runs, as_json):
     import subprocess
@@ -129,6 +133,7 @@ def app():
     clips = 'clips a class, or all (default: as the study file has it)'
     json_option, runs_option = option(False, '--json', help='JSON'), option(None, help='Folder of all studies')
     study_option = option(..., help='Name of a study, or path of a study file')
+    debug = option(False, '--debug', help='Show where an error happened')
 
     @app.command()
     def download(
@@ -138,18 +143,22 @@ def app():
         valid:str=option(None, help=f'Validation {clips}'),
         test:str=option(None, help=f'Test {clips}'),
         jobs:int=option(None, min=1, help='Downloads at a time'),
-        runs:str=runs_option, as_json:bool=json_option
+        runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Fetch the clips of a study: stop it at any time, give the same line again and it goes on"
         _download(study, runs, source, train, valid, test, jobs, as_json)
 
     @app.command()
-    def status(study:str=study_option, runs:str=runs_option, as_json:bool=json_option):
+    def status(study:str=study_option, runs:str=runs_option, as_json:bool=json_option, debug:bool=debug):
         "How far the download of a study is, by class"
         _status(study, runs, as_json)
 
     @app.command()
-    def frames(study:str=study_option, runs:str=runs_option, jobs:int=option(None, min=1, help='Processes'), as_json:bool=json_option):
+    def frames(
+        study:str=study_option,
+        runs:str=runs_option,
+        jobs:int=option(None, min=1, help='Processes'), as_json:bool=json_option, debug:bool=debug
+    ):
         "Decode the clips of a study, once, into its frame store"
         _frames(study, runs, jobs, as_json)
 
@@ -158,13 +167,16 @@ def app():
         study:str=study_option,
         model:str=option(None, help='One of its models (default: all)'),
         seed:int=option(None, help='One of its seeds (default: all)'),
-        runs:str=runs_option, as_json:bool=json_option
+        runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Train models of a study whose frames are there"
         _train(study, model, seed, runs, as_json)
 
     @app.command()
-    def report(study:str=option('demo', help='Name of a study, or path of a study file'), runs:str=runs_option, as_json:bool=json_option):
+    def report(
+        study:str=option('demo', help='Name of a study, or path of a study file'),
+        runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
+    ):
         "Run a study's notebooks and build its site; needs the project, not only the library"
         raise typer.Exit(_report(study, runs, as_json) or 0)
 
@@ -172,7 +184,8 @@ def app():
     def export(
         format:str=option('onnx', help='onnx or torch_export'),
         model_path:str=option(None, help='Folder of a model; the newest below runs/ by default'),
-        out:str=option(None, help='File to write (default: in the folder of the model)'), as_json:bool=json_option
+        out:str=option(None, help='File to write (default: in the folder of the model)'),
+        as_json:bool=json_option, debug:bool=debug
     ):
         "Write a model as a graph that runs without this library: frames in, probabilities out"
         from kinetics_dance.arguments import check_target
@@ -186,7 +199,7 @@ def app():
     @app.command()
     def demo_video(
         out:str=option('demo.mp4', help='File to write'),
-        seed:int=option(0, min=0, help='Another number, another dancer'), as_json:bool=json_option
+        seed:int=option(0, min=0, help='Another number, another dancer'), as_json:bool=json_option, debug:bool=debug
     ):
         "Render a video to try a model on"
         _demo_video(out, seed, as_json)

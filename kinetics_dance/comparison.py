@@ -35,7 +35,8 @@ class Comparison:
     settings:dict # n_resamples, seed, confidence
     tables:dict = field(default_factory=dict) # `{name: table}`: everything else, and what the caller adds
 
-    def score(self, model, question='classes', probe='normal', score='accuracy')->Estimate|None: # None where that was not measured
+    def score(self, model, question='classes', probe='normal',
+              score='accuracy')->Estimate|None: # None where that was not measured
         "One estimate, to subtract others from."
         return self.boots.get((probe, question), {}).get(model, {}).get(score)
 
@@ -63,7 +64,8 @@ def _read_all(source, baseline):
     if not isinstance(source, dict): folder, probes = Path(source), load_probes(source)
     runs = load_predictions(folder) if folder else source
     if not runs: raise StudyError('nothing to compare: no model was given')
-    runs = {m: {s: read_predictions(x) if folder is None else x for s, x in (r if isinstance(r, dict) else {0: r}).items()}
+    runs = {m: {s: read_predictions(x) if folder is None else x
+                for s, x in (r if isinstance(r, dict) else {0: r}).items()}
             for m, r in sorted(runs.items(), key=lambda r: r[0] != baseline)}
     return folder, runs, {k: {m: x[m] for m in runs if m in x} for k, x in probes.items()}
 
@@ -86,7 +88,8 @@ def compare(
     class_pairs = [q for q in known.get('pairs', []) if set(q['classes']) <= set(p.classes)]
     boots = {(k, q): bootstrap(v, n_resamples, seed)
              for k, x in stacks.items() for q, v in views(x, class_pairs).items() if k == 'normal' or q != 'pair'}
-    scores = pd.DataFrame([(q, m, s, e[s].value, *e[s].interval(confidence)) for (k, q), b in boots.items() if k == 'normal'
+    scores = pd.DataFrame([(q, m, s, e[s].value, *e[s].interval(confidence)) for (k, q), b in boots.items()
+                           if k == 'normal'
                            for m, e in b.items() for s in (SCORES if q == 'classes' else SCORES[:1]) if s in e],
                           columns='question model score mean low high'.split())
     diffs, labels = paired_differences(p, boots['normal', 'classes'], confidence), np.array(p.classes)[p.y_true]
@@ -108,7 +111,8 @@ def _tables(c):
     out = dict(scores=c.scores, pairs=c.pairs, seeds=seed_scores(p), per_class=per_class(p, boot, conf), probes=effects,
                confusion=pd.concat({m: confusion(p, m) for m in p.probs}, names=['model', 'true class']).reset_index(),
                agreement=agreement(p).rename_axis('model').reset_index(),
-               together=together(p, boot, c.settings['n_resamples'], c.settings['seed'], conf) if len(p.probs) > 1 else None,
+               together=together(p, boot, c.settings['n_resamples'], c.settings['seed'], conf) if len(p.probs) > 1
+               else None,
                gains=temporal_gain(boot, c.baseline, conf) if c.baseline and len(p.probs) > 1 else None)
     return {k: df for k, df in out.items() if df is not None}
 
@@ -120,19 +124,23 @@ def report(self:Comparison,
     "The comparison as plain numbers and sentences."
     def triple(*args):
         e = self.score(*args)
-        return None if e is None else dict(zip(('mean', 'low', 'high'), (e.value, *e.interval(self.settings['confidence']))))
+        return None if e is None else dict(zip(('mean', 'low', 'high'),
+                                               (e.value, *e.interval(self.settings['confidence']))))
     def within(m, probe):
         return {q[7:]: triple(m, q, probe) for k, q in self.boots
                 if k == probe and q.startswith('within_') and self.score(m, q, probe)}
     p, probes = self.predictions, list(dict.fromkeys(k for k, _ in self.boots if k != 'normal'))
     models = {m: {s: triple(m, 'classes', 'normal', s) for s in SCORES} | dict(
-        seeds=p.seeds[m], pretraining=p.pretraining.get(m), pair_accuracy=triple(m, 'pair'), within_pairs=within(m, 'normal'),
-        probes={k: triple(m, 'classes', k) | dict(within_pairs=within(m, k)) for k in probes if self.score(m, 'classes', k)})
+        seeds=p.seeds[m], pretraining=p.pretraining.get(m), pair_accuracy=triple(m, 'pair'),
+        within_pairs=within(m, 'normal'),
+        probes={k: triple(m, 'classes', k) | dict(within_pairs=within(m, k)) for k in probes
+                if self.score(m, 'classes', k)})
         for m in p.probs}
     return dict(
         study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes, ceiling=self.ceiling,
         scene_bias=self.scene_bias, models=models, pairs=self.pairs.to_dict('records'), verdicts=self.verdicts,
-        notes=self.notes, settings=self.settings, **{k: self.tables[k].to_dict('records') for k in ('gains', 'together') if k in self.tables})
+        notes=self.notes, settings=self.settings,
+        **{k: self.tables[k].to_dict('records') for k in ('gains', 'together') if k in self.tables})
 
 # %% ../nbs/05_comparison.ipynb #bd809613
 def _plain(x):

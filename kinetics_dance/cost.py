@@ -26,7 +26,8 @@ def count_parameters(
     "Numbers of weights, and of those outside of the image network."
     total = sum(p.numel() for p in model.parameters())
     body = getattr(getattr(model, 'features', None), 'body', None)
-    return dict(parameters=total, head_parameters=total - (sum(p.numel() for p in body.parameters()) if body is not None else 0))
+    return dict(parameters=total,
+                head_parameters=total - (sum(p.numel() for p in body.parameters()) if body is not None else 0))
 
 # %% ../nbs/01c_cost.ipynb #016e5076
 def count_flops(
@@ -69,13 +70,15 @@ def time_clip(
         _ask(model, x, device)
         times.append((b - a, time.perf_counter() - b))
     decode, forward = zip(*times[warm:])
-    return dict(ms_per_clip=1e3*median(map(sum, times[warm:])), ms_decode=1e3*median(decode), ms_forward=1e3*median(forward))
+    return dict(ms_per_clip=1e3*median(map(sum, times[warm:])), ms_decode=1e3*median(decode),
+                ms_forward=1e3*median(forward))
 
 # %% ../nbs/01c_cost.ipynb #214a69f8
 def _most():
     "MB that this process has held at most (Linux also tells by getrusage, but counts what the parent held)"
     try: return int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
-    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
+    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin'
+                                                                               else 2**10)
 
 def _peak(model, threads, device, *args):
     "Runs in a process of its own: MB of the process, or of the GPU"
@@ -88,13 +91,16 @@ def peak_memory(
     model:nn.Module, # Of a class that can be imported
     video, clip_frames:int, size:tuple, crop:tuple, # As for `time_clip`
     timeout:float=300 # Seconds
-)->dict: # peak_memory_mb of a process that answers for one clip, idle_memory_mb of one that only waits; None where the model cannot be sent there
+)->dict: # peak_memory_mb, and idle_memory_mb of a process that only waits; None where it cannot be had
     "Memory of one answer, measured in a fresh process."
     from kinetics_dance import cost as lib
-    device = next(model.parameters()).device
-    try: peak, before = killable(lib._peak, copy.deepcopy(model).cpu(), torch.get_num_threads(), str(device), str(video),
+    device, unknown = next(model.parameters()).device, dict(peak_memory_mb=None, idle_memory_mb=None)
+    if any(type(m).__module__ == '__main__' for m in model.modules()): return unknown # lives in a notebook
+    try: peak, before = killable(lib._peak, copy.deepcopy(model).cpu(), torch.get_num_threads(), str(device),
+                                 str(video),
                                  clip_frames, size, crop, timeout=timeout), killable(lib._most, timeout=timeout)
-    except (AttributeError, TypeError, OSError, RuntimeError, TimeoutError, ImportError): return dict(peak_memory_mb=None, idle_memory_mb=None)
+    except (AttributeError, TypeError, OSError, RuntimeError, TimeoutError,
+            ImportError): return unknown
     return dict(peak_memory_mb=round(peak, 1), idle_memory_mb=round(before, 1))
 
 # %% ../nbs/01c_cost.ipynb #8b1ab42c
@@ -116,6 +122,7 @@ def measure_cost(
                     **{k: round(v, 3) for k, v in time_clip(model, video, clip_frames, size, crop, rounds).items()},
                     **peak_memory(model, video, clip_frames, size, crop),
                     train_seconds=None if train_seconds is None else round(float(train_seconds), 1),
-                    clip_frames=clip_frames, device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+                    clip_frames=clip_frames,
+                    device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
                     threads=torch.get_num_threads(), cores=os.cpu_count())
     finally: model.train(was)

@@ -24,10 +24,11 @@ def plot_over_time(
     span:tuple,           # Seconds at which the video begins and ends
     frames=None,          # Pictures at equal distances `(n,h,w,3)`, or None
     most:int=6,           # Classes to draw
+    fig=None,             # Figure to draw on (default: a new one, without a window)
 ): # A matplotlib figure
     "A film strip over the probabilities of the likeliest classes"
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(8, 4), layout='constrained')
+    fig = fig or Figure(figsize=(8, 4), layout='constrained')
     strip, ax = fig.subplots(2, 1, height_ratios=(1, 3))
     if frames is not None and len(frames): film_strip(frames, ncols=len(frames), ax=strip)
     else: strip.axis('off')
@@ -98,7 +99,9 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
     with closing(sound_frames(path, start)) as frames, _encoder(time.monotonic()+30*86400) as (begin, write, end):
         try:
             for k,(f,_) in enumerate(steady(sized(frames), float(rate), start, ticks)):
-                if k == 0: begin(_titled(_ffmpeg_command(path, target, start, stop and stop-start, size, round(rate), rate, channels)))
+                if k == 0:
+                    seconds = stop and stop-start
+                    begin(_titled(_ffmpeg_command(path, target, start, seconds, size, round(rate), rate, channels)))
                 if f is not last: last, base = f, shaper(f, *size).to_ndarray()
                 i = max(0, int(np.searchsorted(times, start+k/rate+1e-6, side='right'))-1)
                 if i != shown: shown, caption = i, _caption(lines[i], shares[i], *size)
@@ -112,5 +115,5 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
 
 def _titled(command):
     "Without the mark of a clip of ours: this is none"
-    return [a for pair in zip(command, [*command[1:], '']) for a in pair[:1] if not a.startswith('comment=') and not
-            (a == '-metadata' and pair[1].startswith('comment='))]
+    k = next(i for i,a in enumerate(command) if a.startswith('comment='))
+    return [*command[:k], 'comment=with what a model says of it', *command[k+1:]]

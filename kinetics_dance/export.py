@@ -53,7 +53,8 @@ def export_model(
     dynamic = ({0: torch.export.Dim('batch', min=1, max=4096)},)
     with writing(out) as path, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        if format == 'torch_export': torch.export.save(torch.export.export(whole, (frames,), dynamic_shapes=dynamic), path)
+        if format == 'torch_export':
+            torch.export.save(torch.export.export(whole, (frames,), dynamic_shapes=dynamic), path)
         else:
             program = torch.onnx.export(whole, (frames,), dynamo=True, dynamic_shapes=dynamic, input_names=['frames'],
                                         output_names=['probabilities'], verbose=False)

@@ -19,7 +19,8 @@ from .testing import marked
 # %% ../nbs/04a5_figures.ipynb #b361a725
 GREY, BLUE, ORANGE = '#555555', '#0072B2', '#D55E00'
 NAMES = {'per_frame': 'per-frame vote', 'cnn_lstm': 'CNN-LSTM', 'video_transformer': 'video transformer'}
-THEME = {'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 130, 'font.size': 11, 'axes.titlesize': 11,
+THEME = {'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 130, 'font.size': 11,
+         'axes.titlesize': 11,
          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#e3e3e3',
          'axes.axisbelow': True, 'legend.frameon': False, 'legend.fontsize': 10, 'figure.constrained_layout.use': True}
 
@@ -74,11 +75,13 @@ def plot_accuracy(
         own = runs.accuracy[runs.model == r.model]
         ax.plot(own, [i + .22]*len(own), 'o', mfc='none', mec=look.colour[r.model], ms=5)
         look.bar(ax, i, r.mean, r.low, r.high, r.model)
-        ax.annotate(f'{100*r.mean:.1f} %', (r.mean, i), xytext=(0, 8), textcoords='offset points', ha='center', fontsize=10.5)
+        ax.annotate(f'{100*r.mean:.1f} %', (r.mean, i), xytext=(0, 8), textcoords='offset points', ha='center',
+                    fontsize=10.5)
     if ceiling is not None:
         ax.axvline(ceiling, ls='--', color=GREY, lw=1.5)
         ax.annotate('most that single frames can give', (ceiling, 1), xycoords=('data', 'axes fraction'), xytext=(0, 3),
-                    textcoords='offset points', fontsize=10, color=GREY, va='bottom', ha='center' if ceiling < .7 else 'right')
+                    textcoords='offset points', fontsize=10, color=GREY, va='bottom',
+                    ha='center' if ceiling < .7 else 'right')
     ax.set(yticks=range(len(scores)), yticklabels=map(look, scores.model), ylim=(len(scores) - .45, -.65),
            xlabel='accuracy', xlim=(0, 1.03))
     ax.grid(axis='y', visible=False)
@@ -90,7 +93,7 @@ def plot_differences(
     look:Look,
     level:float=.05 # Largest p that is called a difference
 ): # The figure
-    "Forest plot of paired differences; full where the test calls them real, hollow where not; ticks at the least that could be found"
+    "Forest plot of paired differences; full dots are real, grey ticks the least that could be found"
     n = max(len(pairs), 1)
     fig, ax = plt.subplots(figsize=(5, 1.1 + .8*n))
     for i, r in enumerate(pairs.itertuples()):
@@ -99,11 +102,13 @@ def plot_differences(
         if np.isfinite(r.detectable):
             ax.plot([-100*r.detectable, 100*r.detectable], [i + .28]*2, '|-', color=GREY, ms=7, lw=.8, alpha=.8,
                     label='could not be told from 0' if i == 0 else None)
-        ax.errorbar(100*r.diff, i, xerr=err, fmt='o', mfc=BLUE if sure else 'white', color=BLUE if sure else GREY, ms=8, lw=2.2)
+        ax.errorbar(100*r.diff, i, xerr=err, fmt='o', mfc=BLUE if sure else 'white', color=BLUE if sure else GREY,
+                    ms=8, lw=2.2)
         ax.annotate(f'{100*r.diff:+.1f}'.replace('-', '−'), (100*r.diff, i), xytext=(0, 8), textcoords='offset points',
                     ha='center', fontsize=10.5)
     ax.axvline(0, color='black', lw=1.2)
-    if not len(pairs): ax.text(.5, .5, 'one model, nothing to compare it with', transform=ax.transAxes, ha='center', color=GREY)
+    if not len(pairs): ax.text(.5, .5, 'one model, nothing to compare it with', transform=ax.transAxes, ha='center',
+                               color=GREY)
     elif pairs.detectable.notna().any(): ax.legend(loc='upper center', bbox_to_anchor=(.5, -.22 - .12/n))
     ax.set(yticks=range(len(pairs)), yticklabels=[f'{look(r.b)}\nminus {look(r.a)}' for r in pairs.itertuples()],
            ylim=(n - .45, -.6), xlabel='difference in accuracy, points')
@@ -137,7 +142,7 @@ def plot_confusion(
     p:Predictions,
     a:str, b:str, # Two models
     look:Look,
-    pairs:list=() # Lists of two class names that are put side by side and outlined
+    pairs:list|tuple=() # Lists of two class names that are put side by side and outlined
 ): # The figure
     "Two confusion matrices, and what the second answers more often (purple) and less often (orange)"
     order = sum(map(list, pairs), []) + [k for k in p.classes if k not in sum(map(list, pairs), [])]
@@ -146,10 +151,12 @@ def plot_confusion(
     size = 9.5 if k <= 16 else 7 if k <= 30 else 4
     fig, axes = plt.subplots(3, 1, figsize=(4.6, 3*max(.17*k + .5, 1.6)))
     for ax, m, title, kind in zip(axes, (x, y, y - x), (look(a), look(b), f'{look(b)} minus {look(a)}'),
-                                  (dict(vmin=0, vmax=1, cmap='Blues'), dict(vmin=0, vmax=1, cmap='Blues'), dict(vmin=-1, vmax=1, cmap='PuOr'))):
+                                  (dict(vmin=0, vmax=1, cmap='Blues'), dict(vmin=0, vmax=1, cmap='Blues'),
+                                   dict(vmin=-1, vmax=1, cmap='PuOr'))):
         sns.heatmap(m, ax=ax, square=True, xticklabels=False, yticklabels=[look(n) for n in order], linewidths=.4,
                     linecolor='#dddddd', cbar_kws=dict(shrink=.8), **kind)
-        for i in range(len(pairs)): ax.add_patch(Rectangle((2*i, 2*i), 2, 2, fill=False, ec=ORANGE, lw=1.8, clip_on=False))
+        for i in range(len(pairs)): ax.add_patch(Rectangle((2*i, 2*i), 2, 2, fill=False, ec=ORANGE, lw=1.8,
+                                                           clip_on=False))
         ax.set(title=title, xlabel='', ylabel='')
         ax.tick_params(length=0, labelsize=size)
         ax.tick_params(axis='y', rotation=0)
@@ -167,8 +174,10 @@ def plot_reliability(
     for m, x in p.probs.items():
         r = reliability(x.reshape(-1, x.shape[-1]), np.tile(p.y_true, len(x)), bins).dropna()
         ax.plot(r.confidence, r.right, color=look.colour[m], lw=1.2)
-        ax.scatter(r.confidence, r.right, 12 + 160*r.clips/r.clips.sum(), color=look.colour[m], marker=look.marker[m], label=look(m))
-    ax.set(xlabel='how sure the model says it is', ylabel='share that is right', xlim=(0, 1.03), ylim=(-.03, 1.03), aspect='equal')
+        ax.scatter(r.confidence, r.right, 12 + 160*r.clips/r.clips.sum(), color=look.colour[m], marker=look.marker[m],
+                   label=look(m))
+    ax.set(xlabel='how sure the model says it is', ylabel='share that is right', xlim=(0, 1.03), ylim=(-.03, 1.03),
+           aspect='equal')
     for h in fig.legend(loc='outside upper center', ncols=min(2, len(p.probs))).legend_handles: h.set_sizes([45])
     return fig
 
@@ -181,13 +190,15 @@ def plot_probes(
 ): # The figure
     "Accuracy for each way to tamper with the frames, one panel a question"
     probes = [x for x in probes if any((t.probe == x).any() for t in panels.values())]
-    fig, axes = plt.subplots(len(panels), 1, figsize=(5, .7 + (1 + .22*len(probes) + .1*len(look.models)*len(probes))*len(panels)),
+    fig, axes = plt.subplots(len(panels), 1,
+                             figsize=(5, .7 + (1 + .22*len(probes) + .1*len(look.models)*len(probes))*len(panels)),
                              sharex=True, squeeze=False)
     for ax, (title, t) in zip(axes.flat, panels.items()):
         for j, m in enumerate(look.models):
             for i, x in enumerate(probes):
                 for r in t[(t.probe == x) & (t.model == m)].itertuples():
-                    look.bar(ax, i + .2*(j - (len(look.models) - 1)/2), r.accuracy, r.low, r.high, m, ms=6, label=look(m) if i == 0 and ax is axes[0, 0] else None)
+                    look.bar(ax, i + .2*(j - (len(look.models) - 1)/2), r.accuracy, r.low, r.high, m, ms=6,
+                             label=look(m) if i == 0 and ax is axes[0, 0] else None)
         if chance is not None: ax.axvline(chance, ls=':', color=GREY)
         for i in range(1, len(probes)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
         ax.set(yticks=range(len(probes)), ylim=(len(probes) - .5, -.5), xlim=(-.03, 1.03))
@@ -209,10 +220,13 @@ def plot_frames(
         t = effects[(effects.model == m) & effects.frames.notna()].sort_values('frames')
         at = t.frames.astype(float)*1.04**(j - (len(look.models) - 1)/2)
         ax.plot(at, t.accuracy, color=look.colour[m], lw=1.2)
-        for i, (x, r) in enumerate(zip(at, t.itertuples())): look.bar(ax, x, r.accuracy, r.low, r.high, m, across=False, ms=6, label=look(m) if i == 0 else None)
+        for i, (x, r) in enumerate(zip(at, t.itertuples())): look.bar(ax, x, r.accuracy, r.low, r.high, m,
+                                                                      across=False, ms=6,
+                                                                      label=look(m) if i == 0 else None)
     ax.set_xscale('log', base=2)
     ticks = sorted(effects.frames.dropna().astype(int).unique())
-    ax.set(xticks=ticks, xticklabels=ticks, xlabel='frames of the clip, spread over it', ylabel='accuracy', ylim=(0, 1.03))
+    ax.set(xticks=ticks, xticklabels=ticks, xlabel='frames of the clip, spread over it', ylabel='accuracy',
+           ylim=(0, 1.03))
     ax.minorticks_off()
     if ceiling is not None: ax.axhline(ceiling, ls='--', color=GREY, lw=1.5)
     fig.legend(loc='outside upper center', ncols=min(2, len(look.models)))

@@ -48,17 +48,18 @@ class Predictor:
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             x = torch.from_numpy(frames).to(device)
-            rows = x.flatten(3).float()                                           # (B,T,h,w*3): fast, and as in training
+            rows = x.flatten(3).float()                                 # (B,T,h,w*3): fast, and as in training
             mean,std = (rows.new_tensor([255*v for v in how[k]]).repeat(x.shape[3]) for k in ('mean', 'std'))
             p = self.model(rows.sub_(mean).div_(std).view(x.shape).permute(0, 1, 4, 2, 3)).float().softmax(-1)
             p = (p.mean(1) if p.ndim == 3 else p).double().cpu().numpy()
-        if not np.isfinite(p).all(): raise StudyError('the model says nothing that is a number; its weights are damaged')
+        if not np.isfinite(p).all():
+            raise StudyError('the model says nothing that is a number; its weights are damaged')
         return p
 
     def predict(self,
         video,                # Any video file
         step:float|None=None, # Seconds from one window to the next; None: the length of a window
-        timeout:float|None=None, # Seconds that waiting for the file may take (default: a minute and four times its length)
+        timeout:float|None=None, # Seconds that a file may take (default: a minute and four times its length)
         start:float=0.,       # Watch it from this second on ...
         end:float|None=None,  # ... to this one
         strip:int=0,          # Pictures to keep for a film strip
@@ -73,8 +74,8 @@ class Predictor:
         start,end = stretch(start, end) if end is not None else (stretch(start, duration=1.)[0], None)
         shape,said,written = tuple(c['crop']),{},set()
         for head,data in self.reader.ask(
-                'kinetics_dance.windows:watch', timeout, path=str(path.absolute()), n=c['frames'], seconds=length, step=step,
-                size=(c['stored']['height'], c['stored']['width']), crop=shape, start=start, stop=end, strip=strip,
+                'kinetics_dance.windows:watch', timeout, path=str(path.absolute()), n=c['frames'], seconds=length,
+                step=step, size=(c['stored']['height'], c['stored']['width']), crop=shape, start=start, stop=end, strip=strip,
                 save=save_frames and str(save_frames)):
             if head['kind'] == 'plan': # also where the file has to be read again
                 starts,at = window_times(c['frames'], length, step, start, head['stop'])
@@ -108,7 +109,8 @@ def _row(predictor, video, o, many):
     part = dict(zip(('start', 'stop'), o['part']))
     path,moving = str(Path(video).absolute()),o['over_time'] or o['save_video']
     if 'cut' in to:
-        for _ in ask('kinetics_dance.windows:cut', o['timeout'], path=path, target=str(to['cut'].absolute()), **part): pass
+        target = str(to['cut'].absolute())
+        for _ in ask('kinetics_dance.windows:cut', o['timeout'], path=path, target=target, **part): pass
     frames = o['save_frames_path'] and (Path(o['save_frames_path'])/Path(video).stem if many else o['save_frames_path'])
     with folder_of_frames(frames, o['rm_frames']) as folder:
         step = o['step'] if o['step'] is not None else predictor.card['clip_seconds']/6 if moving else None
@@ -119,10 +121,10 @@ def _row(predictor, video, o, many):
         top = [p.top(3, i) for i in range(len(p.windows))]
         # a window speaks for its middle
         times = np.r_[p.span[0], ((p.starts+p.ends)[1:]+(p.starts+p.ends)[:-1])/4].tolist()
-        for head,_ in ask('kinetics_dance.drawing:draw', o['timeout'], path=path, target=str(to['video'].absolute()), times=times,
-                          lines=[[f'{q:4.0%} {c}' for c,q in t] for t in top], shares=[[q for _,q in t] for t in top],
+        for head,_ in ask('kinetics_dance.drawing:draw', o['timeout'], path=path, target=str(to['video'].absolute()),
+                          times=times, lines=[[f'{q:4.0%} {c}' for c,q in t] for t in top], shares=[[q for _,q in t] for t in top],
                           start=p.span[0], stop=p.span[1]):
-            if head.get('lost'): p.warnings.append('its sound cannot be decoded, so the video that was written has none')
+            if head.get('lost'): p.warnings.append('its sound cannot be decoded: the video that was written has none')
     row = dict(video=str(video)) | p.to_dict(o['top'], bool(moving or o['step']))
     return row | ({'files': {k: str(v) for k,v in to.items()}} if to else {}), p
 
@@ -130,12 +132,12 @@ def watch_videos(
     names:list,          # Files, folders, patterns
     model_path=None,     # Folder of a model; the newest below `runs/` by default
     top:int=5,           # How many classes to name
-    show=None,           # Called with each row as it comes, the prediction (None for a bad file) and whether it is one of many
+    show=None,           # Called with each row, the prediction (None for a bad file) and whether it is one of many
     **options            # As the command `predict` has them
 )->list: # A dictionary a file: label, probability, top, warnings …; or error
     "Watch videos; a single bad one is an error, one of many is a row with its reason"
-    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None, rm_frames=True, step=None, timeout=None,
-             start_time=None, end_time=None, duration=None) | options | dict(top=top)
+    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None, rm_frames=True, step=None,
+             timeout=None, start_time=None, end_time=None, duration=None) | options | dict(top=top)
     o['part'] = stretch(o['start_time'], o['end_time'], o['duration'])
     o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
     files = find_videos(names)
@@ -180,9 +182,10 @@ def _predict(names, top=5, as_json=False, out=None, model_path=None, **options):
 def app():
     "The commands of this notebook, as a typer application"
     import typer
-    app = typer.Typer(help='Which dance is it, and when? (--debug, anywhere: show where an error happened)', no_args_is_help=True,
-                      add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(help='Which dance is it, and when?', no_args_is_help=True, add_completion=False,
+                      pretty_exceptions_enable=False)
     option = typer.Option
+    debug = option(False, '--debug', help='Show where an error happened') # for the help: `run_command` has seen it
 
     @app.command()
     def predict(
@@ -201,21 +204,22 @@ def app():
         cut:bool=option(False, '--cut', help='Save the part that is watched, as <name>_cut.mp4 beside the video'),
         out:str=option(None, help='Write rows to this .csv or .json'),
         timeout:float=option(None, help='Seconds a file may take (default: a minute and four times its length)'),
-        as_json:bool=option(False, '--json', help='A JSON object; of several videos, a list')
+        as_json:bool=option(False, '--json', help='A JSON object; of several videos, a list'), debug:bool=debug
     ):
         "Say what is danced in videos"
-        options = {k: v for k,v in locals().items() if k not in ('video', 'typer', 'option', 'app')}
+        options = {k: v for k,v in locals().items() if k not in ('video', 'debug', 'typer', 'option', 'app')}
         raise typer.Exit(_predict(video, **options))
 
     @app.command()
-    def models(as_json:bool=option(False, '--json', help='A JSON list')):
+    def models(as_json:bool=option(False, '--json', help='A JSON list'), debug:bool=debug):
         "List the models below runs/, the newest last"
         rows:list[dict] = []
         for f in model_folders():
             try: card = read_card(f)
             except StudyError as e: rows.append(dict(path=str(f), error=str(e)))
-            else: rows.append(dict(path=str(f), model=card['model'].split(':')[1], classes=len(card['classes']), frames=card['frames'],
-                                   clip_seconds=card['clip_seconds'], parameters=card.get('parameters'), study=card.get('study')))
+            else: rows.append(dict(path=str(f), model=card['model'].split(':')[1], classes=len(card['classes']),
+                                   parameters=card.get('parameters'), study=card.get('study'),
+                                   **{k: card[k] for k in ('frames', 'clip_seconds')}))
         if as_json: print(json.dumps(rows))
         for r in () if as_json else rows:
             print(r['path'], r.get('error') or f"{r['classes']} classes, {r['parameters'] or 0:,} parameters", sep='  ')

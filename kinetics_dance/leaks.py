@@ -35,7 +35,7 @@ def near_duplicates(
     limit:int=8, # Bits of 64 that may differ
     frames:int=2, # How many frames of a clip must be found in the other
     block:int=256 # Clips at a time: memory
-)->pd.DataFrame: # One row a pair of clips in two splits, nearest first: a, b (row numbers), frames, bits (of the nearest two frames)
+)->pd.DataFrame: # One row a pair of clips, nearest first: a, b (row numbers), frames, bits (of the nearest two)
     "Pairs of clips in two splits that show nearly the same pictures."
     flat = np.abs(np.bitwise_count(hashes).astype(int) - 32) > 24
     split, group, f, out = np.asarray(split), np.asarray(group), hashes.shape[1], [np.empty((0, 4), int)]
@@ -52,7 +52,8 @@ def near_duplicates(
             out.append(np.c_[at[rows], rest[cols], n[rows, cols], d.min(0)[rows, cols]])
     df = pd.DataFrame(np.concatenate(out), columns=['a', 'b', 'frames', 'bits'])
     df = df[group[df.a] != group[df.b]]
-    return df.sort_values(['bits', 'frames', 'a', 'b'], ascending=[True, False, True, True], kind='stable', ignore_index=True)
+    return df.sort_values(['bits', 'frames', 'a', 'b'], ascending=[True, False, True, True], kind='stable',
+                          ignore_index=True)
 
 # %% ../nbs/04a4_leaks.ipynb #5ebc4d0d
 def hash_clips(
@@ -72,7 +73,8 @@ def likeness(
     a:np.ndarray, b:np.ndarray # Two frames, (H,W,3) uint8, of any size
 )->float: # In [-1,1]; above 0.92 they are the same picture
     "Correlation of two thumbnails in colour."
-    a, b = (np.asarray(Image.fromarray(np.asarray(x)).resize((16, 16), Image.Resampling.BOX), float).ravel() for x in (a, b))
+    a, b = (np.asarray(Image.fromarray(np.asarray(x)).resize((16, 16), Image.Resampling.BOX), float).ravel()
+            for x in (a, b))
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b/np.sqrt(max((a @ a)*(b @ b), 1e-12)))
 
@@ -82,7 +84,7 @@ def confirm_twins(
     frames:int=3, # As for `hash_clips`
     least:float=.92, # Likeness that counts
     most:int=2000 # Only the nearest so many candidates are looked at
-)->pd.DataFrame: # The pairs of which at least two frames are alike in colour, with `likeness` of the second best, most alike first
+)->pd.DataFrame: # Pairs of which at least two frames are alike, with `likeness` of the second best, most alike first
     "Keep the candidates that are the same recording."
     def some(c):
         x = read(clip_ids[c])

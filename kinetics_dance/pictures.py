@@ -39,8 +39,10 @@ def plot_cost(
     "Accuracy against milliseconds a clip and against parameters; the line is the Pareto front"
     t = costs.merge(scores, on='model')
     fig, axes = plt.subplots(2, 1, figsize=(5, 5.4), sharey=True)
-    for ax, c, label in zip(axes, ('ms_per_clip', 'parameters'), ('milliseconds from the video file to the answer', 'parameters')):
-        for r in t.to_dict('records'): look.bar(ax, r[c], r['mean'], r['low'], r['high'], r['model'], across=False, label=look(r['model']))
+    for ax, c, label in zip(axes, ('ms_per_clip', 'parameters'),
+                            ('milliseconds from the video file to the answer', 'parameters')):
+        for r in t.to_dict('records'): look.bar(ax, r[c], r['mean'], r['low'], r['high'], r['model'], across=False,
+                                                label=look(r['model']))
         front = t[pareto(t[c].to_numpy(), t['mean'].to_numpy())].sort_values(c)
         ax.step(front[c], front['mean'], where='post', color=GREY, lw=1, zorder=0)
         ax.set(xlabel=label, ylabel='accuracy', xlim=(0, 1.12*t[c].max()) if len(t) else None)
@@ -93,7 +95,8 @@ def plot_clip(
     for m in look.models:
         for k, (_, t) in enumerate(over_time[over_time.model == m].groupby('seed')):
             x = t.seconds if 'seconds' in t else t.frame
-            ax.plot(x, t[f'p_{label}'], color=look.colour[m], marker=look.marker[m], ms=4, lw=1.4, label=look(m) if k == 0 else None)
+            ax.plot(x, t[f'p_{label}'], color=look.colour[m], marker=look.marker[m], ms=4, lw=1.4,
+                    label=look(m) if k == 0 else None)
             if other and f'p_{other}' in t: ax.plot(x, t[f'p_{other}'], color=look.colour[m], ls='--', lw=1)
     ax.set(xlabel='seconds' if 'seconds' in over_time else 'frames', ylabel=f'"{look(label)}"', ylim=(-.03, 1.03))
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=min(2, max(len(look.models), 1)))
@@ -117,7 +120,8 @@ def load_histories(
     "Learning curves of all models."
     files = sorted((Path(folder)/'models').glob('*/seed*/history.csv'))
     return pd.concat([pd.read_csv(f).assign(model=f.parent.parent.name, seed=int(f.parent.name[4:])) for f in files],
-                     ignore_index=True) if files else pd.DataFrame(columns=['model', 'seed', 'epoch', 'train_loss', 'valid_loss', 'top1'])
+                     ignore_index=True) if files else pd.DataFrame(columns=['model', 'seed', 'epoch', 'train_loss',
+                                                                            'valid_loss', 'top1'])
 
 def plot_histories(
     histories:pd.DataFrame, # As `load_histories`
@@ -145,7 +149,8 @@ def plot_contrast(
     fig, ax = plt.subplots(figsize=(5, 3.8))
     for i, s in enumerate(studies):
         t = table[table.study == s]
-        ax.plot([i - .3, i + .3], [t.ceiling.iloc[0]]*2, color=GREY, ls='--', lw=1.5, label='most that single frames can give' if i == 0 else None)
+        ax.plot([i - .3, i + .3], [t.ceiling.iloc[0]]*2, color=GREY, ls='--', lw=1.5,
+                label='most that single frames can give' if i == 0 else None)
     for j, m in enumerate(look.models):
         t = table[table.model == m]
         at = np.array([studies.index(s) for s in t.study]) + .12*(j - (len(look.models) - 1)/2)

@@ -15,8 +15,9 @@ from sklearn.metrics import confusion_matrix, precision_score
 from .resampling import Estimate, bootstrap
 from .statistics import Predictions, load_predictions
 
-# %% ../nbs/04a3_probing.ipynb #ef1984b9
-def confusion(p:Predictions, model:str)->pd.DataFrame: # (K,K) counts summed over seeds, true classes down, answers across
+# %% ../nbs/04a3_probing.ipynb #74234df7
+def confusion(p:Predictions,
+              model:str)->pd.DataFrame: # (K,K) counts summed over seeds, true classes down, answers across
     "Which class is taken for which."
     m = sum(confusion_matrix(p.y_true, y, labels=range(len(p.classes))) for y in p.y_pred(model))
     return pd.DataFrame(m, index=p.classes, columns=p.classes)
@@ -26,7 +27,7 @@ def per_class(
     p:Predictions,
     boot:dict, # As `bootstrap` gives it
     confidence:float=.95
-)->pd.DataFrame: # One row a model and class: model, class, clips, recall, low, high, precision; NaN for a class without clips
+)->pd.DataFrame: # model, class, clips, recall, low, high, precision; NaN for a class without clips
     "Recall of each class with its interval, and precision over all seeds."
     rows = []
     for m in p.probs:
@@ -51,7 +52,8 @@ def temporal_gain(
     for m in boot:
         for c in boot[m]['recall'] if m != baseline and baseline in boot else ():
             e = boot[m]['recall'][c] - boot[baseline]['recall'][c]
-            rows.append({'model': m, 'class': c, 'clips': e.clips, 'gain': e.value, **dict(zip(('low', 'high'), e.interval(confidence)))})
+            rows.append({'model': m, 'class': c, 'clips': e.clips, 'gain': e.value,
+                         **dict(zip(('low', 'high'), e.interval(confidence)))})
     df = pd.DataFrame(rows, columns=['model', 'class', 'clips', 'gain', 'low', 'high'])
     order = df.groupby('class').gain.mean().sort_values(ascending=False, kind='stable').index
     return df.iloc[np.argsort(order.get_indexer(df['class']), kind='stable')].reset_index(drop=True)
@@ -61,10 +63,11 @@ def resolved(
     p:Predictions,
     baseline:str, # The model that sees single frames
     model:str # A model with time
-)->pd.DataFrame: # One row a pair of classes: true, said, baseline, model, resolved; shares of the true class, largest `resolved` first
+)->pd.DataFrame: # One row a pair of classes: true, said, baseline, model, resolved; shares, largest `resolved` first
     "Confusions of the baseline that another model does not make."
     a, b = (confusion(p, m) for m in (baseline, model))
-    a, b = (x.div(x.sum(axis=1).clip(lower=1), axis=0).rename_axis('true').rename_axis('said', axis=1).stack() for x in (a, b))
+    a, b = (x.div(x.sum(axis=1).clip(lower=1), axis=0).rename_axis('true').rename_axis('said', axis=1).stack()
+            for x in (a, b))
     df = pd.DataFrame({'baseline': a, 'model': b, 'resolved': a - b}).reset_index()
     df = df[(df.true != df.said) & ((df.baseline > 0) | (df.model > 0))]
     return df.sort_values('resolved', ascending=False, kind='stable', ignore_index=True)
@@ -82,7 +85,8 @@ def load_probes(
     folder:str|Path # Folder of a study
 )->dict: # `{probe: {model: {seed: table}}}`, in the order in which one would look at them
     "Predictions from tampered frames; `over_time` is a table of another kind and not among them."
-    names = {d.name for d in (Path(folder)/'predictions').glob('*/*/') if d.name != 'over_time' and any(d.glob('seed*.parquet'))}
+    names = {d.name for d in (Path(folder)/'predictions').glob('*/*/') if d.name != 'over_time'
+             and any(d.glob('seed*.parquet'))}
     rank = lambda s: (PROBES.index(s) if s in PROBES else len(PROBES), frames_of(s) or 0, s)
     return {s: x for s in sorted(names, key=rank) if (x := load_predictions(folder, s))}
 
@@ -97,7 +101,8 @@ def probe_effects(
     for probe, b in ((k, b) for (k, q), b in boots.items() if q == question):
         for m, scores in b.items():
             e = scores['accuracy']
-            row = dict(probe=probe, model=m, frames=frames_of(probe), accuracy=e.value, **dict(zip(('low', 'high'), e.interval(confidence))))
+            row = dict(probe=probe, model=m, frames=frames_of(probe), accuracy=e.value,
+                       **dict(zip(('low', 'high'), e.interval(confidence))))
             if probe != 'normal' and m in boots.get(('normal', question), {}):
                 d = e - boots['normal', question][m]['accuracy']
                 low, high = d.interval(confidence)
@@ -106,8 +111,8 @@ def probe_effects(
     return pd.DataFrame(rows, columns='probe model frames accuracy low high change change_low change_high p'.split()).astype(
         {'frames': 'Int64', 'change': float, 'change_low': float, 'change_high': float, 'p': float})
 
-# %% ../nbs/04a3_probing.ipynb #87d21911
-def agreement(p:Predictions)->pd.DataFrame: # (M,M) shares; on the diagonal between runs of one model, NaN where there is only one
+# %% ../nbs/04a3_probing.ipynb #a33f5bd2
+def agreement(p:Predictions)->pd.DataFrame: # (M,M) shares; diagonal: between runs of one model, NaN for one run
     "How often two models give the same answer, right or wrong, over all pairs of runs."
     said = {m: p.y_pred(m) for m in p.probs}
     def same(a, b, own):
@@ -124,7 +129,8 @@ def crowd(p:Predictions)->Predictions: # Two models: 'average' and 'oracle', wit
     hide = (~right & (average.argmax(-1) == p.y_true))[..., None] & (np.arange(len(p.classes)) == p.y_true[:, None])
     oracle = np.where(hide, 0, oracle) # the average may be right where none of the models is; the oracle may not
     seen = next((x for x in p.pretraining.values() if 'kinetics' in str(x)), None)
-    return replace(p, probs={'average': average, 'oracle': oracle}, seeds={k: list(range(s)) for k in ('average', 'oracle')},
+    return replace(p, probs={'average': average, 'oracle': oracle},
+                   seeds={k: list(range(s)) for k in ('average', 'oracle')},
                    pretraining={k: seen for k in ('average', 'oracle') if seen})
 
 # %% ../nbs/04a3_probing.ipynb #2dedb1c2
@@ -133,7 +139,7 @@ def together(
     boot:dict, # As `bootstrap` gives it for `p`
     n_resamples:int=2000, seed:int=0, # As they were for `boot`
     confidence:float=.95
-)->pd.DataFrame: # One row a model, then average and oracle: model, accuracy, low, high, gain, gain_low, gain_high (over the best model)
+)->pd.DataFrame: # One row a model, then average and oracle: model, accuracy, low, high, gain, gain_low, gain_high (over the best)
     "Models alone and together."
     both, rows = boot | bootstrap(crowd(p), n_resamples, seed), []
     best = max(p.probs, key=lambda m: boot[m]['accuracy'].value)

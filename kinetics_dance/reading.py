@@ -13,9 +13,9 @@ import numpy as np
 from .data import StudyError
 from .video import Damaged, Shaper, open_video, sealed, sound_frames, upright_size
 
-# %% ../nbs/00d_reading.ipynb #e64a4d6c
+# %% ../nbs/00d_reading.ipynb #1d6cb1b9
 def regular(path:str|Path # A video file
-           ) -> tuple:    # (frames, frames a second, height, width); None for a file that is not one of ours
+           ) -> tuple|None: # (frames, frames a second, height, width); None for a file that is not one of ours
     "What is known without decoding of a clip that `normalise_clip` wrote"
     return sealed(path)
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 from scipy.optimize import brentq
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from scipy.stats import t as student
 from .statistics import BINS, Predictions, rank_of_truth
 
@@ -21,7 +21,7 @@ def upload_weights(
     n_resamples:int=2000, # R
     seed:int=0 # Same seed, same weights
 )->np.ndarray: # (G,1+R) uint8: how often each upload was drawn; column 0 is the sample itself, all ones
-    "Multinomial weights of the bootstrap over uploads (Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 6)."
+    "Multinomial weights of the bootstrap over uploads (Efron and Tibshirani 1993, *The Bootstrap*, chapter 6)."
     rng, w = np.random.default_rng([seed, 0]), np.ones((n, 1 + n_resamples), np.uint8)
     for i in range(1, 1 + n_resamples, 64): # 64 resamples at a time, so that the integers stay small beside `w`
         k = min(64, 1 + n_resamples - i)
@@ -55,22 +55,19 @@ class Estimate:
 # %% ../nbs/04a1_resampling.ipynb #0ddcba37
 def _sums(row, value, group, shape, dense):
     "Sum of `value` for each row and upload, as a matrix that can be multiplied by weights"
-    x = csr_array((value, (row, group)), shape=shape)
-    return x.toarray() if dense else x
+    if dense: return np.bincount(row*shape[1] + group, value, shape[0]*shape[1]).reshape(shape).astype(np.float32)
+    return csr_array((value.astype(np.float32), (row, group)), shape=shape)
 
 def _by_upload(p, x):
-    "Of one run: counts (answers of each class, right ones of each class, top-3) and sums (log-loss, gap in each bin), per upload"
+    "Of one run, per upload: answers and right ones of each class, right in three, loss, gap in each bin"
     k, n, g, y = len(p.classes), p.group.max() + 1, p.group, x.argmax(-1)
     mine, sure = x[np.arange(len(y)), p.y_true], x.max(-1)
     right, third = y == p.y_true, rank_of_truth(x, p.y_true) < 3
-    row = np.concatenate([y, k + y[right], np.full(third.sum(), 2*k)])
-    group = np.concatenate([g, g[right], g[third]])
-    counts = _sums(row, np.ones(len(row), np.float32), group, (2*k + 1, n), k <= 64)
-    bins = np.ceil(sure*BINS).clip(1, BINS).astype(int)
     loss = -np.log(np.maximum(mine, np.finfo(np.float64).eps, dtype=np.float64))
-    gap = sure.astype(np.float64) - right
-    sums = _sums(np.r_[0*bins, bins], np.r_[loss, gap], np.r_[g, g], (1 + BINS, n), True)
-    return counts, sums
+    bins = np.ceil(sure*BINS).clip(1, BINS).astype(int)
+    row = np.concatenate([y, k + y[right], np.full(third.sum(), 2*k), np.full(len(y), 2*k + 1), 2*k + 1 + bins])
+    value = np.concatenate([np.ones(len(y) + right.sum() + third.sum()), loss, sure.astype(np.float64) - right])
+    return _sums(row, value, np.concatenate([g, g[right], g[third], g, g]), (2*k + 2 + BINS, n), k <= 64)
 
 # %% ../nbs/04a1_resampling.ipynb #eddc6a85
 def bootstrap(
@@ -79,44 +76,49 @@ def bootstrap(
     seed:int=0, # Same seed, same resamples, whatever the models
     block:int=256 # Resamples at a time: memory
 )->dict: # `{model: {score: Estimate, ..., 'recall': {class: Estimate}}}`, scores as in `SCORES`, top3 above three classes
-    "Every score of every run, in the sample and in resamples of its uploads (crossed, as in Owen 2007, *Annals of Applied Statistics* 1, 386-411)."
+    "Every score of every run in resamples of uploads, crossed as in Owen (2007, *Annals of Applied Statistics* 1, 386)."
     n, k, total = int(p.group.max()) + 1, len(p.classes), 1 + n_resamples
     w = upload_weights(n, n_resamples, seed)
-    own = _sums(p.y_true, np.ones(len(p.y_true), np.float32), p.group, (k, n), k <= 64)
+    own = _sums(p.y_true, np.ones(len(p.y_true)), p.group, (k, n), k <= 64)
     uploads, clips = (own > 0).sum(1), np.bincount(p.y_true, minlength=k)
     out = {}
     for m, probs in p.probs.items():
-        tables = [_by_upload(p, x) for x in probs]
+        tables, rows = [_by_upload(p, x) for x in probs], 2*k + 2 + BINS
+        exact = np.stack([x.sum(1, dtype=np.float64) for x in tables])
+        stacked = np.concatenate(tables) if k <= 64 else vstack(tables, format='csr')
         shape = (len(probs), total)
-        scores = {s: np.empty(shape) for s in ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')}
+        scores = {s: np.empty(shape)
+                  for s in ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')}
         recall = np.empty((k, *shape), np.float32)
         for i in range(0, total, block):
             at = slice(i, i + block)
-            w32, w64 = w[:, at].astype(np.float32), w[:, at].astype(np.float64)
+            w32 = w[:, at].astype(np.float32)
             true = own @ w32
             size = true.sum(0, dtype=np.float64)
-            for s, (counts, sums) in enumerate(tables):
-                c, f = counts @ w32, sums @ w64
-                said, hits = c[:k].astype(np.float64), c[k:2*k].astype(np.float64)
-                with np.errstate(invalid='ignore'): # NaN: a class that is not in the resample
-                    r, f1 = hits/true, 2*hits/(said + true)
-                recall[:, s, at] = r
-                scores['accuracy'][s, at], scores['top3'][s, at] = hits.sum(0)/size, c[2*k]/size
-                scores['macro_f1'][s, at], scores['balanced_accuracy'][s, at] = np.nanmean(f1, 0), np.nanmean(r, 0)
-                scores['log_loss'][s, at], scores['calibration_error'][s, at] = f[0]/size, np.abs(f[1:]).sum(0)/size
+            sums = (stacked @ w32).reshape(len(probs), rows, -1).astype(np.float64)
+            if i == 0: sums[:, :, 0] = exact # the sample itself to the last digit, whatever the threads
+            said, hits, third, loss, gaps = np.split(sums, [k, 2*k, 2*k + 1, 2*k + 2], axis=1)
+            with np.errstate(invalid='ignore'): # NaN: a class that is not in the resample
+                r, f1 = hits/true, 2*hits/(said + true)
+            recall[..., at] = r.swapaxes(0, 1)
+            scores['accuracy'][:, at], scores['top3'][:, at] = hits.sum(1)/size, third[:, 0]/size
+            scores['macro_f1'][:, at], scores['balanced_accuracy'][:, at] = np.nanmean(f1, 1), np.nanmean(r, 1)
+            scores['log_loss'][:, at], scores['calibration_error'][:, at] = loss[:, 0]/size, np.abs(gaps).sum(1)/size
         bounds = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
         if k <= 3: del scores['top3']
         key = (m, *p.seeds[m])
         out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1))) for s, x in scores.items()}
-        out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i])) for i, c in enumerate(p.classes)}
+        out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]))
+                            for i, c in enumerate(p.classes)}
     return out
 
-# %% ../nbs/04a1_resampling.ipynb #13695ae1
+# %% ../nbs/04a1_resampling.ipynb #81bf9c1a
 @patch
-def spread(self:Estimate)->tuple: # Variances of the value: uploads, runs, both; degrees of freedom of runs, 0 where no model was trained twice
-    "Variance components of a mean over a crossed table (Searle, Casella and McCulloch 1992, *Variance Components*, 4.5), uploads by bootstrap."
+def spread(self:Estimate)->tuple: # Variances: uploads, runs, both; degrees of freedom of runs (0: none trained twice)
+    "Variance components of a crossed table (Searle, Casella and McCulloch 1992, *Variance Components*, 4.5)."
     if hasattr(self, '_spread'): return self._spread
-    few, runs, both, df = self.n/max(self.n - 1, 1), 0., 0., 0. # a bootstrap of n things understates their variance by (n-1)/n
+    few, runs, both, df = self.n/max(self.n - 1,
+                                     1), 0., 0., 0. # a bootstrap of n things understates their variance by (n-1)/n
     for x in self.parts.values():
         s, x = len(x), x.astype(np.float64)
         if s < 2: continue
@@ -128,8 +130,8 @@ def spread(self:Estimate)->tuple: # Variances of the value: uploads, runs, both;
     self._spread = few*np.nanvar(self.draws), runs, both, df
     return self._spread
 
-# %% ../nbs/04a1_resampling.ipynb #b324b60a
-SHARED = .4
+# %% ../nbs/04a1_resampling.ipynb #ff967cfc
+SHARED = .5
 
 @patch
 def distances(self:Estimate,
@@ -151,7 +153,7 @@ def distance(self:Estimate,
     level:float=.05, # 1 minus the confidence
     more:float=1. # As if there were so many times as many uploads
 )->float: # How far the truth may be away, before the interval is fitted between the bounds
-    "Half-width of the interval; the sum of squares as in Zou and Donner (2008, *Statistics in Medicine* 27, 1693-1702)."
+    "Half-width of the interval; the sum of squares as in Zou and Donner (2008, *Statistics in Medicine* 27, 1693)."
     a, b, join = self.distances(level, more)
     return float(join(a, b))
 
@@ -160,7 +162,7 @@ def distance(self:Estimate,
 def interval(self:Estimate,
     confidence:float=.95
 )->tuple: # (low, high); both NaN where fewer than two uploads leave nothing to resample
-    "Wilson's interval (1927, *JASA* 22, 209-212) at the effective size (Franco et al. 2019, *JSSAM* 7, 334-364); symmetric for differences and losses."
+    "Wilson's (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334); symmetric for differences."
     x, (lowest, highest) = self.value, self.bounds
     if self.n < 2 or np.isnan(x): return np.nan, np.nan
     a, b, join = self.distances(1 - confidence)

@@ -42,14 +42,14 @@ class Prediction:
     def to_dict(self, k:int=5, windows:bool=False)->dict: # As JSON has it
         "The prediction as a row"
         (label, p), *_ = top = self.top(k)
-        out = dict(label=label, probability=p, top=top, start=float(self.span[0]), end=float(self.span[1]), frames=self.frames,
-                   warnings=self.warnings)
+        out = dict(label=label, probability=p, top=top, start=float(self.span[0]), end=float(self.span[1]),
+                   frames=self.frames, warnings=self.warnings)
         return out | (dict(window_seconds=self.seconds, starts=self.starts.tolist(), ends=self.ends.tolist(),
                            windows=[dict(zip(self.classes, map(float, w))) for w in self.windows]) if windows else {})
 
-    def plot(self):
+    def plot(self, fig=None):
         "The probabilities over time, below a film strip where there is one; a matplotlib figure"
-        return plot_over_time(self.classes, (self.starts+self.ends)/2, self.windows, self.span, self.strip)
+        return plot_over_time(self.classes, (self.starts+self.ends)/2, self.windows, self.span, self.strip, fig=fig)
 
 # %% ../nbs/05u_results.ipynb #59b4b29f
 def doubts(
@@ -61,8 +61,9 @@ def doubts(
     share = (said['end']-start)/asked if 0 < asked < np.inf else 1
     if not said['doubt'] and share > .5: return []
     why = f": {said['doubt']}" if said['doubt'] else ''
-    if asked == np.inf: return [f"only the first {said['end']-start:.2f} s can be read; how much is missing is not known{why}"]
-    return [f"{'less than half' if share < .5 else 'not all'} of it can be read, {said['end']-start:.2f} of {asked:.2f} s{why}"]
+    got = f"{said['end']-start:.2f}"
+    if asked == np.inf: return [f'only the first {got} s can be read; how much is missing is not known{why}']
+    return [f"{'less than half' if share < .5 else 'not all'} of it can be read, {got} of {asked:.2f} s{why}"]
 
 # %% ../nbs/05u_results.ipynb #eeda7af8
 @contextmanager
@@ -91,11 +92,12 @@ def targets(
     video,out = Path(video),{}
     if o['cut']: out['cut'] = check_target(video.with_name(f'{video.stem}_cut.mp4'), 'the cut', video)
     if o['over_time']:
-        out['picture'] = check_target(o['picture'] or video.with_name(f'{video.stem}_over_time.png'), '--picture', video,
-                                      ('.png', '.jpg', '.pdf', '.svg'))
+        at = o['picture'] or video.with_name(f'{video.stem}_over_time.png')
+        out['picture'] = check_target(at, '--picture', video, ('.png', '.jpg', '.pdf', '.svg'))
     if o['save_video']:
         at = Path(o['save_video'])
-        out['video'] = check_target(at/f'{video.stem}_dances.mp4' if many else at, '--save-video', video, ('.mp4', '.m4v', '.mov'))
+        at = at/f'{video.stem}_dances.mp4' if many else at
+        out['video'] = check_target(at, '--save-video', video, ('.mp4', '.m4v', '.mov'))
     return out
 
 # %% ../nbs/05u_results.ipynb #200dc4fa
@@ -123,7 +125,8 @@ class Printer:
     def csv(self, row):
         names = [f'{k}_{i}' for i in range(1, self.top+1) for k in ('label', 'probability')]
         top = [v for c,q in row.get('top', ()) for v in (c, round(q, 6))]
-        cells = [row['video'], *top, *['']*(len(names)-len(top)), *(f'{row[k]:g}' if k in row else '' for k in ('start', 'end', 'frames')),
+        cells = [row['video'], *top, *['']*(len(names)-len(top)),
+                 *(f'{row[k]:g}' if k in row else '' for k in ('start', 'end', 'frames')),
                  '; '.join(row.get('warnings', ())), row.get('error', '')]
         if self.n == 1: self.write(['video', *names, 'start', 'end', 'frames', 'warnings', 'error'])
         self.write(cells)
@@ -139,6 +142,7 @@ class Printer:
     def finish(self, many):
         if self.json and many and not self.out: print(']')
         if self.out:
-            with writing(self.out) as p: p.write_text('[' + ',\n'.join(self.lines) + ']\n' if self.json else '\n'.join([*self.lines, '']))
+            text = '[' + ',\n'.join(self.lines) + ']\n' if self.json else '\n'.join([*self.lines, ''])
+            with writing(self.out) as p: p.write_text(text)
         if self.bad: print(f'error: {self.bad} of {self.n} videos could not be watched', file=sys.stderr)
         return 2 if self.bad else 0

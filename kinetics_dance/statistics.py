@@ -85,8 +85,9 @@ def _same(runs, of):
     "Complain about the first table that is not about the same classes or clips as the one before"
     first = None
     for name, df in runs:
+        if first is not None and of == 'clips' and df.clip_id.equals(first_df.clip_id): continue # sorted
         has = set(df.clip_id if of == 'clips' else df.filter(regex='^p_').columns.str[2:])
-        if first is None: first, first_name = has, name
+        if first is None: first, first_name, first_df = has, name, df
         if extra := sorted(has ^ first):
             gone, extra = sorted(first - has), sorted(has - first)
             hint = "; clips='shared' compares what they share" if of == 'clips' else ''
@@ -105,9 +106,10 @@ def stack_predictions(
              for (n, d), (m, s) in zip(names, [(m, s) for m, r in runs.items() for s in r])]
     _same(names, 'classes')
     if clips == 'same': _same(names, 'clips')
-    keep = sorted(set.intersection(*(set(d.clip_id) for _, d in names)))
+    everyone, keep = set(names[0][1].clip_id), set(names[0][1].clip_id)
+    for _, d in names if clips == 'shared' else ():
+        everyone, keep = everyone | set(d.clip_id), keep & set(d.clip_id)
     if not keep: raise StudyError(f'{names[0][0]} and {names[-1][0]} share no clip')
-    everything = len(set().union(*(d.clip_id for _, d in names)))
     cut = {id(d): d if len(d) == len(keep) else d[d.clip_id.isin(keep)].reset_index(drop=True) for _, d in names}
     trusted = next((d for _, d in names if not d.attrs.get('named')), names[0][1])
     name = next(n for n, d in names if d is trusted)
@@ -118,15 +120,17 @@ def stack_predictions(
             if len(x) and not (col == 'group' and d.attrs.get('named')):
                 raise StudyError(f'{other}: {len(x)} clips have another {col} than in {name}, the first is {x.iloc[0]!r}')
     probs = {m: np.stack([cut[id(d)].filter(regex='^p_').to_numpy() for d in r.values()]) for m, r in runs.items()}
-    said = {m: next((d.attrs['pretraining'] for d in r.values() if d.attrs.get('pretraining')), None) for m, r in runs.items()}
+    said = {m: next((d.attrs['pretraining'] for d in r.values() if d.attrs.get('pretraining')), None)
+            for m, r in runs.items()}
     return Predictions(classes, first.clip_id.to_numpy(str), pd.factorize(first.group)[0],
-                       np.searchsorted(classes, first.label.to_numpy(str)), probs, {m: list(s) for m, s in runs.items()},
-                       {m: x for m, x in said.items() if x}, everything - len(keep))
+                       np.searchsorted(classes, first.label.to_numpy(str)), probs,
+                       {m: list(s) for m, s in runs.items()},
+                       {m: x for m, x in said.items() if x}, len(everyone) - len(keep))
 
 # %% ../nbs/04a_statistics.ipynb #c60f94e8
 def load_predictions(
     folder:str|Path, # Folder of a study; reads `predictions/<model>/seed<k>.parquet` in it
-    probe:str|None=None # `'shuffled'`, `'frozen'`, `'frames_4'`...: predictions made from tampered frames, one folder deeper
+    probe:str|None=None # `'shuffled'`, `'frozen'`, `'frames_4'`...: made from tampered frames, one folder deeper
 )->dict: # `{model: {seed: table}}`, without the models that have no such predictions
     "All predictions of a study; raises `StudyError` where there are none."
     found = {}
@@ -177,7 +181,7 @@ def rank_of_truth(
     probs:np.ndarray, # Class probabilities, (N,K)
     y_true:np.ndarray # True class, (N,)
 )->np.ndarray: # (N,): 0 where the true class is the most likely one
-    "How many classes a model holds for likelier than the true one; of equal ones the first counts as likelier, as for argmax."
+    "How many classes a model holds for likelier than the true one; of equal ones the first, as for argmax."
     mine = np.take_along_axis(probs, y_true[:, None], 1)
     return (probs > mine).sum(1) + ((probs == mine) & (np.arange(probs.shape[1]) < y_true[:, None])).sum(1)
 
@@ -202,14 +206,14 @@ def calibration_error(
     y_true:np.ndarray, # True class, (N,)
     bins:int=BINS
 )->float: # In [0,1]
-    "Expected calibration error (Naeini et al. 2015, *AAAI*): mean gap between confidence and share right, weighted by clips."
+    "Expected calibration error (Naeini et al. 2015, *AAAI*): mean gap between confidence and share right."
     r = reliability(probs, y_true, bins)
     return float((r.clips*(r.confidence - r.right).abs()).sum()/len(y_true))
 
 # %% ../nbs/04a_statistics.ipynb #454edde2
 SCORES = ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')
 
-def seed_scores(p:Predictions)->pd.DataFrame: # One row a model and seed: model, seed, then `SCORES`; top3 is NaN below four classes
+def seed_scores(p:Predictions)->pd.DataFrame: # One row a model and seed: model, seed, then `SCORES`; no top3 below 4 classes
     "The scores of each training run, by scikit-learn where it has them."
     def score(x, k=len(p.classes)):
         y, mine = x.argmax(1), np.take_along_axis(x, p.y_true[:, None], 1)[:, 0]
@@ -217,7 +221,8 @@ def seed_scores(p:Predictions)->pd.DataFrame: # One row a model and seed: model,
                     top3=(rank_of_truth(x, p.y_true) < 3).mean() if k > 3 else np.nan,
                     macro_f1=f1_score(p.y_true, y, average='macro', zero_division=0),
                     # scikit-learn's would warn of answers that are true nowhere
-                    balanced_accuracy=float(np.mean([(y == p.y_true)[p.y_true == c].mean() for c in np.unique(p.y_true)])),
+                    balanced_accuracy=float(np.mean([(y == p.y_true)[p.y_true == c].mean()
+                                                     for c in np.unique(p.y_true)])),
                     log_loss=-np.log(mine.clip(np.finfo(np.float64).eps)).mean(),
                     calibration_error=calibration_error(x, p.y_true))
     return pd.DataFrame([dict(model=m, seed=s, **score(x)) for m in p.probs for s, x in zip(p.seeds[m], p.probs[m])])

@@ -94,7 +94,7 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                 n_frames:int=24,    # Frames kept of each clip
                 size:tuple=(72, 96),# Their height and width
                 sampler:str='uniform', # A name in `SAMPLERS`
-                base:str|Path=None, # Where relative paths start (default: the folder that holds the store)
+                base:str|Path|None=None, # Where relative paths start (default: the folder that holds the store)
                 jobs:int=2,         # Worker processes
                 timeout:float=60,   # Seconds that one clip may take
                 rebuild:bool=False, # Make everything anew?

@@ -51,8 +51,8 @@ def paired_differences(
     p:Predictions,
     boot:dict, # As `bootstrap` gives it
     confidence:float=.95 # Of the intervals, which are not corrected for the number of pairs; tests and plans are
-)->pd.DataFrame: # One row a pair: a, b, diff = accuracy of b minus a, low, high, p (Holm), p_unadjusted, only_a, only_b (clips), p_mcnemar (Holm), detectable, clips_needed
-    "All pairs of models: difference, test, McNemar's exact test (1947, *Psychometrika* 12, 153-157), corrected after Holm (1979, *Scand. J. Statist.* 6, 65-70)."
+)->pd.DataFrame: # One row a pair: a, b, diff = accuracy of b minus a, low, high, tests, plans; the columns are below
+    "All pairs: difference, test, McNemar's exact test (1947, *Psychometrika* 12), Holm (1979, *Scand. J. Statist.* 6)."
     rows, pairs = [], list(combinations(p.probs, 2))
     level = (1 - confidence)/max(len(pairs), 1)
     right = {m: x.mean(0).argmax(-1) == p.y_true for m, x in p.probs.items()}
@@ -61,11 +61,13 @@ def paired_differences(
         low, high = d.interval(confidence)
         both, only_a, only_b, none = (int(n.sum()) for n in (x & y, x & ~y, ~x & y, ~x & ~y))
         rows.append(dict(
-            a=a, b=b, diff=d.value, low=low, high=high, p=d.p_value(), p_unadjusted=d.p_value(), only_a=only_a, only_b=only_b,
+            a=a, b=b, diff=d.value, low=low, high=high, p=d.p_value(), p_unadjusted=d.p_value(), only_a=only_a,
+            only_b=only_b,
             p_mcnemar=float(mcnemar([[both, only_a], [only_b, none]], exact=True).pvalue),
             detectable=d.detectable(level), clips_needed=d.clips_needed(level)))
     columns = 'a b diff low high p p_unadjusted only_a only_b p_mcnemar detectable clips_needed'.split()
-    df = pd.DataFrame(rows, columns=columns).astype({'p': float, 'p_unadjusted': float, 'detectable': float, 'clips_needed': float})
+    df = pd.DataFrame(rows, columns=columns).astype({'p': float, 'p_unadjusted': float, 'detectable': float,
+                                                     'clips_needed': float})
     for c in ('p', 'p_mcnemar'):
         if len(df) and df[c].notna().all(): df[c] = multipletests(df[c], method='holm')[1]
     return df
@@ -119,6 +121,6 @@ def clips_to_tell_apart(
     a:float, b:float, # Two shares, each measured on clips of its own
     level:float=.05, power:float=.8
 )->int: # Clips for each of the two
-    "Sample size for two independent shares (Fleiss, Levin and Paik 2003, *Statistical Methods for Rates and Proportions*, 4.14)."
+    "Sample size for two independent shares (Fleiss, Levin and Paik 2003, *Rates and Proportions*, 4.14)."
     z, y, mean = norm.ppf(1 - level/2), norm.ppf(power), (a + b)/2
     return int(np.ceil((z*(2*mean*(1 - mean))**.5 + y*(a*(1 - a) + b*(1 - b))**.5)**2/(a - b)**2))

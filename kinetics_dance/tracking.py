@@ -55,7 +55,7 @@ class Tracker:
                           f'({type(e).__name__}: {said})', RuntimeWarning, stacklevel=2)
 
     def begin(self,
-        past:list=(), # Rows of the history, of epochs that were trained before
+        past:list|tuple=(), # Rows of the history, of epochs that were trained before
     ):
         "A unit is trained from here"
         if not self.begun: self._tell('_begin', list(past))

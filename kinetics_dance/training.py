@@ -52,6 +52,10 @@ class ClipLoss:
         if self.weight is not None: loss = loss*self.weight.to(loss.device)[y]
         return loss.mean() if self.reduction == 'mean' else loss
 
+    # what fastai asks a loss for where it shows results
+    def activation(self, scores): return clip_probabilities(scores)
+    def decodes(self, p): return p.argmax(-1)
+
 def top1(
     scores:Tensor, # As `ClipLoss` takes them
     y:Tensor,      # Class of each clip, `(B,)`
@@ -152,8 +156,8 @@ def fit(
     lr:float,           # Highest learning rate of the cycle
     recipe:Recipe=Recipe(), # The settings
     start:int=0,        # Epochs that are done already (see `checkpoints`)
-    past:list=(),       # Their rows of the history
-    cbs:list=(),        # Further callbacks
+    past:list|tuple=(),       # Their rows of the history
+    cbs:list|tuple=(),        # Further callbacks
 )->pd.DataFrame: # One row an epoch: epoch, train_loss, valid_loss, top1
     "Train with the one-cycle schedule; the last epoch is the result"
     history = History()

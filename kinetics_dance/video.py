@@ -138,7 +138,7 @@ MARK = 'kinetics_dance normalised 2'
 _SEAL = re.compile(MARK.encode() + rb' ([0-9a-f]{8}) (\d{8}) (\d+)/(\d+) (\d+)x(\d+)')
 
 def sealed(path:str|Path # Any file
-          ) -> tuple:    # (frames, frames a second, height, width); None if it is not, to the byte, a clip of ours
+          ) -> tuple|None: # (frames, frames a second, height, width); None if it is not, to the byte, a clip of ours
     "What is known without decoding of a clip that `normalise_clip` wrote"
     with _mapped(path) as m:
         seal = m and _SEAL.search(m, 0, 1 << 22)
@@ -243,8 +243,8 @@ def normalise_clip(src:str|Path,       # Any video file
         _write_seal(temporary, got['frames'])
     return got | dict(error=doubt)
 
-# %% ../nbs/00a1_video.ipynb #73dbced4
-def file_digest(path:Path) -> dict: # bytes, sha256
+# %% ../nbs/00a1_video.ipynb #200298d4
+def file_digest(path:str|Path) -> dict: # bytes, sha256
     "Size and SHA-256 of a file"
     with open(path, 'rb') as f:
         return dict(bytes=os.fstat(f.fileno()).st_size, sha256=hashlib.file_digest(f, 'sha256').hexdigest())

@@ -44,7 +44,7 @@ def _words(e): return ' '.join(str(getattr(e, 'strerror', None) or e).split())[:
 SILENCE = 60. # seconds without news after which a reader is taken for hung
 
 class Reader:
-    "A process that reads files for us, warm from one file to the next; `Unavailable('timeout')` where it had to be killed"
+    "A process that reads files for us, warm from file to file; `Unavailable('timeout')` where it had to be killed"
     def __init__(self): self.process, self.lock, self.stop = None, threading.RLock(), None
 
     def start(self)->'Reader':
@@ -65,7 +65,7 @@ class Reader:
 
     def ask(self,
         what:str,           # A generator of ours, `module:function`, that yields (dictionary, bytes)
-        timeout:float|None=None, # Seconds that waiting for it may take in all (default: a minute, and what messages add with `more`)
+        timeout:float|None=None, # Seconds that waiting may take in all (default: a minute, and what messages add: `more`)
         silence:float=SILENCE, # Seconds that waiting for one message may take
         **kwargs            # Its arguments, as JSON has them
     ): # Yields (dictionary, bytes)

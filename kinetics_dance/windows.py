@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST', 'window_times', 'claimed_seconds', 'watch', 'Windows', 'cut']
 
-# %% ../nbs/05q_windows.ipynb #389d9075
-import os
+# %% ../nbs/05q_windows.ipynb #1e1a8cfc
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 import numpy as np
@@ -83,7 +83,7 @@ def _shapes(size, crop=None):
 
 # %% ../nbs/05q_windows.ipynb #5ffedc66
 def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0, save=None):
-    "Yield what a model wants of a video: its plan, then frames in order, then how it ended; runs in the reader's process"
+    "Yield what a model wants of a video: a plan, then frames in order, then how it ended; runs in the reader's process"
     claimed, known = claimed_seconds(path), None
     if stop is not None and claimed: _inside(stop, claimed, path)
     for _ in range(4):
@@ -100,7 +100,8 @@ def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0,
             continue
         look = _Pass(path, start, stop)
         yield {'kind': 'plan', 'stop': until, 'more': 4*min(until-start, 86400)}, b''
-        yield from _moments(look, window_times(n, seconds, step, start, until)[1], until, _shapes(size, crop), strip, save)
+        at = window_times(n, seconds, step, start, until)[1]
+        yield from _moments(look, at, until, _shapes(size, crop), strip, save)
         # two frames: which times are rounded is the container's secret
         slack = max(.05, 2.01*((look.end or until)-start)/max(1, look.frames))
         if look.end is None or known is not None or abs(look.end-(until if last is None else last)) <= slack:
@@ -113,7 +114,8 @@ def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0,
 
 def _inside(at, end, path, begins=False):
     if at > end+.25 or begins and at >= end:
-        raise StudyError(f'{Path(path).name}: {"the start" if begins else "the end"} ({at:g} s) lies beyond its end ({end:.2f} s)')
+        what = 'the start' if begins else 'the end'
+        raise StudyError(f'{Path(path).name}: {what} ({at:g} s) lies beyond its end ({end:.2f} s)')
 
 # %% ../nbs/05q_windows.ipynb #844cca17
 def _moments(look, at, until, shape, strip, save):
@@ -163,7 +165,8 @@ class Windows:
         while self.next < len(self.at) and self.at[self.next,-1] < upto:
             self.ready.append(np.stack([self.pictures[self.which[j]] for j in self.at[self.next]]))
             self.next += 1
-            keep = self.which[self.at[self.next,0]] if self.next < len(self.at) and self.at[self.next,0] < upto else self.n
+            more = self.next < len(self.at) and self.at[self.next,0] < upto
+            keep = self.which[self.at[self.next,0]] if more else self.n
             for k in [k for k in self.pictures if k < keep]: del self.pictures[k]
             if len(self.ready) == self.batch or self.next == len(self.at): yield self.flush()
 
@@ -180,5 +183,9 @@ def cut(path, target, start, stop=None):
         _inside(start, claimed, path, begins=True)
         if stop is not None: _inside(stop, claimed, path)
     yield {'kind': 'plan', 'more': 10*min(86400, (min(stop or claimed or 60, claimed or 86400)-start))}, b''
-    got = normalise_clip(path, target, start, min(stop or claimed, claimed) if claimed else stop, short_side=None, timeout=10*86400)
+    until = min(stop or claimed, claimed) if claimed else stop
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(normalise_clip, path, target, start, until, short_side=None, timeout=10*86400)
+        while not wait([job], timeout=1).done: yield {'kind': 'news'}, b'' # the limit is then that of the whole
+    got = job.result()
     yield dict(kind='end', frames=got['frames'], seconds=got['seconds'], doubt=got['error']), b''

@@ -92,7 +92,7 @@ class Stage:
 class Run:
     "A study's stages, their records, and the kernels that are alive"
     def __init__(self, root, study, params, decl, runs):
-        self.root, self.study, self.lib = root, study, settings(root)['lib_name']
+        self.root, self.study, self.lib, self.params, self.decl = root, study, settings(root)['lib_name'], params, decl
         self.folder = root/(runs or params.get('runs') or 'runs')/study
         self.executed, self.records = self.folder/'executed', {}
         pins = root/'constraints.txt'
@@ -132,6 +132,9 @@ class Run:
         for n in st.needs:
             if not self.record(n): raise UserError(f'{st.stem} needs {n}, which has not been run: leave out --only')
         up = {n: sha(json.dumps(sorted((f, o[2]) for f, o in self.record(n)['outputs'].items()))) for n in st.needs}
+        if 'contrast' in self.decl[st.stem]:       # it also reads the report of another study, where there is one
+            name = self.params.get('contrast', self.decl[st.stem]['contrast'])
+            if name and name != self.study and (p := self.folder.parent/name/'report.json').exists(): up[f'study {name}'] = file_sha(p)
         return dict(code=sha('\0'.join(map(normal, cells))), library=modules(cells, self.root, self.lib), upstream=up, pins=self.pins,
                     parameters={k: v for k, v in st.params.items() if k != 'runs'})
 
@@ -299,6 +302,38 @@ class Run:
                 else: self.save(st.stem, {**rec, 'outputs': now})           # only touched
 
 
+def numbers(x, at=''):
+    "{path: number} of everything in a report that is a number; items of a list are named by their names, where they have any"
+    if isinstance(x, bool) or x is None or isinstance(x, str): return {}
+    if isinstance(x, (int, float)): return {at: x}
+    if isinstance(x, list):
+        names = [' '.join(str(v) for v in i.values() if isinstance(v, str)) if isinstance(i, dict) else '' for i in x]
+        x = {n if n and names.count(n) == 1 else str(k): i for k, (n, i) in enumerate(zip(names, x))}
+    return {k: v for key, y in x.items() if at or key != 'seconds' for k, v in numbers(y, f'{at}.{key}' if at else key).items()}
+
+
+TOLERANCE, TIMES = 1e-6, 1.5      # numbers may differ by so much (times so much, for what a clock or the memory meter says)
+
+
+def changed_numbers(old, machine, folder, shown=8):
+    "What `make report` says about the numbers of report.json against the last run of the same study, or None if there was none"
+    new, now = read_json(folder/'report.json'), (read_json(folder/'record.json') or {}).get('machine')
+    if not isinstance(old, dict) or not isinstance(new, dict): return
+    if machine != now: return 'report.json: the last run was on another machine, so its numbers are not compared'
+    a, b = numbers(old), numbers(new)
+    measured = re.compile(r'(^|\.)(ms_\w+|\w+_seconds|\w+_mb)$')
+    def differ(k):
+        if k not in a or k not in b: return True
+        x, y = a[k], b[k]
+        if measured.search(k): return max(x, y) > TIMES*min(x, y)
+        return abs(x - y) > TOLERANCE*max(1, abs(x), abs(y))
+    diff = sorted(k for k in {**a, **b} if differ(k))
+    what = f'against the last run of this study on this machine (tolerance {TOLERANCE:g}; a factor of {TIMES:g} for times and memory)'
+    if not diff: return f'report.json: none of {len(b)} numbers changed {what}'
+    lines = [f"  {k}: {a.get(k, 'not there')} → {b.get(k, 'not there')}" for k in diff[:shown]]
+    return '\n'.join([f'report.json: {len(diff)} of {len({**a, **b})} numbers changed {what}', *lines, *([f'  and {len(diff) - shown} more'] if len(diff) > shown else [])])
+
+
 @contextmanager
 def locked(folder):
     "One run a study at a time; the lock goes with the process that holds it"
@@ -373,6 +408,7 @@ def run():
     try:
         with locked(r.folder):
             r.kill(read_json(r.folder/'.kernels', []))  # left by a run that was killed
+            last = read_json(r.folder/'report.json'), (read_json(r.folder/'record.json') or {}).get('machine')
             t0, show = time.time(), Show()
             try: r.go(chosen, max(1, a.jobs), a.force, show)
             except KeyboardInterrupt:
@@ -389,6 +425,7 @@ def run():
                 if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
                     print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
             write_record(r, effective(params, decl))
+            if any(r.stages[s].state == 'ran' for s in chosen) and (news := changed_numbers(*last, r.folder)): print(news)
             return max((s.code for s in bad), default=0)
     finally: shutil.rmtree(scratch, ignore_errors=True)
 

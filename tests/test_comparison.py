@@ -2,9 +2,13 @@
 import json, tracemalloc
 import numpy as np, pandas as pd, pytest
 from sklearn.metrics import f1_score
-from kinetics_dance.comparison import (Predictions, bootstrap, compare, confusion, load_predictions, paired_differences, read_predictions, save_figure,
-                                       stack_predictions, write_report)
+from kinetics_dance.comparison import compare, write_report
 from kinetics_dance.data import StudyError
+from kinetics_dance.figures import save_figure
+from kinetics_dance.probing import confusion, crowd
+from kinetics_dance.resampling import bootstrap, upload_weights
+from kinetics_dance.statistics import Predictions, load_predictions, read_predictions, stack_predictions
+from kinetics_dance.testing import paired_differences
 
 PAIRS = [{'classes': ['left dancing', 'right dancing'], 'differs': 'order'}, {'classes': ['fast dancing', 'slow dancing'], 'differs': 'tempo'}]
 CLASSES = sorted(c for p in PAIRS for c in p['classes'])
@@ -95,14 +99,16 @@ def test_report(study):
     assert r == json.loads((study/'report.json').read_text())
     assert r['study'] == 'toy' and r['n_test'] == 48 and r['n_uploads'] == 24 and r['classes'] == CLASSES and r['ceiling'] == .5
     assert r['seconds'] == {'00_data': 12.5}
-    assert list(r['models']) and all(triple(m['accuracy']) and triple(m['macro_f1']) and m['seeds'] == [0, 1] for m in r['models'].values())
+    assert list(r['models']) and all(all(triple(m[k]) for k in ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy')) and m['log_loss']['mean'] > 0 and m['seeds'] == [0, 1] for m in r['models'].values())
     assert all(set(m['probes']) == {'shuffled', 'reversed'} and all(triple(x) for x in m['probes'].values()) for m in r['models'].values())
     assert all(set(m['within_pairs']) == {'order', 'other'} and triple(m['pair_accuracy']) for m in r['models'].values())
     (pair,) = r['pairs']
     assert (pair['a'], pair['b']) == ('per_frame', 'cnn_lstm') and pair['low'] <= pair['diff'] <= pair['high'] and pair['p'] < .05
     assert pair['diff'] == pytest.approx(r['models']['cnn_lstm']['accuracy']['mean'] - r['models']['per_frame']['accuracy']['mean'], abs=2e-6)
     assert len(r['verdicts']) == 1 and 'cnn_lstm is better than per_frame' in r['verdicts'][0]
-    assert {f.name for f in (study/'tables').iterdir()} == {'scores.csv', 'pairs.csv', 'per_class.csv', 'seeds.csv', 'confusion.csv'}
+    assert {f.stem for f in (study/'tables').iterdir()} == {'scores', 'pairs', 'per_class', 'seeds', 'confusion', 'probes', 'agreement', 'together', 'gains'}
+    gone = study/'tables'/'old.csv'; gone.write_text('x')
+    write_report(compare(study, n_resamples=50), study, 'toy'); assert not gone.exists() # of an earlier run
 
 def test_same_inputs_same_bytes(study, tmp_path_factory):
     def write(c): out = tmp_path_factory.mktemp('out'); write_report(c, out, 'toy'); return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob('*.*')}
@@ -137,6 +143,7 @@ def test_corners(kw, models, seeds, tmp_path):
 def test_different_numbers_of_seeds():
     c = compare({'ours': {s: table(.9, s) for s in range(3)}, 'theirs': table(.6, 9)}, n_resamples=100)
     assert c.predictions.seeds == {'ours': [0, 1, 2], 'theirs': [0]} and c.pairs.p[0] < .05
+    assert any('theirs: a single training run' in n for n in c.notes)
 
 def test_two_files(tmp_path):
     table(.5, path=tmp_path/'a.parquet')
@@ -152,15 +159,18 @@ def test_identical_models_do_not_differ():
 # --- against a second implementation, resample by resample
 
 def test_bootstrap_against_a_loop():
-    "Every resample written out: repeat the clips of each drawn upload, score with scikit-learn, average the drawn seeds"
-    from kinetics_dance.statistics import seed_weights, upload_weights
-    p, n = stack_predictions({'m': {s: table(.7, s, clips=3) for s in range(3)}}), 40
-    got, w, v = bootstrap(p, n, seed=5)['m'], upload_weights(24, n, 5), seed_weights(3, n, 5)
-    for r in range(n):
-        i = np.concatenate([np.repeat(np.flatnonzero(p.group == g), int(w[g, r + 1])) for g in range(24)])
-        y = p.y_true[i]
-        by_hand = {'accuracy': [(x[i] == y).mean() for x in p.y_pred('m')], 'macro_f1': [f1_score(y, x[i], average='macro') for x in p.y_pred('m')]}
-        for key, scores in by_hand.items(): assert got[key].draws[r] == pytest.approx(v[:, r + 1] @ scores, abs=1e-5)
+    "Every resample written out: repeat the clips of each drawn upload, score each run with scikit-learn"
+    from sklearn.metrics import balanced_accuracy_score, log_loss
+    from kinetics_dance.statistics import calibration_error
+    p, n = stack_predictions({'m': {s: table(.7, s, clips=3) for s in range(3)}}), 30
+    got, w = bootstrap(p, n, seed=5, block=7)['m'], upload_weights(24, n, 5)
+    for r in range(n + 1):
+        i = np.concatenate([np.repeat(np.flatnonzero(p.group == g), int(w[g, r])) for g in range(24)])
+        y, prob = p.y_true[i], p.probs['m'][:, i]
+        by_hand = {'accuracy': [(x == y).mean() for x in prob.argmax(-1)], 'macro_f1': [f1_score(y, x, average='macro') for x in prob.argmax(-1)],
+                   'balanced_accuracy': [balanced_accuracy_score(y, x) for x in prob.argmax(-1)], 'log_loss': [log_loss(y, x) for x in prob],
+                   'calibration_error': [calibration_error(x, y) for x in prob]}
+        for key, scores in by_hand.items(): assert next(iter(got[key].parts.values()))[:, r] == pytest.approx(scores, abs=1e-5), key
 
 def test_confusion_counts_every_clip_and_seed():
     p = stack_predictions({'m': {s: table(.7, s) for s in range(3)}})
@@ -181,3 +191,60 @@ def test_large_is_vectorised():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6 and len(d) == 45 and all(0 < np.std(b['accuracy'].draws) < .02 for b in boot.values())
+
+# --- anybody's files
+
+def test_anybody(tmp_path):
+    "The sentence of the docs: a parquet of ours and a csv of theirs with names of their own and no uploads"
+    ours, theirs = table(.9), table(.6, 3)
+    ours.attrs['pretraining'] = 'imagenet'
+    ours.to_parquet(tmp_path/'a.parquet')
+    theirs.drop(columns=['group', 'split']).assign(pretraining='kinetics-400').sample(frac=1, random_state=0).to_csv(tmp_path/'b.csv', index=False)
+    c = compare({'ours': tmp_path/'a.parquet', 'theirs': tmp_path/'b.csv'}, n_resamples=200)
+    assert c.predictions.pretraining == {'ours': 'imagenet', 'theirs': 'kinetics-400'} and c.predictions.group.max() == 23
+    assert 'theirs †' in c.verdicts[0] and any('†' in n for n in c.notes)
+    r = write_report(c, tmp_path/'out', 'toy')
+    assert r['models']['theirs']['pretraining'] == 'kinetics-400'
+    for name in ('scores', 'pairs', 'seeds', 'per_class', 'together'): assert 'theirs †' in (tmp_path/'out/tables'/f'{name}.csv').read_text(), name
+
+def test_other_names(tmp_path):
+    "Clips that are not named like ours are uploads of their own"
+    df = table().drop(columns='group').assign(clip_id=[f'clip_1_{i}' for i in range(48)])
+    assert read_predictions(df).group.nunique() == 48
+
+def test_shared_clips_only_when_asked():
+    a, b = table(.9), table(.6, 3).iloc[6:]
+    extra = table(.6, 3, uploads=26).iloc[6:]
+    with pytest.raises(StudyError, match=r"6 missing .*clips='shared'"): compare({'a': a, 'b': b})
+    c = compare({'a': a, 'b': extra}, n_resamples=50, clips='shared')
+    assert len(c.predictions.clips) == 42 and 'Only the 42 clips that every file has' in c.notes[0] and '10 others' in c.notes[0]
+    with pytest.raises(StudyError, match='share no clip'): compare({'a': a.iloc[:4], 'b': b}, clips='shared')
+    with pytest.raises(StudyError, match='neither'): compare({'a': a}, clips='some')
+
+def test_labels_disagree_on_shared_clips():
+    a = table()
+    with pytest.raises(StudyError, match='1 clips have another label'):
+        compare({'a': a, 'b': a.iloc[2:].assign(label=a.label.where(a.index != 8, CLASSES[1]))}, clips='shared')
+
+@pytest.mark.parametrize('kw, said', [(dict(uploads=1, clips=1), 'There is one clip'), (dict(uploads=1), 'come from one upload'),
+                                      (dict(classes=['tap dancing']), 'All clips are of one class (tap dancing)'), ({}, 'a single training run')])
+def test_one_of_something_is_said(kw, said):
+    notes = compare({'a': table(**kw)}, n_resamples=20).notes
+    assert any(said in n for n in notes) and not any('\n' in n for n in notes)
+
+def test_a_probe_with_fewer_runs_or_models(study):
+    "Older or foreign predictions: probes that only some runs have, and frames curves that only one model has"
+    (study/'predictions/cnn_lstm/shuffled/seed1.parquet').unlink()
+    for k in (1, 4): table(.6, k, path=study/f'predictions/cnn_lstm/frames_{k}/seed0.parquet')
+    table(.6, path=study/'predictions/cnn_lstm/over_time/seed0.parquet')
+    c = compare(study, n_resamples=50)
+    t = c.tables['probes']
+    assert t[t.probe == 'frames_4'].model.tolist() == ['cnn_lstm']*3 and t[t.probe == 'frames_4'].frames.tolist() == [4]*3 and 'over_time' not in set(t.probe)
+    assert t[(t.probe == 'shuffled') & (t.model == 'cnn_lstm')].change.notna().all()
+
+def test_average_and_oracle():
+    p = stack_predictions({'a': {s: table(.6, s) for s in range(3)}, 'b': {s: table(.7, 9 + s) for s in range(2)}})
+    q = crowd(p)
+    assert q.probs['average'].shape[0] == 2 and q.probs['average'] == pytest.approx((p.probs['a'][:2] + p.probs['b'])/2)
+    any_right = np.any([p.y_pred(m)[:2] == p.y_true for m in 'ab'], axis=0)
+    assert ((q.y_pred('oracle') == q.y_true) == any_right).all()

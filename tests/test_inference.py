@@ -113,6 +113,10 @@ def test_over_time_with_sound_and_picture(here, tmp_path):
     assert (tmp_path/'p.png').stat().st_size > 5000
     got = probe(tmp_path/'v.mp4')
     assert got['audio'] and got['frames'] == 60 and got['constant']
+    import av
+    with av.open(str(tmp_path/'v.mp4')) as c: tone = np.concatenate([f.to_ndarray()[0] for f in c.decode(audio=0)])
+    pitch = np.abs(np.fft.rfft(tone[:44100])).argmax()
+    assert abs(pitch-440) <= 2 and len(tone)/44100 > 3.9, 'the tone of the original, as long'
     assert np.abs(read_frames(tmp_path/'v.mp4')[:, 70:].astype(int)-read_frames(here/'clip.mp4')[:, 70:]).mean() < 4
     assert {p.name for p in tmp_path.iterdir()} == {'p.png', 'v.mp4'}
 
@@ -158,6 +162,14 @@ def test_a_study_clip_gets_the_numbers_of_the_study(predictor, here):
     frames = read_frames(here/'second.mp4', stored[spread(12, 4, [.5])[0]], size=(48, 64))
     with torch.inference_mode(): right = predictor.model(normalise(torch.from_numpy(frames[None, :, 2:46, 2:62].copy()))).softmax(-1)
     assert np.allclose(predictor.predict(here/'second.mp4').windows, right.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize('args, wanted', [(['--study', 's', '--model', 'cnn_lstm', '--seed', '1', '--runs', 'r'], ('s', 'cnn_lstm', 1, 'r')), (['--study', 's'], ('s', None, None, None))])
+def test_train_hands_over(monkeypatch, args, wanted):
+    from kinetics_dance import command_line, units
+    asked = []
+    monkeypatch.setattr(units, 'train_study', lambda study, model=None, seed=None, runs=None, log=print: asked.append((study, model, seed, runs)) or [])
+    assert cli('train', *args, '--json', main=command_line.main)[:2] == (0, '[]\n') and asked == [wanted]
 
 
 # ---- bad input

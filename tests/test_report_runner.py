@@ -153,3 +153,40 @@ def test_record(toy):
     assert rec['parameters']['n'] == 3 and rec['parameters']['scale'] == 1.5 and list(rec['seconds']) == ['00_data']
     assert str(toy.root) not in json.dumps(rec) and os.uname().nodename not in json.dumps(rec)
     assert 'needs 00' not in toy.run('--only', '02').stderr and toy.ran() == ['00', '02']
+
+
+def test_report_of_another_study(toy):
+    "A notebook with a parameter `contrast` runs again when the report of that study says something else, and only then"
+    edit(toy, '05_comparison', "study = 'demo'", "study = 'demo'; contrast = 'other'")
+    toy.run(); toy.ran()
+    other = toy.folder.parent/'other/report.json'
+    other.parent.mkdir()
+    other.write_text('{"seconds": {"a": 1}, "x": 1}')
+    assert 'study other' in toy.run().stdout and '05' in toy.ran()
+    other.write_text('{"seconds": {"a": 2}, "x": 1}')
+    toy.run(); assert toy.ran() == []
+
+
+def test_changed_numbers(toy, tmp_path):
+    "What differs between two reports is said, with the tolerance; times may differ more, and another machine is no news"
+    from report.run import changed_numbers
+    def write(folder, rep, cpu='this'):
+        folder.mkdir(exist_ok=True)
+        (folder/'report.json').write_text(json.dumps(rep))
+        (folder/'record.json').write_text(json.dumps({'machine': {'cpu': cpu}}))
+    old = {'seconds': {'05': 3.}, 'n': 12, 'models': {'a': {'accuracy': {'mean': .5, 'low': None}}}, 'valid': True,
+           'pairs': [{'a': 'x', 'b': 'y', 'diff': .25}], 'costs': [{'model': 'a', 'ms_per_clip': 20., 'parameters': 100}]}
+    new, d, here = json.loads(json.dumps(old)), tmp_path/'s', {'cpu': 'this'}
+    new['seconds']['05'], new['costs'][0]['ms_per_clip'] = 9., 29.
+    new['models']['a']['accuracy']['mean'] += 1e-8
+    write(d, new)
+    assert changed_numbers(None, None, d) is None
+    assert changed_numbers(old, here, d).startswith('report.json: none of 5 numbers changed') and 'tolerance 1e-06' in changed_numbers(old, here, d)
+    new['pairs'][0]['diff'], new['costs'][0]['parameters'], new['models']['a']['accuracy']['low'] = .26, 101, .4
+    write(d, new)
+    said = changed_numbers(old, here, d)
+    assert '3 of 6 numbers changed' in said and 'pairs.x y.diff: 0.25 → 0.26' in said and "models.a.accuracy.low: not there → 0.4" in said
+    assert 'another machine' in changed_numbers(old, {'cpu': 'that'}, d)
+    toy.run()
+    edit(toy, '05_comparison', "'seconds': {},", "'seconds': {}, 'k': 1,")
+    assert "k: not there → 1" in toy.run().stdout
