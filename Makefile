@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # pip runs again only when this changes
-PINS = $$( (cat constraints.txt; grep -E '^(dev_)?requirements|^console_scripts|^min_python|^lib_' settings.ini) | cksum | tr ' ' -)
+PINS = $$( (cat constraints.txt; grep -E '^([a-z]+_)?requirements|^console_scripts|^min_python|^lib_' settings.ini) | cksum | tr ' ' -)
 
 .DEFAULT_GOAL := help
-.PHONY: help env report site test check export clean-notebooks readme bench clean
+.PHONY: help env report site test check export clean-notebooks readme release bench clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [STUDY=demo] [PYTHON=python3]"; echo
@@ -47,6 +47,9 @@ clean-notebooks: env ## take outputs and needless metadata out of the notebooks
 
 readme: env ## write README.md from nbs/index.ipynb
 	@$(PY) -m report.readme
+
+release: env ## pack wheel, demo model and checksums into dist/ (after make report)
+	@$(PY) -m report.release --study $(STUDY)
 
 bench: env ## run the benchmarks
 	@set -e; for f in bench/*.py; do echo "== $$f"; $(PY) $$f; done

@@ -24,7 +24,6 @@ class Block(nn.Module):
         self.conv1,self.norm1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),nn.BatchNorm2d(c_out)
         self.conv2,self.norm2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),nn.BatchNorm2d(c_out)
         self.short = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-
     def forward(self, x): return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))+self.short(x))
 
 class SmallResNet(nn.Sequential):
@@ -47,7 +46,6 @@ class Rescale(nn.Module):
         column = lambda v: torch.tensor(v, dtype=torch.float32)[:, None, None]
         self.register_buffer('scale', column(STD)/column(std), persistent=False)
         self.register_buffer('shift', (column(MEAN)-column(mean))/column(std), persistent=False)
-
     def forward(self, x): return x*self.scale+self.shift       # (N,3,H,W)
 
 def _headless(name, full):
@@ -66,7 +64,6 @@ class PatchMap(nn.Module):
         super().__init__()
         self.conv_proj,self.class_token,self.encoder = vit.conv_proj,vit.class_token,vit.encoder
         self.name,self.patch,self.side = name,vit.patch_size,vit.image_size//vit.patch_size
-
     def positions(self, h, w):
         "Positions of the class token and of h x w patches, `(1,1+h*w,d)`"
         p = self.encoder.pos_embedding
@@ -74,12 +71,11 @@ class PatchMap(nn.Module):
         plan = p[:, 1:].transpose(1, 2).unflatten(2, (self.side, self.side))                      # (1,d,14,14)
         plan = F.interpolate(plan, (h, w), mode='bicubic', align_corners=False)
         return torch.cat([p[:, :1], plan.flatten(2).transpose(1, 2)], 1)
-
     def forward(self, x):                                                                       # (N,3,H,W)
         if any(s % self.patch for s in x.shape[-2:]):
-            raise StudyError(f'backbone: {self.name} cuts a frame into patches of {self.patch}×{self.patch} pixels, and '
-                             f'{x.shape[-2]}×{x.shape[-1]} is not made of whole ones; set crop_height and crop_width to '
-                             f'multiples of {self.patch}')
+            raise StudyError(f'backbone: {self.name} cuts a frame into patches of {self.patch}×{self.patch} pixels; '
+                             f'{x.shape[-2]}×{x.shape[-1]} is not made of whole ones; set crop_height and crop_width '
+                             f'to multiples of {self.patch}')
         x = self.conv_proj(x)                                                                   # (N,d,h,w)
         h,w = x.shape[-2:]
         z = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
@@ -110,7 +106,8 @@ def _imagenet(name):
     "torchvision's weights, as numbers only"
     from torchvision.models import get_model_weights
     if name == 'small':
-        raise StudyError('weights: there are no ImageNet weights for the small backbone; use resnet18, or weights: none')
+        raise StudyError('weights: there are no ImageNet weights for the small backbone; '
+                         'use resnet18, or weights: none')
     try:
         return get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as e:
@@ -131,7 +128,7 @@ def map_shape(
 def make_backbone(
     name:str='small',    # `small`, or a torchvision classifier: resnet18, mobilenet_v2, vit_b_16 …
     weights:str='none',  # `none`, `imagenet` (fetched by torchvision), or the path of a [file](01a9_weights.ipynb)
-)->nn.Module: # Maps frames `(N,3,H,W)` to features `(N,channels,h,w)`; with `name`, `channels`, `pretraining` and `folded`
+)->nn.Module: # Maps frames `(N,3,H,W)` to features `(N,channels,h,w)`; has `name`, `channels`, `pretraining`, `folded`
     "The picture network that all models of a study share"
     check_backbone(name)
     if name == 'small': body = SmallResNet()
@@ -174,7 +171,8 @@ def pool(
 )->Tensor: # `(N,grid*grid,C)`
     "Means over grid x grid places, row by row"
     # Apple's GPUs average only where the places divide the map; they can do it as two products
-    if f.device.type == 'mps' and any(s % grid for s in f.shape[-2:]): f = _rows(f.shape[2], grid, f) @ f @ _rows(f.shape[3], grid, f).T
+    h,w = f.shape[-2:]
+    if f.device.type == 'mps' and (h % grid or w % grid): f = _rows(h, grid, f) @ f @ _rows(w, grid, f).T
     else: f = F.adaptive_avg_pool2d(f, grid)
     return f.flatten(2).transpose(1, 2)
 
@@ -208,27 +206,28 @@ class FrameFeatures(nn.Module):
         batch_norm:str='train',   # `train`, or `frozen`: batch norms keep the statistics that came with the weights
     ):
         super().__init__()
-        if batch_norm not in ('train', 'frozen'): raise StudyError(f'batch_norm: {batch_norm!r} is neither train nor frozen')
+        if batch_norm not in ('train', 'frozen'):
+            raise StudyError(f'batch_norm: {batch_norm!r} is neither train nor frozen')
         if grid < 1: raise StudyError(f'grid: {grid} is too small; give at least 1')
         self.body,self.grid,self.batch_norm = make_backbone(backbone, weights),grid,batch_norm
         if batch_norm == 'frozen': fix_norms(self.body)
         self.channels,self.places,self.pretraining = self.body.channels,grid*grid,self.body.pretraining
-
     def check(self,
         h=None, w=None, # Height and width of a frame, pixels; None leaves the size out
         train:bool=False, # Whether the body is to be trained
     ):
         "Raise `StudyError` for what cannot work, before it is tried"
         if train and self.body.folded and self.batch_norm != 'frozen':
-            raise StudyError(f'weights: the batch norms of these weights of {self.body.name} are folded into the convolutions, so '
-                             'training with statistics of batches would break them; set batch_norm: frozen, or train: head')
+            raise StudyError(f'weights: the batch norms of these weights of {self.body.name} are folded into the '
+                             'convolutions, so training with statistics of batches would break them; '
+                             'set batch_norm: frozen, or train: head')
         if h is None: return
         try: map_shape(self.body, h, w)
         except StudyError: raise
         except Exception as e:
-            raise StudyError(f'backbone: {self.body.name} makes no feature map of frames of {h}×{w} pixels (it was made for '
-                             f'larger ones, mostly 224×224); change crop_height and crop_width: {str(e).splitlines()[0][:120]}') from None
-
+            raise StudyError(f'backbone: {self.body.name} makes no feature map of frames of {h}×{w} pixels (it was '
+                             f'made for larger ones, mostly 224×224); change crop_height and crop_width: '
+                             f'{(str(e) or type(e).__name__).splitlines()[0][:120]}') from None
     def forward(self,
         x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
     )->Tensor: # `(B,T,N,C)`, N places of C channels

@@ -14,8 +14,8 @@ from .data import StudyError
 # %% ../nbs/03_cnn_lstm.ipynb #37600029
 class CNNLSTM(nn.Module):
     "A picture network and an LSTM over its features"
-    study_parameters = FrameFeatures.study_parameters | {'hidden': 'lstm_hidden', 'layers': 'lstm_layers', 'state': 'lstm_state',
-                                                         'bidirectional': 'lstm_bidirectional'}
+    study_parameters = FrameFeatures.study_parameters | {
+        k: f'lstm_{k}' for k in ('hidden', 'layers', 'bidirectional', 'state')}
     def __init__(self,
         n_classes:int,            # Classes
         backbone:str='small',     # Name of the picture network

@@ -53,17 +53,19 @@ def check_pretraining(
     "Raise `StudyError` for Kinetics-400 weights that were not allowed"
     if weights not in ('none', 'kinetics'): raise StudyError(f'extra_weights: {weights!r} is neither none nor kinetics')
     if weights == 'kinetics' and not allow:
-        raise StudyError('extra_weights: kinetics: these weights have learned the task before: 13 of the 15 classes are in '
-                         'Kinetics-400, and 475 of the 645 dancing clips of its val list are in our train list; set '
+        raise StudyError('extra_weights: kinetics: these weights have learned the task before: 13 of the 15 classes are '
+                         'in Kinetics-400, and 475 of the 645 dancing clips of its val list are in our train list; set '
                          'allow_kinetics_pretraining: true to have them all the same, marked, or extra_weights: none')
 
 def _kinetics(arch):
     "torchvision's weights, checked, as numbers only"
     from torchvision.models import get_model_weights
-    try: return get_model_weights(arch).KINETICS400_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    known = get_model_weights(arch).KINETICS400_V1
+    try: return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as e:
-        raise StudyError(f'extra_weights: kinetics: those of {arch} cannot be had ({(str(e) or type(e).__name__).splitlines()[0][:120]}); '
-                         f"torchvision keeps them in {Path(torch.hub.get_dir())/'checkpoints'}; or set extra_weights: none") from None
+        why,folder = (str(e) or type(e).__name__).splitlines()[0][:120],Path(torch.hub.get_dir())/'checkpoints'
+        raise StudyError(f'extra_weights: kinetics: those of {arch} cannot be had ({why}); torchvision keeps them in '
+                         f'{folder}; or set extra_weights: none') from None
 
 # %% ../nbs/03a_torchvision_video.ipynb #fe260e64
 class TorchvisionVideo(nn.Module):
@@ -93,6 +95,11 @@ class TorchvisionVideo(nn.Module):
         state = {k: v for k,v in _kinetics(self.arch).items() if k not in new}
         fill(self.net, state | new, 'kinetics', self.arch)
 
+    def body_parameters(self):
+        "All parameters but those of the last layer, which starts from nothing"
+        new = {id(p) for p in self.net.get_submodule(ARCHITECTURES[self.arch][0]).parameters()}
+        return [p for p in self.net.parameters() if id(p) not in new]
+
     def forward(self,
         x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
     )->Tensor: # Scores, `(B,n_classes)`
@@ -103,5 +110,5 @@ class TorchvisionVideo(nn.Module):
         try: return self.net(x.transpose(1, 2))                     # (B,3,t,h,w)
         except RuntimeError as e:
             if isinstance(e, torch.OutOfMemoryError) or min(small[-2:]) >= 32: raise
-            raise StudyError(f'extra_models: {self.arch} cannot look at {small[1]} frames of {small[3]}×{small[4]}; give larger '
-                             f'ones (crop_height, crop_width): {str(e).splitlines()[0][:100]}') from None
+            raise StudyError(f'extra_models: {self.arch} cannot look at {small[1]} frames of {small[3]}×{small[4]}; '
+                             f'give larger ones (crop_height, crop_width): {str(e).splitlines()[0][:100]}') from None

@@ -71,12 +71,14 @@ def class_weights(
     "Weights n/(K n_k) (King and Zeng 2001, *Political Analysis* 9; as scikit-learn's `balanced`)"
     return len(y)/(n_classes*torch.bincount(y, minlength=n_classes).clamp(min=1).float())
 
-# %% ../nbs/01a_training.ipynb #17f117f4
+# %% ../nbs/01a_training.ipynb #137ab46a
 def split_parameters(
-    model:nn.Module, # With the attribute `features` where it has a picture network
+    model:nn.Module, # With `features` where it has a picture network, or a method `body_parameters`
 )->list: # Four lists: body and head, each decayed and not decayed
     "The groups of parameters that are treated differently"
-    body = {id(p) for p in model.features.parameters()} if getattr(model, 'features', None) is not None else set()
+    if getattr(model, 'features', None) is not None: body = model.features.parameters()
+    else: body = model.body_parameters() if hasattr(model, 'body_parameters') else ()
+    body = {id(p) for p in body}
     groups = [[], [], [], []]
     for p in model.parameters():
         if p.requires_grad: groups[2*(id(p) not in body)+(p.ndim < 2)].append(p)
@@ -118,8 +120,9 @@ def make_learner(
     if recipe.precision != 'float32': cbs.append(MixedPrecision(recipe.precision))
     # in place: weights keep their names
     if recipe.compile and getattr(model, 'features', None) is not None: model.features.body.compile()
-    # torch's fused-loop AdamW: fastai's own steps parameter by parameter in Python, which a small model feels
-    opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, foreach=True))
+    # torch's AdamW in one call: fastai's own steps parameter by parameter in Python, which a small model feels
+    fast = dict(foreach=True) if recipe.device == 'mps' else dict(fused=True)
+    opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, **fast))
     return Learner(dls, model.to(recipe.device), loss_func=ClipLoss(recipe.label_smoothing, weight), opt_func=opt,
                    splitter=lambda m: [g for g in split_parameters(m) if g], metrics=top1, cbs=cbs)
 

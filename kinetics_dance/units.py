@@ -39,9 +39,9 @@ def model_of(
     check_choices(settings)
     fixed = {}
     if name not in MODELS:
-        from kinetics_dance.torchvision_video import ARCHITECTURES
-        if name not in ARCHITECTURES:
-            known = [*MODELS, *ARCHITECTURES]
+        others = importlib.import_module('kinetics_dance.torchvision_video').ARCHITECTURES
+        if name not in others:
+            known = [*MODELS, *others]
             raise StudyError(f"model: {name!r} is none of {', '.join(known)}{nearest(name, known)}")
         fixed = dict(arch=name)
     spec = MODELS.get(name, 'kinetics_dance.torchvision_video:TorchvisionVideo')

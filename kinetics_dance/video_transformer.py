@@ -33,7 +33,7 @@ class SpaceTimeBlock(nn.Module):
         self.time,self.space = Attention(width, heads),Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 2*width), nn.GELU(), nn.Linear(2*width, width))
 
-    def forward(self, x, c=None):                                           # (B,T,N,d), and a class token (B,1,d) or none
+    def forward(self, x, c=None):                                # (B,T,N,d), and a class token (B,1,d) or none
         x = x + self.time(self.norm_t(x).transpose(1, 2)).transpose(1, 2)   # each place along T
         if c is None: x = x + self.space(self.norm_s(x))                    # each moment across N
         else:
@@ -58,7 +58,8 @@ class FeatureTokens(nn.Module):
         super().__init__()
         self.norm_in = nn.LayerNorm(channels)
         self.tubelet = nn.Linear(3*channels, width)
-        self.when,self.where = nn.Parameter(.5*torch.randn(frames, 1, width)),nn.Parameter(.5*torch.randn(places, width))
+        self.when = nn.Parameter(.5*torch.randn(frames, 1, width))
+        self.where = nn.Parameter(.5*torch.randn(places, width))
 
     def forward(self, f):                                                         # (B,T,N,C)
         t,f = f.shape[1],F.pad(self.norm_in(f), (0, 0, 0, 0, 1, 1))               # nothing before the clip and after it
@@ -87,7 +88,8 @@ class TubeletTokens(nn.Module):
 class VideoTransformer(nn.Module):
     "Divided space-time attention over tokens of a clip"
     study_parameters = FrameFeatures.study_parameters | {
-        'frames': 'clip_frames', **{k: f'transformer_{k}' for k in ('width', 'depth', 'heads', 'tokens', 'patch', 'pool')}}
+        'frames': 'clip_frames',
+        **{k: f'transformer_{k}' for k in ('width', 'depth', 'heads', 'tokens', 'patch', 'pool')}}
     def __init__(self,
         n_classes:int,            # Classes
         backbone:str='small',     # Name of the picture network (not used by tubelets, like the next three)
@@ -95,7 +97,7 @@ class VideoTransformer(nn.Module):
         grid:int=2,               # A frame is kept as grid x grid places
         batch_norm:str='train',   # `frozen`: its batch norms keep the statistics of the weights
         frames:int=8,             # Frames a clip: positions in time are learned for as many
-        width:int=128,            # Numbers a token
+        width:int=96,             # Numbers a token
         depth:int=2,              # Layers
         heads:int=4,              # Attention heads a layer
         tokens:str='features',    # What tokens are made of: `features`, or `tubelet`, pixels without a picture network
@@ -103,7 +105,8 @@ class VideoTransformer(nn.Module):
         pool:str='mean',          # What the classes are read from: `mean` of the tokens, or the class `token`
     ):
         super().__init__()
-        if tokens not in ('features', 'tubelet'): raise StudyError(f'transformer_tokens: {tokens!r} is neither features nor tubelet')
+        if tokens not in ('features', 'tubelet'):
+            raise StudyError(f'transformer_tokens: {tokens!r} is neither features nor tubelet')
         if pool not in ('mean', 'token'): raise StudyError(f'transformer_pool: {pool!r} is neither mean nor token')
         if width % heads: raise StudyError(f'transformer_width: {width} cannot be divided among {heads} heads')
         self.features = FrameFeatures(backbone, weights, grid, batch_norm) if tokens == 'features' else None

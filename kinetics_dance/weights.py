@@ -61,7 +61,8 @@ def fill(
     other = [f'{k}: {tuple(have[k].shape)} instead of {tuple(v.shape)}' for k,v in want.items()
              if k in have and have[k].shape != v.shape]
     wrong = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" for what,names in
-             (('missing', missing), ('unexpected', [k for k in have if k not in want]), ('of another shape', other)) if names]
+             (('missing', missing), ('unexpected', [k for k in have if k not in want]), ('of another shape', other))
+             if names]
     if wrong: raise StudyError(f"weights: {source} is of another network than {name}: {'; '.join(wrong)}")
     odd = [k for k,v in have.items() if not v.isfinite().all()]
     if odd: raise StudyError(f'weights: {source} holds values that are not numbers, first in {odd[0]}')

@@ -9,6 +9,7 @@ __all__ = ['MOST', 'window_times', 'claimed_seconds', 'watch', 'Windows', 'cut']
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from .data import StudyError
 from .decoding import Damaged, Unavailable, open_video, sound_frames, upright_size
@@ -51,17 +52,20 @@ class _Pass:
         self.frames, self.end, self.doubt = 0, None, None
 
     def pairs(self):
-        "(seconds, frame, its size upright, until when it is on screen), the last one with infinity"
-        held, first, n, rate = None, None, 0, 25.
+        "(seconds, frame, shape of its pixels, until when it is on screen), the last one with infinity"
+        held, first, n, rate, pixels = None, None, 0, 25., None
         try:
             with closing(sound_frames(self.path, self.start)) as sound:
                 for n, (t, f, v) in enumerate(sound):
                     if held:
                         self.frames += t > self.start
                         yield *held, t
-                    else: first, rate = t, float(v.guessed_rate or v.average_rate or 25)
+                    else:
+                        first, rate = t, float(v.guessed_rate or v.average_rate or 25)
+                        # the stream is gone when the last frame is handed out
+                        pixels = SimpleNamespace(sample_aspect_ratio=v.sample_aspect_ratio)
                     if self.stop is not None and t >= self.stop-1e-6: return # the rest is not asked for
-                    held = t, f, upright_size(f, v) # the stream is gone when the last frame is handed out
+                    held = t, f, pixels
         except Damaged as e:
             if not held: raise
             self.doubt = e.detail
@@ -76,8 +80,8 @@ def _shapes(size, crop=None):
     shaper, (h, w) = _shaper(size), crop or size
     # as in validation: the middle, rounded down
     top, left = (size[0]-h+1)//2, (size[1]-w+1)//2
-    def shape(f, upright):
-        big, at = _cover(*upright, size)
+    def shape(f, pixels):
+        big, at = _cover(*upright_size(f, pixels), size)
         return np.ascontiguousarray(_cut(shaper(f, *big).to_ndarray(), size, at)[top:top+h, left:left+w])
     return shape
 
@@ -122,26 +126,29 @@ def _moments(look, at, until, shape, strip, save):
     "Yield the frames that are on screen at some seconds, each once"
     wanted, small = np.unique(at), None
     shown = look.start+(np.arange(strip)+.5)/max(1, strip)*(until-look.start)
-    news, j, k = 0., 0, 0
-    for t, f, upright, then in look.pairs():
+    news, j, k, due = 0., 0, 0, -np.inf
+    for t, f, pixels, then in look.pairs():
+        if then-1e-6 <= due and t <= news+5: continue # most frames are nobody's
         j2, k2 = np.searchsorted(wanted, then-1e-6), np.searchsorted(shown, then-1e-6)
         if j2 > j:
-            name = save and _save(f, upright, t, Path(save))
-            yield {'kind': 'frame', 'upto': int(j2), 'at': t, 'file': name}, shape(f, upright).tobytes()
+            name = save and _save(f, pixels, t, Path(save))
+            yield {'kind': 'frame', 'upto': int(j2), 'at': t, 'file': name}, shape(f, pixels).tobytes()
         if k2 > k:
-            small = small or _shapes((96, max(8, min(384, round(96*upright[1]/upright[0])))))
-            picture = small(f, upright)
+            h, w = upright_size(f, pixels)
+            small = small or _shapes((96, max(8, min(384, round(96*w/h)))))
+            picture = small(f, pixels)
             yield {'kind': 'strip', 'times': int(k2-k), 'at': t, 'size': picture.shape}, picture.tobytes()
         if j2 == j and t > news+5:
             news = t
             yield {'kind': 'news', 'at': t}, b''
         j, k = j2, k2
+        due = min([x[i] for x,i in ((wanted, j), (shown, k)) if i < len(x)], default=np.inf)
 
-def _save(f, upright, t, folder):
+def _save(f, pixels, t, folder):
     "Write a frame as it is shown, at its full size"
     from simplejpeg import encode_jpeg
     name = f'{t:010.3f}.jpg'
-    (folder/name).write_bytes(encode_jpeg(np.ascontiguousarray(_shaper(None)(f, *upright).to_ndarray()), quality=95))
+    (folder/name).write_bytes(encode_jpeg(np.ascontiguousarray(_shaper(None)(f, *upright_size(f, pixels)).to_ndarray()), quality=95))
     return name
 
 # %% ../nbs/05q_windows.ipynb #994f375a

@@ -3,7 +3,7 @@
     python -m report.release                 # into dist/; a model of the demo study, as `make report` left it
 
 The model's card is checked as a user's would be. The archive is the same, byte for byte, for the same model."""
-import argparse, hashlib, subprocess, sys, zipfile
+import argparse, hashlib, shutil, subprocess, sys, tempfile, zipfile
 from pathlib import Path
 from .common import ROOT, UserError, main, settings
 
@@ -34,7 +34,11 @@ def release():
     a.out.mkdir(parents=True, exist_ok=True)
     cfg = settings(ROOT)
     files = [pack(found[0].parent, a.out/f"{cfg['lib_name']}-{cfg['version']}-{a.study}-{a.model}.zip")]
-    p = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--disable-pip-version-check', '-w', a.out, ROOT], capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as tree:     # a copy: what an earlier build left behind must not get into the wheel
+        for f in ('settings.ini', 'setup.py', 'README.md', 'LICENSE'): shutil.copy(ROOT/f, tree)
+        shutil.copytree(ROOT/cfg['lib_path'], Path(tree)/cfg['lib_path'], ignore=shutil.ignore_patterns('__pycache__'))
+        p = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--disable-pip-version-check', '-w', a.out, tree],
+                           capture_output=True, text=True)
     if p.returncode: raise UserError('the wheel cannot be built: ' + p.stderr.strip().splitlines()[-1])
     files += sorted(a.out.glob(f"{cfg['lib_name']}-{cfg['version']}-*.whl"))
     sums = ''.join(f'{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n' for f in files)
