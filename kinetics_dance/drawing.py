@@ -16,7 +16,10 @@ from .decoding import Damaged, Unavailable, open_video, sound_frames
 from .sampling import film_strip
 from .video import Shaper, _encoder, _even_size, _ffmpeg_command, steady
 
-# %% ../nbs/05s_drawing.ipynb #1180d7a7
+# %% ../nbs/05s_drawing.ipynb #1051f640
+# told apart by the colour-blind too (Okabe and Ito 2008, *Color Universal Design*)
+_COLOURS = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#999999'
+
 def plot_over_time(
     classes:list,         # Class names
     middles:np.ndarray,   # Middle of each window, seconds, `(w,)`
@@ -34,9 +37,9 @@ def plot_over_time(
     else: strip.axis('off')
     order = np.argsort(-windows.max(0), kind='stable')[:most]
     if len(middles) == 1: middles, windows = np.array(span, float), np.repeat(windows, 2, 0)
-    ax.stackplot(middles, *(windows[:,i] for i in order), labels=[classes[i] for i in order], alpha=.85)
+    ax.stackplot(middles, *(windows[:,i] for i in order), labels=[classes[i] for i in order], colors=_COLOURS)
     ax.set(xlabel='middle of the window, seconds', ylabel='probability', xlim=span, ylim=(0, 1.02))
-    ax.legend(fontsize=7, loc='lower center', ncols=3)
+    fig.legend(fontsize=7, loc='outside lower center', ncols=3, frameon=False)
     return fig
 
 # %% ../nbs/05s_drawing.ipynb #6e424875
