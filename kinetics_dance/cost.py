@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['count_parameters', 'count_flops', 'time_clip', 'peak_memory', 'measure_cost']
 
-# %% ../nbs/01c_cost.ipynb #6ee6c8e5
-import copy, os, re, resource, sys, time
+# %% ../nbs/01c_cost.ipynb #0ad64ec4
+import copy, os, re, resource, sys, time, warnings
 from pathlib import Path
 from statistics import median
 import numpy as np, torch
@@ -38,7 +38,9 @@ def count_flops(
     model, fast = copy.deepcopy(model).cpu().float().eval(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with (FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH),
+        # switching oneDNN off tells people without an Intel GPU that they have none
+        with (warnings.catch_warnings(action='ignore'), FlopCounterMode(display=False) as counter, torch.no_grad(),
+              sdpa_kernel(SDPBackend.MATH),
               torch.backends.mkldnn.flags(enabled=False)): model(torch.zeros(1, *shape))
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()

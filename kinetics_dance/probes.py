@@ -30,6 +30,7 @@ def probe_frames(
     stored:int, # N
     t:int,      # T
     clip_ids,   # Names of the clips, `(B,)`: a shuffle is drawn by name, so it is the same for every model
+    seed:int=0, # ... and by the seed of the training: three seeds then see three orders, and their mean depends less on a lucky one
 )->np.ndarray: # Places among the stored frames, `(B,T')`; T' is T but for halved and frames_k
     "Which stored frames of each clip are shown, in which order"
     known = list_probes(stored, t)
@@ -41,7 +42,7 @@ def probe_frames(
     if probe == 'consecutive': return np.tile((stored-t)//2+np.arange(t), (len(clip_ids), 1))
     if probe.startswith('frames_'): return spread(stored, int(probe[7:]), np.full(len(clip_ids), .5))
     if probe == 'shuffled':
-        order = np.array([np.argsort(hash_order([f'{c}|{k}' for k in range(t)])) for c in clip_ids])
+        order = np.array([np.argsort(hash_order([f'{c}|{k}|{seed}' for k in range(t)])) for c in clip_ids])
         return np.take_along_axis(normal, order, 1)
     return normal
 
@@ -64,6 +65,7 @@ def predict_probes(
     clips:Clips,        # What to predict
     probes=('normal',), # See `list_probes`
     bs:int=8,           # Clips at a time
+    seed:int=0,         # Of the shuffles, see `probe_frames`
 )->dict: # `{probe: probabilities (n,K)}`, float64, rows sum to 1
     "Class probabilities of each clip under each probe; middle crop"
     model.eval()
@@ -73,7 +75,7 @@ def predict_probes(
         x = _seen(model, clips, at)                                                         # (B,N,...)
         rows = torch.arange(len(at), device=x.device)[:, None]
         for probe in probes:
-            index = torch.from_numpy(probe_frames(probe, clips.stored, clips.n_frames, clips.ids[at]).copy())
+            index = torch.from_numpy(probe_frames(probe, clips.stored, clips.n_frames, clips.ids[at], seed).copy())
             p = clip_probabilities(_scores(model, x[rows, index.to(x.device)]))
             out[probe].append(p.cpu().double().numpy())
     return {p: np.concatenate(v) for p,v in out.items()}

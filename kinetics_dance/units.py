@@ -219,7 +219,7 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe):
     normal = predict_probes(net, both, ['normal'], bs)['normal']
     write_predictions(said/f'seed{seed}.parquet', both, normal, probe='normal', **about)
     probes = list_probes(clips.shape[0], recipe.clip_frames)[1:]
-    for probe,p in predict_probes(net, test, probes, bs).items():
+    for probe,p in predict_probes(net, test, probes, bs, seed).items():
         frames = int(probe[7:]) if probe.startswith('frames_') else recipe.clip_frames
         write_predictions(said/probe/f'seed{seed}.parquet', test, p, probe=probe, **about | dict(frames=frames))
     if getattr(net, 'features', None) is not None:
