@@ -203,10 +203,14 @@ def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
     shaper = Shaper('yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
     ticks, size, last, doubt = math.ceil(seconds*rate - 1e-6) if seconds else None, None, None, None
     with closing(sound_frames(src, start)) as sound, _encoder(limit) as (begin, write, end):
+        def sized():
+            nonlocal size
+            for t, f, v in sound: # `steady` may hand the last frame on when the file is closed already and `v` is gone
+                size = size or _even_size(f, v, short_side)
+                yield t, f, v
         try:
-            for f, v in steady(sound, float(rate), start, ticks):
-                if size is None:
-                    size = _even_size(f, v, short_side)
+            for k, (f, _) in enumerate(steady(sized(), float(rate), start, ticks)):
+                if not k:
                     begin(_ffmpeg_command(src, dst, start, seconds, size, gop, rate, channels))
                 if f is not last: last, picture = f, shaper(f, *size).to_ndarray()
                 write(picture)

@@ -13,8 +13,8 @@ PICTURES = ('image/svg+xml', 'image/png', 'image/jpeg')
 
 
 def page(stem):
-    "Name of a notebook's page: `00_data` is data.html"
-    return re.sub(r'^\d+[a-z]?_', '', stem)
+    "Name of a notebook's page: `00_data` is data.html, `04a5_figures` is figures.html"
+    return re.sub(r'^\d\d(?:[a-z]\d?)?_', '', stem)
 
 
 class Api(MarkdownRenderer):
@@ -105,7 +105,7 @@ def references(s):
     s = re.sub(ref % 'eq', r'Equation {eq}`eq-\1`', s)
     s = re.sub(ref % '(fig|tbl)', r'{numref}`\1-\2`', s)
     s = re.sub(ref % 'sec', r'[](#sec-\1)', s)
-    return re.sub(r'\]\((?:nbs/)?(\d\d[a-z]?_\w+)\.(?:ipynb|html)', lambda m: f']({page(m[1])}.ipynb', s)
+    return re.sub(r'\]\((?:nbs/|\.\./)?(\d\d(?:[a-z]\d?)?_\w+|index)\.(?:ipynb|html)', lambda m: f']({page(m[1])}.ipynb', s)
 
 
 def prose(s, split=re.compile(r'(^```.*?^```[^\n]*$|`[^`\n]+`)', re.M | re.S)):
@@ -117,13 +117,21 @@ def prose(s, split=re.compile(r'(^```.*?^```[^\n]*$|`[^`\n]+`)', re.M | re.S)):
 def _md(src): return dict(cell_type='markdown', metadata={}, source=src)
 
 
+def without_warnings(text):
+    "What a cell wrote to stderr, less Python's warnings (they name folders of the machine) and the folders of packages; the rest stays, loud"
+    text = re.sub(r'^\S+\.py:\d+: \w*Warning: .*\n(?:  .*\n?)*', '', text, flags=re.M)
+    return re.sub(r'(?:/[^\s:"\']+)?/site-packages/', '', text)
+
+
 def outputs(outs, d, media):
     "Cells for what a code cell printed: (outputs that stay with the code, markdown that comes after it)"
     stay, floats = [], []
     label = d.get('label', '')
     for o in outs:
         data = o.get('data', {})
+        if o.get('name') == 'stderr': o = {**o, 'text': without_warnings(''.join(o['text']))}
         html = ''.join(data.get('text/html', ''))
+        if o.get('name') == 'stderr' and not ''.join(o.get('text', '')).strip(): continue
         if 'Turns off some styling' in html or (data and not any(''.join(v).strip() if isinstance(v, (str, list)) else v for v in data.values())): continue
         if any(m in data for m in PICTURES):
             url, width = media.picture(o)

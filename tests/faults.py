@@ -47,13 +47,14 @@ class Faults:
                  bodies,        # {'/path': bytes or Path}, or a folder whose files are served
                  plan=None,     # {'/path': Fault or [Fault ...]}; '*' is for all paths that are not named
                  rate=None,     # bytes a second on each connection, for all paths
+                 port=0,        # 0: one that is free
                 ):
-        self.bodies, self.plan, self.rate = bodies, dict(plan or {}), rate
+        self.bodies, self.plan, self.rate, self.port = bodies, dict(plan or {}), rate, port
         self.hits, self.log, self.now, self.peak = Counter(), [], 0, 0     # now, peak: answers being sent at a time
         self.lock, self.stopping = threading.Lock(), threading.Event()
 
     def __enter__(self):
-        self._server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Handler, self))
+        self._server = ThreadingHTTPServer(('127.0.0.1', self.port), functools.partial(_Handler, self))
         self._server.handle_error = lambda *_: None       # a client that hangs up is what this is for
         self.url = f'http://127.0.0.1:{self._server.server_port}'
         self._thread = threading.Thread(target=self._server.serve_forever, args=(.05,), daemon=True)

@@ -1,0 +1,191 @@
+"""Kinetics at full size, with nothing replaced but the far end: the 13,331 + 741 real rows through `studies/kinetics.yaml`.
+
+    python -m rehearsal.kinetics cvdf youtube        # or with --uploads 500: the same with fewer rows
+    python -m rehearsal.kinetics laptop              # studies/laptop.yaml on the real rows, every notebook, a real backbone
+
+A loopback server stands for YouTube and for the mirror. The study is run by `report.run`, killed twice on the way, and finished; then every row of
+the clip table must say what it was known to say. Stop it and call it again: it goes on where it was. Results go to results/kinetics_rehearsal/."""
+import argparse, json, os, re, shutil, signal, subprocess, sys, threading, time
+from pathlib import Path
+import pandas as pd, psutil, yaml
+from .far_end import (LISTS, ROOT, ClipTable, Faults, expected, fates, file_digest, make_tars, make_videos, read_rows, tar_plan,
+                      uploads)
+
+RESULTS = ROOT/'results'/'kinetics_rehearsal'
+
+# ---- the server
+
+def serve(rows, fate, work, everything):
+    "The far end of both sources, at the address it had the last time"
+    far = work/'far'
+    far.mkdir(parents=True, exist_ok=True)
+    videos = make_videos(far)
+    bodies, plan = uploads(rows, fate, videos, far)
+    tars = make_tars(rows, fate, videos, far)
+    names = dict(train='train', validate='val')
+    for split, name in names.items():
+        f = far/f'{name}.csv'
+        rows[rows.split == split].to_csv(f, index=False)
+        bodies[f'/annotations/{name}.csv'] = LISTS/f'k700_2020_dancing_{split}.csv' if everything else f
+    if everything: bodies['/annotations/val.csv'] = LISTS/'kinetics-700_2020_val.csv' # all 700 classes
+    note = far/'port'
+    port = int(note.read_text()) if note.exists() else 0
+    server = Faults(bodies | tars, plan | tar_plan(tars), port=port)
+    server.__enter__()
+    note.write_text(server.url.rsplit(':', 1)[1])
+    return server
+
+# ---- the study
+
+class Meter(threading.Thread):
+    "What the processes of a run take together, looked at every two seconds: peak of their PSS, CPU seconds, how many"
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.pid, self.peak, self.most, self.cpu, self.end = pid, 0, 0, {}, threading.Event()
+    def run(self):
+        while not self.end.wait(2):
+            try: family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+            except psutil.Error: return
+            total = 0
+            for p in family:
+                try:
+                    total += p.memory_full_info().pss
+                    t = p.cpu_times()
+                    self.cpu[p.pid, p.create_time()] = t.user + t.system
+                except psutil.Error: pass
+            self.peak, self.most = max(self.peak, total), max(self.most, len(family))
+
+def study_file(name, work, runs, changes):
+    "The project's study file with these changes, beside the runs"
+    p = yaml.safe_load((ROOT/'studies'/f'{name}.yaml').read_text()) | changes
+    path = runs/f'{name}.yaml'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(p, sort_keys=False))
+    return path
+
+def run(study, runs, log, *args, kill=None):
+    "Run a study; `kill`: a condition, and whom to kill when it holds. Returns what it took"
+    cpu = os.times()
+    start = time.monotonic()
+    with log.open('a') as out:
+        p = subprocess.Popen([sys.executable, '-m', 'report.run', str(study), '--runs', str(runs), *args], cwd=ROOT, stdout=out, stderr=out,
+                             start_new_session=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+        meter = Meter(p.pid)
+        meter.start()
+        killed = False
+        while p.poll() is None:
+            if kill and kill[0]():
+                family = [psutil.Process(p.pid)] + (psutil.Process(p.pid).children(recursive=True) if kill[1] == 'all' else [])
+                for q in family:
+                    try: q.send_signal(signal.SIGKILL)
+                    except psutil.Error: pass
+                killed = True
+                p.wait()
+            time.sleep(.5)
+    meter.end.set()
+    after = os.times()
+    waited = after.children_user + after.children_system - cpu.children_user - cpu.children_system
+    return dict(seconds=round(time.monotonic() - start, 1), killed=killed, code=p.returncode, peak_mb=round(meter.peak/1e6), processes=meter.most,
+                cpu_seconds=round(max(waited, sum(meter.cpu.values())), 1))
+
+def count(folder, pattern): return sum(1 for p in folder.glob(pattern) if p.name[0] != '.') if folder.is_dir() else 0
+
+def size(folder): return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) if folder.is_dir() else 0
+
+def download(source, rows, fate, server, work, jobs, **changes):
+    "`00_data` and `01_frames` of the Kinetics study with one source, killed in each of them, and finished"
+    runs = work/source
+    folder, log = runs/'kinetics', runs/'log'
+    url = server.url
+    study = study_file('kinetics', work, runs, dict(source=source, annotations=[f'{url}/annotations/{n}.csv' for n in ('train', 'val')],
+        url_template=f'{url}/{{id}}.mp4', mirror=f'{url}/', sleep=0, jobs=jobs, compression='jpeg') | changes)
+    state_file = runs/'legs.json'
+    legs = json.loads(state_file.read_text()) if state_file.exists() else []
+    alive = sum(f in ('fine',) for f in fate.values())
+    plan = [('00', (lambda: count(folder/'videos', '*.mp4') > .3*alive, 'runner')), ('01', (lambda: count(folder/'frames', '*.json') > .3*alive, 'all')),
+            ('01', None)]
+    for k, (stage, kill) in enumerate(plan):
+        if len(legs) > k: continue
+        only = ['--only', '00_data', '01_frames']
+        before = (server.hits.total(), count(folder/'videos', '*.mp4'), count(folder/'frames', '*.json'))
+        leg = run(study, runs, log, *only, kill=kill)
+        leg |= dict(videos=count(folder/'videos', '*.mp4') - before[1], stored=count(folder/'frames', '*.json') - before[2],
+                    requests=server.hits.total() - before[0])
+        print(f'{source}, part {k + 1}: {leg}', flush=True)
+        if kill and not leg['killed']: raise SystemExit(f'{source}: it ended before it could be killed; see {log}')
+        if not kill and leg['code']: raise SystemExit(f'{source}: it failed; see {log}')
+        legs.append(leg)
+        state_file.write_text(json.dumps(legs, indent=1))
+    return check(source, rows, fate, folder, legs)
+
+def check(source, rows, fate, folder, legs):
+    "Every row of the table against what it was known to say, and what is on disk against the table"
+    t = ClipTable(folder/'clips.sqlite').frame()
+    want = t.youtube_id.map(expected(rows, fate, source))
+    got = t.reason.where(t.status != 'ok', 'ok')
+    wrong = t[want != got]
+    on_disk = {p.stem for p in (folder/'videos').iterdir()}
+    index = pd.read_parquet(folder/'frames'/'index.parquet')
+    stages = {s: json.loads((folder/'stages'/f'{s}.json').read_text())['seconds'] for s in ('00_data', '01_frames')}
+    sample = t[t.status == 'ok'].sample(min(200, int((t.status == 'ok').sum())), random_state=0)
+    out = dict(
+        source=source, rows_of_the_lists=len(rows), rows_of_the_table=len(t), uploads=int(t.youtube_id.nunique()),
+        reasons={k: int(v) for k, v in got.value_counts().items()},
+        rows_not_as_expected=len(wrong), first_wrong=[f'{r.youtube_id}: {g}, not {w}' for r, g, w in zip(wrong.itertuples(), got[wrong.index],
+                                                                                                      want[wrong.index])][:10],
+        fates={k: int(v) for k, v in pd.Series(fate).value_counts().items()},
+        files_not_in_the_table=len(on_disk - set(t.clip_id[t.status == 'ok'])), clips_without_a_file=len(set(t.clip_id[t.status == 'ok']) - on_disk),
+        stored_clips=len(index), stored_not_in_the_table=len(set(index.clip_id) ^ set(t.clip_id[t.status == 'ok'])),
+        damaged_of_200=sum(file_digest(folder/r.path)['sha256'] != r.sha256 for r in sample.itertuples()),
+        asked_again=int((t.attempts > 1).sum()), legs=legs, seconds=round(sum(l['seconds'] for l in legs), 1),
+        cpu_seconds=round(sum(l['cpu_seconds'] for l in legs), 1), peak_mb=max(l['peak_mb'] for l in legs), last_run_of_each_notebook=stages,
+        disk_mb=dict(videos=round(size(folder/'videos')/1e6, 1), frames=round(size(folder/'frames')/1e6, 1),
+                     table=round((folder/'clips.sqlite').stat().st_size/1e6, 1), notebooks=round(size(folder/'executed')/1e6, 1)))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS/f'{source}.json').write_text(json.dumps(out, indent=1) + '\n')
+    print(json.dumps({k: v for k, v in out.items() if k != 'legs'}, indent=1), flush=True)
+    return out
+
+# ---- all notebooks
+
+def laptop(rows, fate, server, work, jobs, **changes):
+    "`studies/laptop.yaml` on the real rows: 100 training and 20 test clips a class, MobileNetV2 left as it is, every numbered notebook"
+    runs, url = work/'laptop', server.url
+    weights = LISTS.parent/'weights'/'mobilenet_v2_torchvision_keys.npz'
+    study = study_file('laptop', work, runs, dict(source='youtube', annotations=[f'{url}/annotations/{n}.csv' for n in ('train', 'val')],
+        url_template=f'{url}/{{id}}.mp4', sleep=0, jobs=jobs, backbone='mobilenet_v2', weights=str(weights)) | changes)
+    numbered = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
+    leg = run(study, runs, runs/'log', '--jobs', '1', '--only', *numbered)
+    folder = runs/'laptop'
+    if leg['code']: raise SystemExit(f'laptop: it failed; see {runs/"log"}')
+    report = json.loads((folder/'report.json').read_text())
+    t = ClipTable(folder/'clips.sqlite').frame()
+    got = t.reason.where(t.status != 'ok', 'ok')
+    out = leg | dict(changes=changes, clips={s: int(n) for s, n in t[t.status == 'ok'].split.value_counts().items()},
+        reasons={k: int(v) for k, v in got.value_counts().items()},
+        seconds_of_each_notebook=report.get('seconds'), disk_mb=round(size(folder)/1e6),
+        note='the same five videos lie under all labels: the accuracies of this run mean nothing')
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS/'laptop.json').write_text(json.dumps(out, indent=1) + '\n')
+    print(json.dumps(out, indent=1), flush=True)
+    return out
+
+def main():
+    a = argparse.ArgumentParser(prog='python -m rehearsal.kinetics', description=__doc__.split('\n')[0])
+    a.add_argument('what', nargs='+', choices=['cvdf', 'youtube', 'laptop'])
+    a.add_argument('--uploads', type=int, default=0, help='only about so many rows of the lists (0: all of them)')
+    a.add_argument('--work', type=Path, default=ROOT/'runs'/'rehearsal', help='folder for all of it')
+    a.add_argument('--jobs', type=int, default=4, help='downloads at a time')
+    a.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='further parameters for the laptop study')
+    a = a.parse_args()
+    if not LISTS.is_dir(): raise SystemExit('the Kinetics lists (shared/data/kinetics) are not beside this checkout')
+    rows = read_rows(a.uploads)
+    fate, work = fates(rows), a.work.resolve()
+    server = serve(rows, fate, work, not a.uploads)
+    try:
+        for w in a.what:
+            if w == 'laptop': laptop(rows, fate, server, work, a.jobs, **{k: yaml.safe_load(v) for k, v in (x.split('=', 1) for x in a.set)})
+            else: download(w, rows, fate, server, work, a.jobs, **(dict(n_valid=1) if a.uploads else {}))
+    finally: server.__exit__()
+
+if __name__ == '__main__': main()
