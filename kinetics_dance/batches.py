@@ -5,25 +5,27 @@
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'FrameStore', 'normalise', 'pictures']
 
-# %% ../nbs/00g_batches.ipynb #a9d78e03
-import io, json, mmap, os
+# %% ../nbs/00g_batches.ipynb #0ba1cf80
+import hashlib, io, json, mmap, os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, numpy.lib.format
 from fastcore.basics import patch
 from .data import StudyError, pd
+from .storage import cached, home, place
 from .store import FORMAT, SUFFIX, unpack_jpeg
 
 # %% ../nbs/00g_batches.ipynb #c05fbf97
 class FrameStore:
     "The stored clips of a study, as memory-mapped files"
-    def __init__(self, folder:str|Path # What `build_store` wrote
+    def __init__(self, folder:str|Path # What `build_store` wrote; from an address each file is copied when it is needed
                 ):
-        self.folder, self._open = Path(folder), {}
+        self.folder, self._open = place(folder), {}
+        if not (self.folder/'store.json').exists(): self.folder = home(self.folder.parent)/self.folder.name
         try:
-            head, self.index = (
-                json.loads((self.folder/'store.json').read_text()),
-                pd.read_parquet(self.folder/'index.parquet'))
+            head, index = (self.folder/'store.json').read_text(), (self.folder/'index.parquet').read_bytes()
+            self.version = hashlib.sha256(head.encode() + index).hexdigest()
+            head, self.index = json.loads(head), pd.read_parquet(io.BytesIO(index))
         except (OSError, ValueError):
             raise StudyError(f'{self.folder}: no finished frame store here; run 01_frames') from None
         if head.pop('format') != FORMAT:
@@ -52,9 +54,10 @@ def _map(self:FrameStore, clip_id):
         raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
     path = self.folder/f"{clip_id}{SUFFIX[self.params['compression']]}"
     try:
+        path = cached(path, self.version)
         with open(path, 'rb') as f: data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         if len(data) != self._bytes[clip_id]: raise ValueError('another size')
-        if self.packed: x = data, np.array(json.loads(path.with_suffix('.json').read_text())['offsets'])
+        if self.packed: x = data, np.array(json.loads(self._note(clip_id))['offsets'])
         else:
             numpy.lib.format.read_magic(head := io.BytesIO(data[:256]))
             what = numpy.lib.format.read_array_header_1_0(head)
@@ -69,6 +72,9 @@ def _map(self:FrameStore, clip_id):
     if len(self._open) >= 512: self._open.pop(next(iter(self._open))) # every map holds a file handle
     self._open[clip_id] = x
     return x
+
+@patch
+def _note(self:FrameStore, clip_id): return cached(self.folder/f'{clip_id}.json', self.version).read_text()
 
 @patch
 def _frames(self:FrameStore, clip_id, index):
@@ -99,7 +105,7 @@ def seconds(self:FrameStore, clip_id:str) -> np.ndarray: # (N,)
     "Second of its video at which each stored frame of a clip is shown"
     if clip_id not in self:
         raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
-    return np.array(json.loads((self.folder/f'{clip_id}.json').read_text())['seconds'])
+    return np.array(json.loads(self._note(clip_id))['seconds'])
 
 # %% ../nbs/00g_batches.ipynb #de96beee
 @patch

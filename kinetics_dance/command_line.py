@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'main']
 
-# %% ../nbs/06a_command_line.ipynb #dcd46e58
+# %% ../nbs/06a_command_line.ipynb #04e892a5
 import json, sys
+from contextlib import contextmanager
 from pathlib import Path
 from .data import StudyError
 
@@ -18,19 +19,30 @@ def _number(text, name):
     if not text.isdecimal(): raise StudyError(f"--{name}: {text!r} is neither a number of clips nor 'all'")
     return int(text)
 
-def _download(study, runs, source, train, valid, test, jobs, as_json):
+def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None):
     from kinetics_dance import study as lib
+    from kinetics_dance.data import run_dir
+    from kinetics_dance.storage import home
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = lib.prepare(p)
-    with _Screen() as screen:
-        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else 10)
+    at = home(run_dir(p['study'], p['runs']), storage)
+    with _hands(scheduler, at) as pool, _Screen() as screen:
+        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else 10, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise
     _tell(out, as_json)
     if len(gone): print(f'{len(gone)} clips of the lists were left out: '
                         + ', '.join(f'{n} {w}' for w, n in gone.why.value_counts().items()), file=sys.stderr)
+
+@contextmanager
+def _hands(scheduler, shared):
+    "Workers of a cluster; None: processes of this machine do it"
+    if not scheduler: yield None
+    else:
+        from kinetics_dance.cluster import workers
+        with workers(scheduler, shared, log=_news) as pool: yield pool
 
 def _status(study, runs, as_json):
     from kinetics_dance import study as lib
@@ -65,9 +77,10 @@ class _Screen:
         if self.live: self.status.stop()
     def __call__(self, line): self.status.update(line) if self.live else print(line, file=sys.stderr, flush=True)
 
-# %% ../nbs/06a_command_line.ipynb #48624ecc
-def _frames(study, runs, jobs, as_json):
+# %% ../nbs/06a_command_line.ipynb #36a39dd3
+def _frames(study, runs, jobs, as_json, scheduler=None, storage=None):
     from kinetics_dance.data import ClipTable, run_dir
+    from kinetics_dance.storage import home
     from kinetics_dance.store import build_store
     from kinetics_dance.study import read_settings
     p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
@@ -75,12 +88,14 @@ def _frames(study, runs, jobs, as_json):
     run = run_dir(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
-    table = ClipTable(run/'clips.sqlite')
+    table, at = ClipTable(run/'clips.sqlite'), home(run, storage)
     size = p['frame_height'], p['frame_width']
-    out = build_store(table.frame().dropna(subset=['path']), run/'frames', p['n_frames'], size, jobs=p['jobs'], compression=p['compression'], log=_news)
+    with _hands(scheduler, at) as pool:
+        out = build_store(table.frame().dropna(subset=['path']), at/'frames', p['n_frames'], size, jobs=p['jobs'], compression=p['compression'],
+                          log=_news, pool=pool)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
-    print(json.dumps(counts) if as_json else f'{run/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))
+    print(json.dumps(counts) if as_json else f'{at/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))
 
 def _train(study, model, seed, runs, as_json):
     from kinetics_dance.units import train_study
@@ -133,6 +148,8 @@ def app():
     clips = 'clips a class, or all (default: as the study file has it)'
     json_option, runs_option = option(False, '--json', help='JSON'), option(None, help='Folder of all studies')
     study_option = option(..., help='Name of a study, or path of a study file')
+    scheduler_option = option(None, help='Dask cluster: tcp://host:8786, local:N, or a scheduler file')
+    storage_option = option(None, help='Where videos and frames go: a folder, or an address as s3://bucket/name')
     debug = option(False, '--debug', help='Show where an error happened')
 
     @app.command()
@@ -143,10 +160,11 @@ def app():
         valid:str=option(None, help=f'Validation {clips}'),
         test:str=option(None, help=f'Test {clips}'),
         jobs:int=option(None, min=1, help='Downloads at a time'),
+        scheduler:str=scheduler_option, storage:str=storage_option,
         runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Fetch the clips of a study: stop it at any time, give the same line again and it goes on"
-        _download(study, runs, source, train, valid, test, jobs, as_json)
+        _download(study, runs, source, train, valid, test, jobs, as_json, scheduler, storage)
 
     @app.command()
     def status(study:str=study_option, runs:str=runs_option, as_json:bool=json_option, debug:bool=debug):
@@ -157,10 +175,11 @@ def app():
     def frames(
         study:str=study_option,
         runs:str=runs_option,
-        jobs:int=option(None, min=1, help='Processes'), as_json:bool=json_option, debug:bool=debug
+        jobs:int=option(None, min=1, help='Processes'),
+        scheduler:str=scheduler_option, storage:str=storage_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Decode the clips of a study, once, into its frame store"
-        _frames(study, runs, jobs, as_json)
+        _frames(study, runs, jobs, as_json, scheduler, storage)
 
     @app.command()
     def train(

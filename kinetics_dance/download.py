@@ -10,7 +10,7 @@ __all__ = ['REFERENCE', 'fetch_upload', 'cut_clip', 'is_lost', 'held', 'Pace', '
 import os, queue, random, re, shutil, socket, sqlite3, tempfile, threading, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,22 +19,25 @@ import pandas as pd
 from .data import ClipTable, StudyError, folder_name, nearest, read_annotations, sample
 from .data import wanted as wanted_clips
 from .mirror import class_numbers, tar_of
+from .motion import Motion # which adds itself to the sources
 from .sources import REASONS, SOURCES, get_source, is_final, reason_of
+from .storage import is_far, place, sizes, writing
 from .video import MARK, Unavailable, file_digest, normalise_clip, worker_pool
 
 # %% ../nbs/00b_download.ipynb #9e60c3e3
 def fetch_upload(rows:list,     # The clips of one upload, as dicts of the table's columns
-                 folder:Path,   # The study's folder
+                 folder:Path,   # The study's folder, as `storage.place` gives it
                  source:str,    # A name in `SOURCES`
                  settings:dict, # Its settings
-                 short_side:int=256, fps:float=None, timeout:float=300
+                 short_side:int=256, fps:float=None, timeout:float=300,
+                 own_disk:bool=False # Keep the upload on this machine's own disk, not beside the clips?
                 ) -> list:      # One dict a clip: the columns to update, `detail` and `retry_after`
     "Fetch an upload, cut its clips into `videos/`; never raises, each clip gets its status and reason"
-    start, videos = time.monotonic(), folder/'videos'
+    start, beside = time.monotonic(), None if own_disk or is_far(folder) else folder/'videos'
     ends = [r['time_end'] for r in rows]
     wanted = rows[0] | dict(time_start=min(r['time_start'] for r in rows), time_end=max(ends) if all(ends) else None)
     try:
-        with tempfile.TemporaryDirectory(prefix='.part-', dir=videos, ignore_cleanup_errors=True) as part:
+        with tempfile.TemporaryDirectory(prefix='.part-', dir=beside, ignore_cleanup_errors=True) as part:
             try: upload = get_source(source, settings).fetch(wanted, Path(part))
             except Exception as e: return [_outcome(r, e) for r in rows]
             out = [cut_clip(r, *upload, folder, short_side, fps, max(1, timeout - (time.monotonic() - start)))
@@ -52,11 +55,11 @@ def cut_clip(row:dict,    # A clip
     "Cut one clip into `videos/`; never raises"
     path = f"videos/{row['clip_id']}.mp4"
     try:
-        got = normalise_clip(upload, folder/path, row['time_start'] - start, row['time_end'] and row['time_end'] - start,
-                             short_side, fps=fps, timeout=timeout)
-        columns = {k: got[k] for k in ('width', 'height', 'fps', 'frames', 'seconds')}
-        return dict(clip_id=row['clip_id'], status='ok', reason=None, path=path, detail=got['error'] or '',
-                    **file_digest(folder/path), **columns)
+        with writing(folder/path) if is_far(folder) else nullcontext(folder/path) as clip:
+            got = normalise_clip(upload, clip, row['time_start'] - start, row['time_end'] and row['time_end'] - start,
+                                 short_side, fps=fps, timeout=timeout)
+            columns = {k: got[k] for k in ('width', 'height', 'fps', 'frames', 'seconds')} | file_digest(clip)
+        return dict(clip_id=row['clip_id'], status='ok', reason=None, path=path, detail=got['error'] or '', **columns)
     except Exception as e: return _outcome(row, e, 'failed')
 
 # %% ../nbs/00b_download.ipynb #847c5167
@@ -77,15 +80,19 @@ def _made_of(row, version, short_side, fps):
 
 def _is_there(row, folder):
     "Is a clip on disk, made of the same, with the bytes that the table says?"
-    if not row['same'] or not isinstance(row['path'], str): return False
     try: f = (folder/row['path']).stat()
     except OSError: return False
     untouched = f.st_mtime <= (row['updated'] or 0)
     return f.st_size == row['bytes'] and (untouched or file_digest(folder/row['path'])['sha256'] == row['sha256'])
 
-def _given_up(row):
-    "Is there no use in asking for a clip again?"
-    return row['same'] and is_lost(row['status'], row['reason'])
+def _listed(folder):
+    "Path of each clip on disk → bytes and time of the last change"
+    if is_far(folder): return {f'videos/{k}': (n, 0.) for k, n in sizes(folder/'videos').items()}
+    found = {}
+    with os.scandir(folder/'videos') as files:
+        for f in files:
+            with suppress(FileNotFoundError): found[f'videos/{f.name}'] = (x := f.stat()).st_size, x.st_mtime
+    return found
 
 def is_lost(status:str, reason:str) -> bool:
     "Is a clip gone for good? One that is cut short at its source had all its bytes come, and `failed`"
@@ -93,10 +100,18 @@ def is_lost(status:str, reason:str) -> bool:
 
 def _lost(clips): return pd.Series([is_lost(*r) for r in zip(clips.status, clips.reason)], clips.index, dtype=bool)
 
-def _rows(table, version, short_side, fps):
-    "The table's rows, with `made_of` as it would be now and whether it is the `same`"
-    return [r | dict(same=r['made_of'] == (now := _made_of(r, version, short_side, fps)), made_of=now)
-            for r in table.frame().to_dict('records')]
+def _look(table, folder, version, short_side, fps):
+    "The table's clips, with `made_of` as it would be now, whether it is the `same`, and whether the clip is `there`"
+    clips, listed = table.frame(), _listed(folder)
+    local, now = clips.source == 'folder', pd.Series(_made_of(dict(source=None), version, short_side, fps), clips.index, object)
+    now[local] = [_made_of(r, version, short_side, fps) for r in clips[local].to_dict('records')]
+    clips = clips.assign(same=clips.made_of.astype(object) == now, made_of=now)
+    disk = pd.DataFrame([listed.get(p, (-1, 0.)) for p in clips.path], clips.index, ['bytes', 'time'])
+    touched = disk.time > clips.updated.fillna(0)
+    clips['there'] = clips.same & (disk.bytes == clips.bytes) & ~touched
+    # few: those that somebody touched, and those that lie elsewhere
+    odd = clips[clips.same & ~clips.there & clips.path.notna() & (touched | (disk.bytes < 0))]
+    return clips.assign(there=clips.there | clips.clip_id.isin(r['clip_id'] for r in odd.to_dict('records') if _is_there(r, folder)))
 
 # %% ../nbs/00b_download.ipynb #25ffa87d
 @contextmanager
@@ -195,22 +210,31 @@ class _Round:
     def __init__(self, pool, folder, jobs, timeout, pace, **options):
         self.pool, self.folder, self.jobs, self.timeout, self.pace, self.options = pool, folder, jobs, timeout, pace, options
         self.news, self.slots, self.stop = queue.Queue(), threading.Semaphore(jobs), threading.Event()
-        self.busy = 0 # jobs handed to workers and not yet done
+        self.busy, self.lock = 0, threading.Lock() # jobs handed to workers and not yet done
+
+    def grow(self):
+        "More slots where workers have joined since; fewer are not taken back, the clips would only wait elsewhere"
+        with self.lock:
+            more = getattr(self.pool, 'room', lambda: self.jobs)() - self.jobs
+            if more > 0:
+                self.jobs += more
+                self.slots.release(more)
 
     def submit(self, fn, rows, *args, after=None):
         "Give a job to a worker once one is nearly free; False if the round has ended"
         while not self.slots.acquire(timeout=.1):
             if self.stop.is_set(): return False
+            self.grow()
         while time.monotonic() < self.pace.until and not self.stop.wait(.1): pass
         if self.stop.is_set(): return False
         future = self.pool.schedule(fn, args=args, timeout=self.timeout,
                                     kwargs=self.options | dict(timeout=.9*self.timeout))
-        self.busy += 1
+        with self.lock: self.busy += 1
         def done(f):
             try:
                 if after: after()
             finally:
-                self.busy -= 1
+                with self.lock: self.busy -= 1
                 self.news.put(_finished(f, rows))
                 self.slots.release() # after the news, so that a pause that follows from it is seen by the next
         future.add_done_callback(done)
@@ -220,14 +244,17 @@ class _Round:
         "Hand out uploads, one a job"
         from kinetics_dance import download as lib # a worker imports the module, so it is sent the module's function
         for name, rows in units:
-            if not self.submit(lib.fetch_upload, rows, rows, self.folder, name, settings): return
+            # what others fetch they keep on their own disk: a shared one is for clips
+            fn = partial(lib.fetch_upload, own_disk=True) if hasattr(self.pool, 'room') else lib.fetch_upload
+            if not self.submit(fn, rows, rows, self.folder, name, settings): return
 
     def stream(self, name, rows, settings):
         "Hand out the clips of one transfer as they come"
         from kinetics_dance import download as lib
         left, cut = {r['clip_id']: r for r in rows}, []
         try:
-            with tempfile.TemporaryDirectory(prefix='.part-', dir=self.folder/'videos', ignore_cleanup_errors=True) as part:
+            beside = None if is_far(self.folder) else self.folder/'videos'
+            with tempfile.TemporaryDirectory(prefix='.part-', dir=beside, ignore_cleanup_errors=True) as part:
                 try:
                     for row, got in get_source(name, settings).stream(rows, Path(part), self.stop):
                         if isinstance(got, Exception): self.news.put(_noted([_outcome(row, got)], [row]))
@@ -255,12 +282,12 @@ def _noted(out, rows):
             for o, r in zip(out, rows)]
 
 # %% ../nbs/00b_download.ipynb #00657fec
-def _one_round(table, folder, uploads, settings, jobs, timeout, log, pace, every, **options):
+def _one_round(table, folder, uploads, settings, jobs, timeout, log, pace, every, workers, **options):
     details, batch, written = {}, [], time.monotonic()
     heard = written # when the last news came
     progress = Progress([r for _, rows in uploads for r in rows])
-    with worker_pool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
-        r = _Round(pool, folder, jobs, timeout, pace, **options)
+    with nullcontext(workers) if workers else worker_pool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
+        r = _Round(pool, folder, workers.room() if workers else jobs, timeout, pace, **options)
         try:
             feeders = _feed(r, threads, uploads, settings)
             while progress.seen.total() < progress.total:
@@ -306,6 +333,9 @@ def _feed(r, threads, uploads, settings):
     for name, rows in uploads:
         source = get_source(name, settings)
         if not hasattr(source, 'stream'): single.append((name, rows))
+        elif is_far(r.folder) and not getattr(r.pool, 'here', True):
+            raise StudyError(f'source {name}: its clips come in one transfer, and workers elsewhere cannot see where it ends up; '
+                             '--storage must be a folder that all of them share')
         else:
             for row in rows: units.setdefault((name, source.unit(row)), []).append(row)
     feeders = [threads.submit(r.uploads, single, settings)] if single else []
@@ -327,23 +357,25 @@ def download(table:ClipTable,   # The study's clips
              pace:Pace=None,    # What to do when a server says stop
              log:Callable=None, # Called now and then with a line of progress
              every:float=10,    # Seconds between these lines
+             storage=None,      # Where clips go, if not into `folder`: a folder, or an address such as `s3://bucket/name`
+             pool=None,         # Workers of other machines (`cluster.workers`), in place of `jobs`
             ) -> pd.DataFrame:  # The table's clips; the column `detail` has the words behind a reason of this run
     "Fetch, cut and check every clip of the table that is not there yet; may be killed and run again at any time"
     folder, settings = Path(folder), dict(settings or {}) | ({'url_template': url_template} if url_template else {})
-    (folder/'videos').mkdir(parents=True, exist_ok=True)
+    to = folder if storage is None else place(storage)
+    for f in (folder, *([] if is_far(to) else [to/'videos'])): f.mkdir(parents=True, exist_ok=True)
     made, details, pace, log = (version, short_side, fps), {}, pace or Pace(), log or (lambda line: None)
     with held(folder):
-        _sweep(folder/'videos')
+        _sweep(to)
         checked, attempt = set(), 0
         while not pace.why:
-            rows = _rows(table, *made)
+            clips = _look(table, to, *made)
             if wanted:
-                table.set(wanted(gone=[r['clip_id'] for r in rows if _given_up(r)]))
-                rows = _rows(table, *made)
-            there = {r['clip_id'] for r in rows if _is_there(r, folder)}
-            table.update([dict(clip_id=r['clip_id'], status='ok', reason=None)
-                          for r in rows if r['clip_id'] in there and r['status'] != 'ok'])
-            todo = [r for r in rows if r['clip_id'] not in there and not _given_up(r)]
+                given_up = clips.same & _lost(clips)
+                table.set(wanted(gone=clips.clip_id[given_up].tolist()))
+                clips = _look(table, to, *made)
+            table.update([dict(clip_id=c, status='ok', reason=None) for c in clips.clip_id[clips.there & (clips.status != 'ok')]])
+            todo = clips[~clips.there & ~(clips.same & _lost(clips))].to_dict('records')
             fresh = [r for r in todo if r['clip_id'] not in details]
             if not todo or not fresh and attempt >= attempts: break
             if not fresh: time.sleep(wait*2**(attempt - 1)*random.uniform(.75, 1.25))
@@ -353,16 +385,16 @@ def download(table:ClipTable,   # The study's clips
             _check_sources({name for name, _ in uploads} - checked, settings)
             checked |= {name for name, _ in uploads}
             details |= dict.fromkeys([r['clip_id'] for r in now], '')
-            details |= _one_round(table, folder, uploads, settings, jobs, timeout, log, pace, every,
+            details |= _one_round(table, to, uploads, settings, jobs, timeout, log, pace, every, pool,
                                   short_side=short_side, fps=fps)
             attempt += not fresh or not attempt
-        _sweep(folder/'videos')
+        _sweep(to)
     clips = table.frame()
     return clips.assign(detail=[details.get(c, '') for c in clips.clip_id])
 
-def _sweep(videos):
-    "Remove what killed workers left"
-    for p in videos.glob('.*'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+def _sweep(folder):
+    "Remove what killed workers left; in a bucket they leave nothing"
+    for p in () if is_far(folder) else (folder/'videos').glob('.*'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 def _check_sources(names, settings):
     "What would make every clip fail is said before the first is asked for"

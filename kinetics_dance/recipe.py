@@ -32,6 +32,7 @@ class Recipe:
     precision:str='float32'     # On CUDA also bf16 and fp16
     compile:bool=False          # Compile the picture network (torch.compile)
     workers:int=0               # Processes that fetch batches
+    packed:bool=False           # Read training clips from shards, one after the other
     threads:int=1               # CPU threads of one training; part of the recipe: sums in another order end in other weights
     device:str='cpu'            # cpu, cuda, cuda:1, mps
     track:str='none'            # none, tensorboard or wandb

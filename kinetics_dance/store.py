@@ -10,14 +10,16 @@ __all__ = ['SUFFIX', 'QUALITY', 'FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', '
 
 # %% ../nbs/00f_store.ipynb #87f4876c
 import io, json, re, shutil, sys, time, warnings
-from concurrent.futures import TimeoutError, as_completed
+from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable
 import numpy as np
-from .data import StudyError, pd, writing
+from .data import StudyError, pd
 from .reading import frame_times, read_frames
 from .sampling import SAMPLERS
 from .sources import reason_of
+from .storage import is_far, near, place, read_all, writing
 from .video import Unavailable, file_digest, worker_pool
 
 # %% ../nbs/00f_store.ipynb #a302a2be
@@ -54,8 +56,9 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
               ) -> dict:      # The note
     "Read, sample and store one clip"
     array, note = folder/f"{clip_id}{SUFFIX[params['compression']]}", folder/f'{clip_id}.json'
-    for old in (note, array): old.unlink(missing_ok=True)
     source, times = source or file_digest(path), frame_times(path)
+    if not _says(note, params, source):
+        for old in (note, array): old.unlink(missing_ok=True)
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
     frames = read_frames(path, index, size=(params['height'], params['width']), reader=params['reader'])
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)), index=index.tolist(),
@@ -66,19 +69,28 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     else:
         np.save(data := io.BytesIO(), frames)
         data = data.getvalue()
-    with writing(array) as p: p.write_bytes(data)
-    with writing(note) as p: p.write_text(json.dumps(out | dict(array=file_digest(array))))
+    with writing(array) as p:
+        p.write_bytes(data)
+        out['array'] = file_digest(p)
+    with writing(note) as p: p.write_text(json.dumps(out))
     return out
+
+def _says(note, params, source):
+    "Is there a note, of these parameters and of this video?"
+    try: old = json.loads(note.read_text())
+    except (OSError, ValueError): return False
+    return old.get('params') == params and all(old['source'][k] == source[k] for k in ('bytes', 'sha256'))
 
 # %% ../nbs/00f_store.ipynb #28578f9d
 def _try_clip(clip_id, path, folder, params, source):
     try:
-        if not Path(path).exists(): raise Unavailable('removed', f'{Path(path).name}: no such file')
-        if source and source['bytes'] != Path(path).stat().st_size:
-            raise Unavailable('other', f'{Path(path).name} is not what was downloaded')
-        with warnings.catch_warnings(record=True) as said: # of frames that are missing at the end
+        if is_far(folder) and source and _valid_note(folder, clip_id, path, source, params): return None, ''
+        if not path.exists(): raise Unavailable('removed', f'{path.name}: no such file')
+        if source and source['bytes'] != path.stat().st_size:
+            raise Unavailable('other', f'{path.name} is not what was downloaded')
+        with warnings.catch_warnings(record=True) as said, near(path) as file: # of frames that are missing at the end
             warnings.simplefilter('always', UserWarning)
-            store_clip(clip_id, path, folder, params, source)
+            store_clip(clip_id, file, folder, params, source)
     except Exception as e: return getattr(e, 'reason', None) or reason_of(e), str(e)
     return None, '; '.join(str(w.message) for w in said)
 
@@ -90,7 +102,7 @@ def _finished(future):
 
 # %% ../nbs/00f_store.ipynb #fbff8d06
 def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if known, its `bytes` and `sha256`
-                folder:str|Path,    # The store, e.g. `runs/demo/frames`
+                folder:str|Path,    # The store, e.g. `runs/demo/frames`, or an address such as `s3://bucket/frames`
                 n_frames:int=24,    # Frames kept of each clip
                 size:tuple=(72, 96),# Their height and width
                 sampler:str='uniform', # A name in `SAMPLERS`
@@ -100,17 +112,18 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                 rebuild:bool=False, # Make everything anew?
                 log:Callable=print, # Called with a line of news
                 compression:str='none', # `none`: pixels as they are; `jpeg`: about a tenth of the disk
+                pool=None,          # Workers of other machines (`cluster.workers`), in place of `jobs`
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
-    folder = Path(folder)
+    folder = place(folder)
     params = _params(n_frames, size, sampler, compression)
-    jobs_todo = _jobs(clips, Path(base) if base is not None else folder.parent)
+    jobs_todo = _jobs(clips, place(base) if base is not None else folder.parent)
     _open_store(folder, params, log)
-    notes = {} if rebuild else {
+    notes = {} if rebuild or is_far(folder) else { # what is far is looked at by the workers, side by side
         c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}
     todo = [j for j in jobs_todo if j[0] not in notes]
     _check_space(folder, params, len(todo), log)
-    why = _run_jobs(todo, folder, params, jobs, timeout, log)
+    why = _run_jobs(todo, folder, params, jobs, timeout, log, pool)
     _write_index(folder, [c for c, *_ in jobs_todo if not why.get(c, (None,))[0]])
     out = [(c, 'failed' if why.get(c, (None,))[0] else 'ok', *why.get(c, (None, ''))) for c, *_ in jobs_todo]
     return pd.DataFrame(out, columns=['clip_id', 'status', 'reason', 'detail'])
@@ -136,17 +149,18 @@ def _jobs(clips, base):
              dict(bytes=int(r['bytes']), sha256=r['sha256']) if known and isinstance(r['sha256'], str) else None)
             for r in clips.to_dict('records')]
 
-# %% ../nbs/00f_store.ipynb #cb2bcd53
+# %% ../nbs/00f_store.ipynb #55b9e1d4
 def _open_store(folder, params, log):
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob('.*'): left.unlink() # of a run that was killed
+    if not is_far(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob('.*'): left.unlink() # of a run that was killed
     head, wanted = folder/'store.json', dict(format=FORMAT) | params
     old = json.loads(head.read_text()) if head.exists() else wanted
     if old != wanted:
         log('frames: made anew, the store had ' + ', '.join(f'{k}={v}' for k, v in old.items() if wanted.get(k) != v))
         (folder/'index.parquet').unlink(missing_ok=True)
         for note in folder.glob('*.json'): # the clips of the old store, each with its note
-            if note == head: continue
+            if note.name == head.name: continue
             for suffix in SUFFIX.values(): note.with_name(note.stem + suffix).unlink(missing_ok=True)
             note.unlink()
     with writing(head) as p: p.write_text(json.dumps(wanted, indent=1) + '\n')
@@ -174,7 +188,7 @@ def store_bytes(clips:int,    # Number of clips
     return round(clips*n_frames*size[0]*size[1]*3*SHARE[compression])
 
 def _check_space(folder, params, n, log):
-    if not n: return
+    if not n or is_far(folder): return
     need = store_bytes(n, params['n_frames'], (params['height'], params['width']), params['compression'])
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -183,19 +197,22 @@ def _check_space(folder, params, n, log):
                          + ("" if params['compression'] == 'jpeg' else ", or compression='jpeg'"))
     log(f'frames: {n} clips to store, about {need/1e6:,.1f} MB; the disk has {free/1e9:,.0f} GB free')
 
-# %% ../nbs/00f_store.ipynb #db1f56d4
-def _run_jobs(todo, folder, params, jobs, timeout, log):
+# %% ../nbs/00f_store.ipynb #6e36fd68
+def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
     "{clip_id: (reason or None, detail)}"
     if not todo: return {}
     from kinetics_dance import store as lib # a worker imports the module, so it is sent the module's function
-    why, shown = {}, time.monotonic()
-    with _bar() as bar, worker_pool(min(jobs, len(todo))) as pool:
+    why, shown, left, out = {}, time.monotonic(), iter(todo), {} # out: handed to workers
+    room = pool.room if pool else lambda: 2*jobs
+    with _bar() as bar, nullcontext(pool) if pool else worker_pool(min(jobs, len(todo))) as p:
         task = bar.add_task('frames', total=len(todo))
-        futures = {pool.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout): c
-                   for c, path, source in todo}
-        for f in as_completed(futures):
-            why[futures[f]] = _finished(f)
-            bar.advance(task)
+        while len(why) < len(todo):
+            while len(out) < room() and (job := next(left, None)):
+                c, path, source = job
+                out[p.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout)] = c
+            for f in wait(out, timeout=1, return_when=FIRST_COMPLETED).done:
+                why[out.pop(f)] = _finished(f)
+                bar.advance(task)
             if bar.disable and time.monotonic() - shown > 20:
                 shown = log(f'frames: {len(why)} of {len(todo)} clips') or time.monotonic()
     return why
@@ -211,11 +228,13 @@ def _bar():
 def _write_index(folder, clip_ids):
     "List what the store holds, from the notes"
     rows = []
-    for c in clip_ids:
-        n = json.loads((folder/f'{c}.json').read_text())
-        rows.append(dict(clip_id=c, bytes=n['array']['bytes'], sha256=n['array']['sha256'],
-                         source_sha256=n['source']['sha256'],
-                         source_frames=n['source']['frames'], first=n['seconds'][0], last=n['seconds'][-1]))
+    for k in range(0, len(clip_ids), 5000):
+        notes = read_all(folder, [f'{c}.json' for c in clip_ids[k:k+5000]])
+        for c in clip_ids[k:k+5000]:
+            n = json.loads(notes[f'{c}.json'])
+            rows.append(dict(clip_id=c, bytes=n['array']['bytes'], sha256=n['array']['sha256'],
+                             source_sha256=n['source']['sha256'], source_frames=n['source']['frames'],
+                             first=n['seconds'][0], last=n['seconds'][-1]))
     columns = ['clip_id', 'bytes', 'sha256', 'source_sha256', 'source_frames', 'first', 'last']
     data = io.BytesIO()
     pd.DataFrame(rows, columns=columns).to_parquet(data, index=False)

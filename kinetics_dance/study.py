@@ -23,7 +23,7 @@ from .sources import SOURCES, get_source
 # %% ../nbs/00c_study.ipynb #88b166c4
 DEFAULTS = dict(
     study='demo', runs='runs', source='demo', annotations=[], folder=None, contains='dancing', classes=[],
-    n_train=36, n_valid=6, n_test=16, seed=0, scene_bias=0.0, short_side=192, url_template=None, mirror=None,
+    n_train=36, n_valid=6, n_test=16, seed=0, scene_bias=0.0, motion=None, short_side=192, url_template=None, mirror=None,
     cookies=None, proxy=None, keep=None, ratelimit=None, sleep=None, jobs=2)
 
 def read_settings(
@@ -65,6 +65,12 @@ def prepare(
         demo.annotations(specs).to_csv(run/'annotations.csv', index=False)
         (run/'known.json').write_text(json.dumps(demo.known_answer(p['scene_bias']), indent=1))
         annotations = [run/'annotations.csv']
+    elif p['source'] == 'motion':
+        source = get_source('motion', source_settings(p))
+        version = source.version()
+        run.mkdir(parents=True, exist_ok=True)
+        source.annotations().to_csv(run/'annotations.csv', index=False)
+        annotations = [run/'annotations.csv']
     listed, numbers = list_clips(p['source'], annotations, p['folder'], None, ()), None
     if p['source'] == 'cvdf' and listed.label.nunique() == 700: numbers = class_numbers(listed.label)
     listed = select_classes(listed, p['contains'] or '', p['classes'])
@@ -87,14 +93,15 @@ def choose(
     "Which clips the study wants, as `download` asks it"
     return partial(wanted, clips, p['n_train'], p['n_valid'], p['n_test'])
 
-# %% ../nbs/00c_study.ipynb #c18cca82
-_SETTINGS = dict(youtube=('cookies', 'proxy', 'ratelimit'), cvdf=('proxy', 'keep', 'ratelimit'))
+# %% ../nbs/00c_study.ipynb #67128e8c
+_SETTINGS = dict(motion=('motion',), youtube=('cookies', 'proxy', 'ratelimit'), cvdf=('proxy', 'keep', 'ratelimit'))
 
 def source_settings(
     p:dict, # Parameters of the data
 )->dict: # What the class of its source takes
     "A source's settings out of a study's parameters"
     out = {k: p[k] for k in _SETTINGS.get(p['source'], ()) if p[k] is not None}
+    if p['source'] == 'motion': out['size'] = p['short_side']
     if p['source'] == 'youtube' and p['url_template']: out['url_template'] = p['url_template']
     if p['source'] == 'youtube': # every worker sleeps by itself; what YouTube sees is all of them
         sleep = p['sleep'] if p['sleep'] is not None else 0 if p['url_template'] else 10
@@ -151,5 +158,8 @@ def check_study(
         if not (p['n_train'] and p['n_test']):
             raise StudyError('n_train, n_test: the demo renders as many clips as you ask for; give at least 1')
         select_classes(pd.DataFrame({'label': demo.CLASSES}), p['contains'] or '', p['classes'])
+    elif p['source'] == 'motion':
+        labels = get_source('motion', source_settings(p)).file.table.action
+        select_classes(pd.DataFrame({'label': labels}), p['contains'] or '', p['classes'])
     elif not any('://' in str(a) for a in p['annotations']):
         list_clips(**{k: p[k] for k in ('source', 'annotations', 'folder', 'contains', 'classes')})

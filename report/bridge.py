@@ -105,6 +105,11 @@ def references(s):
     s = re.sub(ref % 'eq', r'Equation {eq}`eq-\1`', s)
     s = re.sub(ref % '(fig|tbl)', r'{numref}`\1-\2`', s)
     s = re.sub(ref % 'sec', r'[](#sec-\1)', s)
+    return notebook_links(s)
+
+
+def notebook_links(s):
+    "Links to notebooks, which go by the names of their pages"
     return re.sub(r'\]\((?:nbs/|\.\./)?(\d\d(?:[a-z]\d?)?_\w+|index)\.(?:ipynb|html)', lambda m: f']({page(m[1])}.ipynb', s)
 
 
@@ -194,7 +199,7 @@ def to_myst(nb, stem, lib, media, base='', order=()):
                 for o in outs:
                     text = ''.join(o.get('data', {}).get('text/markdown', '') or o.get('text', ''))
                     name = re.match(r'\(api-(\S+)\)=', text) if code.startswith('show_doc(') else None
-                    cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', text) if name else prose(text)))
+                    cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', notebook_links(text)) if name else prose(text)))
                     if name: cells[-1]['api'] = name[1]
                 continue
             if d.get('include') == 'false': continue

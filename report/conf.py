@@ -18,10 +18,13 @@ html_theme_options = dict(sidebar_hide_name=False, navigation_with_keys=True,
                           light_css_variables={'color-brand-primary': '#0b5e8a', 'color-brand-content': '#0b5e8a'},
                           dark_css_variables={'color-brand-primary': '#6cc0ea', 'color-brand-content': '#6cc0ea'})
 html_static_path = ['_static']
-html_css_files = ['study.css']
+html_css_files, html_js_files = ['study.css'], ['study.js']
+html_favicon = '_static/icon.svg'
+language = 'en'
+copybutton_selector = 'div.highlight pre:not(.cell_output pre)'
 html_show_sourcelink = html_copy_source = html_show_sphinx = html_show_copyright = False
 add_module_names = False
 toc_object_entries_show_parents = 'hide'
 python_maximum_signature_line_length = 70
-pygments_style, pygments_dark_style = 'friendly', 'github-dark'
+pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'
 viewcode_line_numbers, viewcode_follow_imported_members = True, False     # the latter would import the library

@@ -1,11 +1,12 @@
 """The site of a study: executed notebooks → nbdev's processors → the bridge → Sphinx → _site/.
 
     python -m report.site demo        # or: make site STUDY=demo"""
-import argparse, ast, hashlib, json, os, re, shutil, subprocess, sys, tempfile
-from html.parser import HTMLParser
+import argparse, ast, hashlib, inspect, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
-from .bridge import Media, check_links, definitions, page, to_myst
+from . import gallery, pages, results
+from .bridge import Api, Media, check_links, definitions, page, prose, to_myst
 from .common import LETTERED, NUMBERED, ROOT, UserError, code_cells, load_nb, main, notebooks, read_json, settings, source, write_atomic, write_json
+from .polish import polish, refuse
 
 HERE = Path(__file__).parent
 
@@ -25,8 +26,8 @@ def not_again(src):
 def process(root, stems, executed, lib, cache):
     """{stem: path} of the notebooks as nbdev's `proc_nbs` leaves them. It imports what a page documents, which takes
     seconds, so what did not change is taken from `cache`."""
-    library = b''.join(p.read_bytes() for p in sorted((root/lib).glob('*.py'))) + (HERE/'bridge.py').read_bytes() + (root/'settings.ini').read_bytes()
-    res = {s: cache/f'{s}-{sha(library, (executed/f"{s}.ipynb").read_bytes())}.ipynb' for s in stems}
+    library = b''.join(p.read_bytes() for p in sorted((root/lib).glob('*.py'))) + inspect.getsource(Api).encode() + (root/'settings.ini').read_bytes()
+    res = {s: cache/f'{s}-{sha(library, executed[s].read_bytes())}.ipynb' for s in stems}
     todo = [s for s, p in res.items() if not p.exists()]
     if not todo: return res
     # a project of its own: `proc_nbs` writes _proc/ beside the settings.ini of the working directory
@@ -36,7 +37,7 @@ def process(root, stems, executed, lib, cache):
         (tmp/'nbs').mkdir()
         (tmp/lib).symlink_to(root/lib)
         for s in todo:
-            nb = load_nb(executed/f'{s}.ipynb')
+            nb = load_nb(executed[s])
             for c in code_cells(nb, injected=True): c['source'] = not_again(source(c))
             write_json(tmp/'nbs'/f'{s}.ipynb', nb)
         path = os.pathsep.join([str(root), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
@@ -51,63 +52,92 @@ def process(root, stems, executed, lib, cache):
     return res
 
 
-def table(head, rows): return '\n'.join(['| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---']*len(head), *rows]])
+def heads(nbs):
+    "{stem: (title, summary)} of the pages of notebooks"
+    res = {}
+    for s, nb in nbs.items():
+        text = next((source(c) for c in nb['cells'] if c['cell_type'] == 'markdown' and source(c).startswith('# ')), f'# {s}')
+        title, _, rest = text[2:].partition('\n')
+        m = re.search(r':::\{div\} lead\n(.*?)\n:::', rest, re.S)
+        res[s] = title.strip(), ' '.join(m[1].split()) if m else ''
+    return res
 
 
-def record_page(rec):
-    "MyST of the run record"
-    def val(v): return f'`{json.dumps(v, ensure_ascii=False)}`'
-    def dur(s): return f'{int(s)//60} min {int(s)%60:02d} s' if s >= 60 else f'{s:.1f} s'
-    commit = '`' + rec['commit'][:12] + '`' + (', with changes that were not committed' if rec['dirty'] else '') if rec['commit'] else 'not in a git repository'
-    rows = [(f'[{s}]({page(s)}.ipynb)', rec['cells'][s], dur(t)) for s, t in rec['seconds'].items()]
-    names = dict(cpu='Processor', cores='Cores', memory_gb='Memory (GB)', python='Python', platform='System', gpu='GPU')
-    return '\n\n'.join([
-        '# Run record', ':::{div} lead\nWhat was run, with what, on which machine: enough to run it again.\n:::',
-        f"Study `{rec['study']}`, finished {(rec['finished'] or '?').replace('T', ' ')[:16]} UTC. Commit: {commit}.",
-        '## Parameters', table(['parameter', 'value'], [(f'`{k}`', val(v)) for k, v in rec['parameters'].items()]),
-        '## Durations', table(['notebook', 'code cells', 'time'], [*rows, ('**all**', sum(rec['cells'].values()), dur(sum(rec['seconds'].values())))]),
-        'Three model notebooks may run side by side, so the study takes less time than the sum.',
-        '## Machine', table(['', ''], [(names.get(k, k), v) for k, v in rec['machine'].items()]),
-        '## Versions', table(['package', 'version'], rec['versions'].items()),
-        ':::{dropdown} Everything else that is pinned\n' + table(['package', 'version'], rec['other_versions'].items()) + '\n:::' if rec['other_versions'] else '']) + '\n'
+def not_run(nb):
+    "A notebook that no study has run, as it is: its labels have something to stand for"
+    for c in code_cells(nb):
+        if re.search(r'^#\| *label:', source(c), re.M) and not c['outputs']:
+            c['outputs'] = [dict(output_type='display_data', metadata={}, data={'text/markdown': '*(not run in this study)*'})]
+    return nb
 
 
-def toctree(caption, pages): return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```'
+def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
+    "The pages that are no notebooks; the navigation goes into the home page"
+    taken = {page(s) for s in stems}
+    def downloads(data, label, name):
+        to = src/'_static/results'/label/Path(name).name
+        write_atomic(to, data)
+        return f'_static/results/{label}/{Path(name).name}'
+    found, made = results.studies(root, runs, study), {}
+    for s, folder in found.items():
+        made['results-' + re.sub(r'[^a-z0-9]+', '-', s.lower())] = results.page(root, s, folder, media, downloads)
+    prosaic = pages.prose_pages(root, taken)
+    names = {p.stem: name for name, (p, _) in prosaic.items()}
+    made |= {name: text for name, (_, text) in prosaic.items()}
+    if 'licence' not in made and (text := pages.licence_page(root)): made['licence'] = text; names['licence'] = 'licence'
+    if 'changelog' not in made and (f := root/'CHANGELOG.md').exists(): made['changelog'] = prose(f.read_text(encoding='utf-8')); names |= dict(changelog='changelog', CHANGELOG='changelog')
+    known = {m for nb in nbs.values() for c in nb['cells'] if c['cell_type'] == 'markdown' for m in re.findall(r'^\((api-[\w.-]+)\)=', source(c), re.M)}
+    if modules: made['api'] = pages.api_page(root, lib, modules, known)
+    if rec := read_json(root/runs/study/'record.json'): made['record'] = pages.record_page(rec)
+    lettered = pages.themes([s for s in stems if LETTERED.match(s)], heads(nbs))
+    for nb in nbs.values():
+        for c in nb['cells']:
+            if c['cell_type'] == 'markdown': c['source'] = pages.links(source(c), names, root)
+    for name, text in {**made, **lettered}.items():
+        if name in taken: raise UserError(f'two pages of the site are called {name}')
+        write_atomic(src/f'{name}.md', pages.links(text, names, root))
+    prosaic = [n for n in pages.GUIDES if n in names] + sorted(n for n in names if n not in pages.GUIDES + pages.REFERENCE + ['licence', 'CHANGELOG'])
+    trees = [('The study', [page(s) for s in stems if NUMBERED.match(s)]), ('Results', [n for n in made if n.startswith('results-')]), ('Guides', [names[n] for n in prosaic]),
+             ('How it is built', list(lettered)), ('Reference', [n for n in ('api', *(names.get(k) for k in pages.REFERENCE), 'record', 'licence') if n in made])]
+    nbs['index']['cells'] += [dict(cell_type='markdown', metadata={}, id=f'toc-{i}', source=pages.toctree(c, p)) for i, (c, p) in enumerate(trees) if p]
+    hero(nbs['index'], root, found, media)
 
 
-class Text(HTMLParser):
-    "The text of a page, and what it would load"
-    def __init__(self): super().__init__(); self.text, self.loads = [], []
-    def handle_data(self, d): self.text.append(d)
-    def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
-        url = a.get('src') or a.get('poster') or (a.get('href') if tag == 'link' else None) or ''
-        if re.match(r'(https?:)?//', url): self.loads.append(f'<{tag}> {url}')
+def hero(home, root, found, media):
+    "Two films that single frames cannot tell apart, on the home page, before it says what is rendered"
+    for s, folder in found.items():
+        g = gallery.find(root, s, folder)
+        if not g or not any(c['differs'] == 'order' for c in g[0]['clips']): continue
+        i = next((i for i, c in enumerate(home['cells']) if c['cell_type'] == 'markdown' and re.match(r'## What is real', source(c))), None)
+        if i is None: return
+        text = f"Two clips of the study. Every frame of the one is a frame of the other; only their order differs. [All classes](#results-{re.sub(r'[^a-z0-9]+', '-', s.lower())})."
+        first = [c for c in g[0]['clips'] if c['differs'] == 'order'][:2]
+        home['cells'].insert(i, dict(cell_type='markdown', metadata={}, id='hero', source=text + '\n\n````{raw} html\n' + gallery.show(dict(clips=first), g[1], media) + '\n````'))
+        return
 
 
-def check_pages(out, root):
-    "A page must not name this machine's folders or memory, nor ask another host for anything"
-    bad = []
-    for p in sorted(out.glob('*.html')):
-        t = Text(); t.feed(p.read_text(encoding='utf-8'))
-        text = ''.join(t.text)
-        for what, pat in (('an absolute path', re.escape(str(root))), ('a memory address', r' at 0x[0-9a-f]+')):
-            if m := re.search(f'.*{pat}.*', text): bad.append(f'{p.name}: {what}: {m[0].strip()[:160]}')
-        bad += [f'{p.name}: loads {u}' for u in t.loads if not u.startswith('<link> ' + settings(root).get('doc_host', '-'))]
-    if bad: raise UserError('the site was not built: ' + '; '.join(bad))
+def stamp_of(root, study, runs, executed):
+    "Changes when anything does that the site is made of"
+    rec = read_json(root/runs/study/'record.json') or {}
+    same = {k: v for k, v in rec.items() if k not in ('seconds', 'finished')}
+    files = [*executed.values(), *sorted((root/settings(root)['lib_name']).glob('*.py')), root/'settings.ini', root/'LICENSE', root/'CHANGELOG.md',
+             *sorted((root/'nbs/pages').glob('*.md')), *sorted(HERE.glob('*'))]
+    return sha(json.dumps(same, sort_keys=True), str(root), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
 
 
-def build(root, study, runs='runs', out=None):
-    "Build `_site/` of a study; True if there was anything to do"
+def build(root, study, runs='runs', out=None, as_they_are=False):
+    """Build `_site/` of a study; True if there was anything to do. `as_they_are`: lettered notebooks that were not run are shown
+    without what they print."""
     folder, out, lib = root/runs/study, out or root/'_site', settings(root)['lib_name']
     stems, executed = list(notebooks(root)), root/runs/study/'executed'
-    if missing := [s for s in stems if not (executed/f'{s}.ipynb').exists()]:
+    executed = {s: executed/f'{s}.ipynb' for s in stems}
+    for s in [s for s in stems if as_they_are and LETTERED.match(s) and not executed[s].exists()]:
+        executed[s] = folder/'.site/as_they_are'/f'{s}.ipynb'
+        write_json(executed[s], not_run(load_nb(notebooks(root)[s])))
+    if missing := [s for s in stems if not executed[s].exists()]:
         raise UserError(f"study {study!r}: not run yet: {', '.join(missing)}; `make report STUDY={study}` runs them")
     if 'index' not in stems: raise UserError('nbs/index.ipynb is missing: the site needs a home page')
-    rec = read_json(folder/'record.json') or {}
-    same = {k: v for k, v in rec.items() if k not in ('seconds', 'finished')}
-    stamp = sha(json.dumps(same, sort_keys=True), str(root), *[p.read_bytes() for p in [*(executed/f'{s}.ipynb' for s in stems), *sorted((root/lib).glob('*.py')),
-                root/'settings.ini', *sorted(HERE.glob('*'))] if p.is_file()])
+    stamp = stamp_of(root, study, runs, executed)
     if (out/'.stamp').exists() and (out/'.stamp').read_text() == stamp: return False
     proc = process(root, stems, executed, lib, folder/'.site')
     with tempfile.TemporaryDirectory(prefix='.site-', dir=out.parent) as tmp:
@@ -115,24 +145,23 @@ def build(root, study, runs='runs', out=None):
         media = Media(src/'_static/media')
         cfg = settings(root)
         base = f"{cfg.get('doc_host')}{cfg.get('doc_baseurl')}".replace('%(user)s', cfg.get('user', '')) if cfg.get('doc_host') else ''
-        nbs = {}
+        nbs, modules = {}, {}
         for s in stems:
             nb = load_nb(proc[s])
-            exp = [m[1] for c in code_cells(load_nb(executed/f'{s}.ipynb')) if (m := re.search(r'^#\| *default_exp +(\S+)', source(c), re.M))]
+            exp = [m[1] for c in code_cells(load_nb(executed[s])) if (m := re.search(r'^#\| *default_exp +(\S+)', source(c), re.M))]
             nb['metadata']['module'] = exp[0] if exp else None
+            if exp: modules[exp[0]] = s
             nbs[s] = to_myst(nb, s, lib, media, base, definitions((root/lib/f'{exp[0]}.py').read_text(encoding='utf-8')) if exp else ())
         check_links(nbs.values())
-        trees = [toctree('The study', [page(s) for s in stems if NUMBERED.match(s)] + ['record']*bool(rec))]
-        if lettered := [page(s) for s in stems if LETTERED.match(s)]: trees.append(toctree('How it is built', lettered))
-        nbs['index']['cells'] += [dict(cell_type='markdown', metadata={}, id=f'toc-{i}', source=t) for i, t in enumerate(trees)]
+        write_extra(src, root, lib, runs, study, nbs, stems, modules, media)
         for s, nb in nbs.items(): write_json(src/f'{page(s)}.ipynb', nb)
-        if rec: write_atomic(src/'record.md', record_page(rec))
-        shutil.copy(HERE/'conf.py', src); shutil.copy(HERE/'study.css', src/'_static')
+        shutil.copy(HERE/'conf.py', src); [shutil.copy(HERE/f, src/'_static') for f in ('study.css', 'study.js', 'icon.svg')]
         p = subprocess.run([sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '-d', str(Path(tmp)/'trees'), str(src), str(html)],
                            env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'SITE_TITLE': cfg.get('title', lib), 'SITE_LIB': str(root/lib)}, capture_output=True, text=True)
         if p.returncode:
             raise UserError('the site was not built: Sphinx warns of\n' + re.sub(re.escape(str(src)) + '/?', '', p.stderr or p.stdout).strip())
-        check_pages(html, root)
+        polish(html)
+        refuse(html, root)
         (html/'.stamp').write_text(stamp)
         old = Path(tmp)/'old'
         if out.exists(): os.rename(out, old)
@@ -145,6 +174,7 @@ def site():
     ap.add_argument('study', nargs='?', default='demo', help='its name (default demo)')
     ap.add_argument('--runs', default='runs', help='folder of all runs (default: runs)')
     ap.add_argument('--out', type=Path, help='where to (default: _site)')
+    ap.add_argument('--as-they-are', action='store_true', help='show lettered notebooks that the study did not run, without what they print')
     ap.add_argument('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
     ap.add_argument('--process', action='store_true', help=argparse.SUPPRESS)
     a = ap.parse_args()
@@ -153,7 +183,7 @@ def site():
         return void(proc_nbs(path='nbs', n_workers=min(4, os.cpu_count() or 1), force=True))
     root = a.root.resolve()
     out = (a.out or root/'_site').resolve()
-    new = build(root, a.study, a.runs, out)
+    new = build(root, a.study, a.runs, out, a.as_they_are)
     print(f"{'built' if new else 'up to date'}: {os.path.relpath(out/'index.html')}")
 
 
