@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
 from .data import writing
 
@@ -32,7 +33,8 @@ def save_checkpoint(
     key:str,    # What is being trained: a checkpoint of something else is not taken up
 ):
     "Write all that the rest of a training depends on: whole or not at all"
-    tensors = {f'model.{k}': v for k,v in learn.model.state_dict().items()} | _random_states()
+    model = learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
+    tensors = {f'model.{k}': v for k,v in model.state_dict().items()} | _random_states()
     for i,state in learn.opt.opt.state_dict()['state'].items(): tensors |= {f'opt.{i}.{k}': v for k,v in state.items()}
     head = dict(key=key, rows=rows)
     if getattr(learn, 'scaler', None): head['scaler'] = learn.scaler.state_dict()
@@ -70,7 +72,11 @@ def load_checkpoint(
 class Checkpoint(Callback):
     "Write a checkpoint after each epoch"
     order = 80      # after the history, and after fastai skips an epoch
-    def __init__(self, path, key): self.path,self.key = Path(path),key
+    def __init__(self,
+        path,           # e.g. checkpoint.safetensors
+        key:str,        # What is being trained
+        writes:bool=True, # Of several processes only one does
+    ): self.path,self.key,self.writes = Path(path),key,writes
 
     def before_fit(self):
         if (kept := getattr(self.learn, 'kept_scaler', None)) and getattr(self.learn, 'scaler', None):
@@ -80,4 +86,4 @@ class Checkpoint(Callback):
     def after_epoch(self):
         rows = self.learn.history.rows
         # the last epoch needs none: the model itself is written next
-        if self.done < len(rows) < self.n_epoch: save_checkpoint(self.path, self.learn, rows, self.key)
+        if self.writes and self.done < len(rows) < self.n_epoch: save_checkpoint(self.path, self.learn, rows, self.key)

@@ -6,7 +6,7 @@
 __all__ = ['Workers', 'workers']
 
 # %% ../nbs/00b2_cluster.ipynb #ff74f0a8
-import asyncio, importlib.util, itertools, logging, multiprocessing, platform, re, secrets, threading, time, warnings
+import asyncio, importlib.util, itertools, logging, multiprocessing, pickle, platform, re, secrets, threading, time, warnings
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -17,11 +17,16 @@ from . import __version__
 from .data import StudyError
 from .storage import place, writing
 
-# %% ../nbs/00b2_cluster.ipynb #bceb77f3
+# %% ../nbs/00b2_cluster.ipynb #4f07cccc
 _LOCK, _POOL = threading.Lock(), '_kinetics_dance_pool'
 
-def _on_worker(fn, args, kwargs, timeout):
+def _open(parcel):
+    fn, args, kwargs = pickle.loads(parcel)
+    return fn(*args, **kwargs)
+
+def _on_worker(parcel, timeout):
     "(the worker's address, what the job returned), on a Dask worker"
+    from kinetics_dance import cluster as lib # a process imports the module, so it is sent the module's function
     from distributed import get_worker
     from pebble import ProcessPool
     worker = get_worker()
@@ -31,7 +36,7 @@ def _on_worker(fn, args, kwargs, timeout):
             multiprocessing.current_process()._config['daemon'] = False
             setattr(worker, _POOL, ProcessPool(max_workers=worker.state.nthreads,
                                                context=multiprocessing.get_context('spawn')))
-    return worker.address, getattr(worker, _POOL).schedule(fn, args=args, kwargs=kwargs, timeout=timeout).result()
+    return worker.address, getattr(worker, _POOL).schedule(lib._open, args=(parcel,), timeout=timeout).result()
 
 def _let_go(dask_worker):
     "End the processes of a worker"
@@ -69,7 +74,9 @@ def _unfit(got, want, folder):
 
 def _text(version): return '.'.join(version) if isinstance(version, tuple) else version
 
-# %% ../nbs/00b2_cluster.ipynb #18505ab4
+# %% ../nbs/00b2_cluster.ipynb #747e9ee6
+_SILENT = '30s' # a worker of this machine that says nothing for so long is dead
+
 def _connect(where, stack, timeout):
     "A client of the cluster that `where` means, closed with `stack`"
     try:
@@ -79,8 +86,7 @@ def _connect(where, stack, timeout):
     local = re.fullmatch(r'local:(\d+)', where)
     if local:
         if not int(local[1]): raise StudyError(f'scheduler: {where!r} asks for no worker at all')
-        # a worker of this machine that is silent for half a minute is dead
-        stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': '30s'}))
+        stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': _SILENT}))
         # memory_limit: what takes memory are the processes of a worker, which Dask does not see
         cluster = stack.enter_context(LocalCluster(n_workers=int(local[1]), threads_per_worker=1, memory_limit=0, dashboard_address=':0',
                                                    silence_logs=logging.CRITICAL))
@@ -163,12 +169,12 @@ def schedule(self:Workers, fn:Callable, # An importable function
             ) -> Future:                # Of what `fn` returns; a `TimeoutError` if it was killed
     "Give a job to some worker"
     job = Future()
-    self._start(job, fn, args, kwargs or {}, timeout)
+    self._start(job, pickle.dumps((fn, args, kwargs or {})), timeout)
     return job
 
 @patch
 def _start(self:Workers, job, *what):
-    from kinetics_dance import cluster as lib # a worker imports the module, so it is sent the module's function
+    from kinetics_dance import cluster as lib
     some = dict(workers=list(self.fit), allow_other_workers=True) if any(self.known.values()) and self.fit else {}
     # one name for all of them: then Dask hands a worker no more of them than it can take
     out = self.executor.submit(lib._on_worker, *what, key=(self.name, next(self.number)), **some)

@@ -77,8 +77,8 @@ class _Screen:
         if self.live: self.status.stop()
     def __call__(self, line): self.status.update(line) if self.live else print(line, file=sys.stderr, flush=True)
 
-# %% ../nbs/06a_command_line.ipynb #36a39dd3
-def _frames(study, runs, jobs, as_json, scheduler=None, storage=None):
+# %% ../nbs/06a_command_line.ipynb #d4a11dab
+def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.data import ClipTable, run_dir
     from kinetics_dance.storage import home
     from kinetics_dance.store import build_store
@@ -96,10 +96,14 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None):
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
     print(json.dumps(counts) if as_json else f'{at/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))
+    if pack:
+        from kinetics_dance.shards import pack_store
+        made = pack_store(at/'frames', at/'packs', shard_mb, log=_news)
+        _news(f"{at/'packs'}: {sum(len(s['clips']) for s in made['shards'])} clips in {len(made['shards'])} shards")
 
-def _train(study, model, seed, runs, as_json):
+def _train(study, model, seed, runs, as_json, packed=None):
     from kinetics_dance.units import train_study
-    cards = train_study(study, model=model, seed=seed, runs=runs, log=_news)
+    cards = train_study(study, model=model, seed=seed, runs=runs, log=_news, packed=packed)
     if as_json: return print(json.dumps(cards, default=str))
     for c in cards:
         print(f"{c['name']} seed {c['recipe'].get('seed', 0)}: {c['parameters']:,} parameters, {c['seconds']:.0f} s")
@@ -176,20 +180,23 @@ def app():
         study:str=study_option,
         runs:str=runs_option,
         jobs:int=option(None, min=1, help='Processes'),
-        scheduler:str=scheduler_option, storage:str=storage_option, as_json:bool=json_option, debug:bool=debug
+        scheduler:str=scheduler_option, storage:str=storage_option,
+        pack:bool=option(False, '--pack', help='Pack the clips into shards, too'),
+        shard_mb:int=option(256, min=1, help='Size of a shard, MB'), as_json:bool=json_option, debug:bool=debug
     ):
         "Decode the clips of a study, once, into its frame store"
-        _frames(study, runs, jobs, as_json, scheduler, storage)
+        _frames(study, runs, jobs, as_json, scheduler, storage, pack, shard_mb)
 
     @app.command()
     def train(
         study:str=study_option,
         model:str=option(None, help='One of its models (default: all)'),
         seed:int=option(None, help='One of its seeds (default: all)'),
+        packed:bool=option(None, '--packed/--no-packed', help='Read training clips from shards (default: as the study file has it)'),
         runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Train models of a study whose frames are there"
-        _train(study, model, seed, runs, as_json)
+        _train(study, model, seed, runs, as_json, packed)
 
     @app.command()
     def report(

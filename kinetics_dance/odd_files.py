@@ -157,7 +157,7 @@ def verdict(path:str|Path, # The file
     def normalised():
         with tempfile.TemporaryDirectory() as folder:
             error = normalise_clip(path, Path(folder)/'clip.mp4')['error']
-            if error: warnings.warn(f'clip.mp4: {error}')
+            if error: warnings.warn(f'clip.mp4: {error}', stacklevel=2)
             return read_frames(Path(folder)/'clip.mp4')
 
     return dict(probe=_probed(path), frames=_judge(lambda: read_frames(path), list(shown), turn),

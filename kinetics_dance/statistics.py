@@ -83,7 +83,7 @@ class Predictions:
 # %% ../nbs/04a_statistics.ipynb #95210130
 def _same(runs, of):
     "Complain about the first table that is not about the same classes or clips as the one before"
-    first = None
+    first = first_df = None
     for name, df in runs:
         if first is not None and of == 'clips' and df.clip_id.equals(first_df.clip_id): continue # sorted
         has = set(df.clip_id if of == 'clips' else df.filter(regex='^p_').columns.str[2:])

@@ -9,9 +9,9 @@ __all__ = ['MODELS', 'LR_SEED', 'model_of', 'make_model', 'model_sizes', 'choose
 # %% ../nbs/01d_units.ipynb #65308ba6
 import ast, hashlib, importlib, inspect, json, math, shutil, time
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from .backbones import head_parameters
@@ -23,7 +23,9 @@ from .features import HeadOnly, build_features, feature_loaders
 from .loading import ClipDataLoaders, Clips
 from .probes import list_probes, predict_over_time, predict_probes, write_predictions
 from .recipe import Recipe, check_choices
+from .streaming import PackedStore
 from .study import read_settings
+from .team import Team, open_team
 from .tracking import make_tracker
 from .training import check_device, fit, make_learner
 
@@ -76,8 +78,10 @@ def model_sizes(
 _MODULES = ('augmentation', 'backbones', 'batches', 'data', 'features', 'loading', 'probes', 'sampling', 'training', 'units')
 
 def _unit_key(run, spec, arguments, recipe, *what):
-    h = hashlib.sha256((run/'frames'/'index.parquet').read_bytes()+study_clips(run).drop(columns='path').to_csv().encode())
-    for module in (*(f'kinetics_dance.{m}' for m in _MODULES), spec.split(':')[0]):
+    h = hashlib.sha256(FrameStore(run/'frames').version.encode()+study_clips(run).drop(columns='path').to_csv().encode())
+    if recipe.packed: h.update(repr(PackedStore(run/'packs').shards).encode())
+    modules = (*_MODULES, *(('shards', 'streaming') if recipe.packed else ()))
+    for module in (*(f'kinetics_dance.{m}' for m in modules), spec.split(':')[0]):
         h.update(ast.unparse(ast.parse(inspect.getsource(importlib.import_module(module)))).encode())
     weights = Path(str(arguments.get('weights')))
     if weights.is_file(): h.update(weights.read_bytes())
@@ -98,7 +102,7 @@ class _Say(Callback):
         self.log(f"{self.what}: epoch {self.epoch+1} of {self.n_epoch}, loss {r['train_loss']:.3f}, "
                  f"on valid {r['valid_loss']:.3f}, right {r['top1']:.1%}")
 
-def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=()):
+def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=(), team=Team()):
     "Train a network; returns it with its history and the store that its clips are read from"
     clips = store
     if recipe.train == 'head':
@@ -109,7 +113,10 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
                                          recipe.flip, recipe.light, recipe.workers, device=recipe.device)
     learn = make_learner(HeadOnly(net) if recipe.train == 'head' else net, dls, recipe)
     past = (load_checkpoint(checkpoint, learn, key) or []) if checkpoint else []
-    more = [Checkpoint(checkpoint, key)] if checkpoint else []
+    more = [Checkpoint(checkpoint, key, team.first)] if checkpoint else []
+    if team.size > 1:
+        from kinetics_dance.distributed import Together
+        more.append(Together(team, recipe.device))
     return net, fit(learn, epochs, lr, recipe, len(past), past, [*more, *cbs]), clips
 
 def _check_model(net, recipe):
@@ -123,6 +130,10 @@ def _start(run, recipe, seed):
     "Store, clips and classes of a study, after the checks that every training needs"
     check_device(recipe.device)
     store,table = FrameStore(run/'frames'),study_clips(run)
+    if recipe.packed:
+        version,store = store.version,PackedStore(run/'packs')
+        if store.version != version:
+            raise StudyError(f'packed: {run.name}/packs was made from other frames; kinetics-dance frames --pack makes it again')
     classes = sorted(table.label.unique())
     if len(classes) < 2: raise StudyError(f'the study has {len(classes)} class; a classifier needs two')
     lonely = sorted(set(classes)-set(table.label[table.split == 'train']))
@@ -146,21 +157,23 @@ def choose_lr(
     if len(recipe.lr) == 1: return recipe.lr[0]
     run = run_dir(settings['study'], settings['runs'])
     spec,arguments = model_of(name, settings)
+    team = open_team(recipe)
     key,path = _unit_key(run, spec, arguments, recipe, recipe.lr_epochs),run/'models'/name/'lr.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix('.lock')):
+    with team.lock(path.with_suffix('.lock')):
         try: known = json.loads(path.read_text())
         except (OSError, ValueError): known = {}
-        tried = known['tried'] if known.get('key') == key else []
+        tried = team.agree(known['tried'] if known.get('key') == key else [])
         for lr in recipe.lr:
             if any(t['lr'] == lr for t in tried): continue
             store,table,classes = _start(run, recipe, LR_SEED)
             net = make_model(spec, arguments, len(classes))
             _check_model(net, recipe)
-            try: last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED)[1].iloc[-1]
+            try: last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, team=team)[1].iloc[-1]
             except FloatingPointError: last = dict(valid_loss=None, top1=None)
             tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
-            if log: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
+            if log and team.first: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
+            if not team.first: continue
             with writing(path) as p: p.write_text(json.dumps(dict(key=key, epochs=recipe.lr_epochs, tried=tried), indent=1))
     good = [t for t in tried if t['lr'] in recipe.lr and t['valid_loss'] is not None]
     if not good: raise StudyError(f'{name}: training diverges with every learning rate of {list(recipe.lr)}; give smaller ones as lr')
@@ -177,23 +190,25 @@ def train_unit(
     recipe,run = Recipe.of(settings),run_dir(settings['study'], settings['runs'])
     spec,arguments = model_of(name, settings)
     folder,said = run/'models'/name/f'seed{seed}',run/'predictions'/name
+    team = open_team(recipe)
     # before anything is trained: its package may be absent
-    tracker = make_tracker(recipe.track, run/'tracking', name, seed, vars(recipe) | arguments | dict(study=run.name))
+    tracker = make_tracker(recipe.track if team.first else 'none', run/'tracking', name, seed, vars(recipe) | arguments | dict(study=run.name))
     lr = tracker.params['lr'] = choose_lr(name, settings, log)
     key = _unit_key(run, spec, arguments, recipe, lr, seed)
-    with FileLock(run/'models'/name/f'seed{seed}.lock'):
-        card = _finished(folder, said, seed, key)
+    with team.lock(run/'models'/name/f'seed{seed}.lock'):
+        card = team.agree(_finished(folder, said, seed, key))
         if card: return card
-        (folder/'card.json').unlink(missing_ok=True)
+        if team.first: (folder/'card.json').unlink(missing_ok=True)
         store,table,classes = _start(run, recipe, seed)
         began,net = time.perf_counter(),make_model(spec, arguments, len(classes))
         _check_model(net, recipe)
-        cbs = [*([_Say(log, f'{name}, seed {seed}')] if log else []), *tracker.callbacks]
+        cbs = [*([_Say(log, f'{name}, seed {seed}')] if log and team.first else []), *tracker.callbacks]
         checkpoint = folder/'checkpoint.safetensors'
-        try: net,history,clips = _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, checkpoint, key, cbs)
+        try: net,history,clips = _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, checkpoint, key, cbs, team)
         except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
         seconds = time.perf_counter()-began
-        predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe)
+        predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team)
+        if not team.first: return team.agree()     # when all is written
         tracker.finish(predictions, classes)
         with writing(folder/'history.csv') as p: history.to_csv(p, index=False)
         card = dict(
@@ -206,26 +221,31 @@ def train_unit(
             clip_seconds=round(float(table.seconds.median()), 3), seconds=round(seconds, 1))
         write_model(folder, net, card)
         checkpoint.unlink(missing_ok=True)
-        return json.loads((folder/'card.json').read_text())
+        return team.agree(json.loads((folder/'card.json').read_text()))
 
-# %% ../nbs/01d_units.ipynb #67d6526e
-def _predict_all(net, name, seed, said, clips, table, classes, recipe):
+# %% ../nbs/01d_units.ipynb #4331e092
+def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Team()):
     "Write what the model says of valid and test clips, and of test clips under each probe; returns the first"
     bs = max(1, 256//clips.shape[0])
     crop = recipe.crop if recipe.train == 'all' else clips.shape[1:3]
-    take = lambda splits: Clips(clips, table[table.split.isin(splits)].sort_values('clip_id'), classes, recipe.clip_frames, crop)
-    about = dict(model=name, seed=seed, frames=recipe.clip_frames, pretraining=getattr(net, 'pretraining', 'none'))
-    both,test = take(['valid', 'test']),take(['test'])
-    normal = predict_probes(net, both, ['normal'], bs)['normal']
-    write_predictions(said/f'seed{seed}.parquet', both, normal, probe='normal', **about)
-    probes = list_probes(clips.shape[0], recipe.clip_frames)[1:]
-    for probe,p in predict_probes(net, test, probes, bs, seed).items():
-        frames = int(probe[7:]) if probe.startswith('frames_') else recipe.clip_frames
-        write_predictions(said/probe/f'seed{seed}.parquet', test, p, probe=probe, **about | dict(frames=frames))
-    if getattr(net, 'features', None) is not None:
-        over = predict_over_time(net, test, bs)
+    sort = lambda splits: table[table.split.isin(splits)].sort_values('clip_id')
+    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop)
+    def predict(rows, probes):
+        at = team.deal(len(rows), bs)
+        none = np.empty((0, len(classes)))
+        mine = predict_probes(net, take(rows.iloc[at]), probes, bs, seed) if len(at) else dict.fromkeys(probes, none)
+        return {probe: team.gather(p, at, len(rows)) for probe,p in mine.items()}
+    def write(at, rows, p, probe, frames=recipe.clip_frames):
+        about = dict(model=name, seed=seed, frames=frames, pretraining=getattr(net, 'pretraining', 'none'))
+        if team.first: write_predictions(at/f'seed{seed}.parquet', take(rows), p, probe=probe, **about)
+    both,test = sort(['valid', 'test']),sort(['test'])
+    write(said, both, predict(both, ['normal'])['normal'], 'normal')
+    for probe,p in predict(test, list_probes(clips.shape[0], recipe.clip_frames)[1:]).items():
+        write(said/probe, test, p, probe, int(probe[7:]) if probe.startswith('frames_') else recipe.clip_frames)
+    if getattr(net, 'features', None) is not None and team.first:
+        over = predict_over_time(net, take(test), bs)
         with writing(said/'over_time'/f'seed{seed}.parquet') as p: over.to_parquet(p, index=False)
-    return pd.read_parquet(said/f'seed{seed}.parquet')
+    return pd.read_parquet(said/f'seed{seed}.parquet') if team.first else None
 
 def _finished(folder, said, seed, key):
     "The card of a unit that is whole and up to date"
@@ -264,9 +284,10 @@ def train_study(
     seed:int|None=None, # One of its seeds; None: all
     runs:str|None=None, # Folder of all studies
     log=print,          # Called with a line now and then
+    packed:bool|None=None, # Whether to read training clips from shards; None: as the study file has it
 )->list: # Cards
     "Train units of a study whose frames are there, without a notebook"
-    settings = read_settings(study, runs=runs)
+    settings = read_settings(study, runs=runs, packed=packed)
     models = [*MODELS, *settings.get('extra_models', [])] if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training

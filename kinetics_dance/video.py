@@ -81,7 +81,7 @@ def steady(frames,     # What `sound_frames` yields
            ticks:int=None,# How many (default: to the end)
           ):           # Yields (frame, stream), one a tick
     "The frame on screen at each tick of a constant rate; ends with `Damaged` where `frames` does"
-    k, held, zero, until, doubt, ticks = 0, None, None, 0, None, 10**9 if ticks is None else ticks
+    k, held, zero, since, until, doubt, ticks = 0, None, None, start, 0, None, 10**9 if ticks is None else ticks
     try:
         for t, f, v in frames:
             if zero is None: # not there yet
@@ -216,7 +216,7 @@ def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
                 write(picture)
         except Damaged as e: doubt = e.detail
         except BrokenPipeError: pass # ffmpeg says why
-        return doubt, size and end()
+        return doubt, last is not None and end() # no picture: nothing was begun
 
 # %% ../nbs/00a1_video.ipynb #e913b7e7
 def normalise_clip(src:str|Path,       # Any video file

@@ -22,23 +22,41 @@ FPS, SIZE = 4, (96, 72)                              # small, so that 14,000 cli
 
 # ---- videos
 
-def make_videos(folder):
-    "{(step, seconds): file}: uploads with a key frame each second, one of them with sound"
-    import imageio_ffmpeg
-    ff = [imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-y', '-nostdin', '-stream_loop', '-1', '-i']
-    out = {(s, n): Path(folder)/f'{s}-{n}.mp4' for s in STEPS for n in LENGTHS}
-    for k, s in enumerate(STEPS):
-        if all(out[s, n].exists() for n in LENGTHS): continue
-        with tempfile.TemporaryDirectory(dir=folder) as t:
-            demo.write_video(Path(t)/'clip.mp4', demo.render_clip(s, 0, k))
-            sound = [] if k else ['-f', 'lavfi', '-i', 'sine=440:sample_rate=16000', '-map', '0:v', '-map', '1:a', '-c:a', 'aac', '-b:a', '16k', '-ac', '1']
-            subprocess.run([*ff, f'{t}/clip.mp4', *(sound or ['-an']), '-t', '16', '-vf', f'fps={FPS},scale={SIZE[0]}:{SIZE[1]}', '-c:v', 'libx264',
-                            '-preset', 'slow', '-crf', '30', '-g', str(FPS), '-bf', '0', '-pix_fmt', 'yuv420p', '-threads', '1', f'{t}/16.mp4'],
-                           check=True)
-            for n in LENGTHS: # one piece after the other, nothing encoded again
-                with writing(out[s, n]) as tmp:
-                    subprocess.run([*ff, f'{t}/16.mp4', '-t', str(n), '-c', 'copy', '-movflags', '+faststart', tmp], check=True)
-    return out
+class Videos:
+    "Uploads of (step, seconds): with a key frame each second, one of the steps with sound; made when they are first asked for"
+    def __init__(self, folder):
+        import imageio_ffmpeg
+        self.folder = Path(folder)
+        self.ff = [imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-y', '-nostdin', '-stream_loop', '-1', '-i']
+
+    def __getitem__(self, what):
+        step, seconds = what
+        path = self.folder/f'{step}-{seconds}.mp4'
+        if not path.exists(): self._make(path, step, seconds)
+        return path
+
+    def _make(self, path, step, seconds):
+        with writing(path) as tmp:
+            if seconds > LENGTHS[0]: # one piece after the other, nothing encoded again
+                self._run(self[step, LENGTHS[0]], '-t', seconds, '-c', 'copy', tmp)
+            else:
+                k = STEPS.index(step)
+                demo.write_video(tmp.with_suffix('.raw.mp4'), demo.render_clip(step, 0, k))
+                sound = ['-an'] if k else ['-f', 'lavfi', '-i', 'sine=440:sample_rate=16000', '-map', '0:v', '-map', '1:a', '-c:a', 'aac', '-b:a', '16k', '-ac', '1']
+                self._run(tmp.with_suffix('.raw.mp4'), *sound, '-t', seconds, '-vf', f'fps={FPS},scale={SIZE[0]}:{SIZE[1]}', '-c:v', 'libx264', '-preset',
+                          'slow', '-crf', '30', '-g', FPS, '-bf', '0', '-pix_fmt', 'yuv420p', '-threads', '1', tmp)
+                tmp.with_suffix('.raw.mp4').unlink()
+
+    def _run(self, src, *options):
+        *options, path = options
+        subprocess.run([*self.ff, src, *map(str, options), '-movflags', '+faststart', path], check=True)
+
+    def cut(self, step, seconds):
+        "The first seconds of a video, as a file of its own"
+        path = self.folder/f'clip-{step}-{seconds}.mp4'
+        if not path.exists():
+            with writing(path) as tmp: self._run(self[step, LENGTHS[0]], '-t', seconds, '-c', 'copy', tmp)
+        return path
 
 def draw(*what):
     "A number in [0, 1) that depends on the words alone"
@@ -101,16 +119,8 @@ def uploads(rows, fate, videos, folder):
 
 def make_tars(rows, fate, videos, folder):
     "{'/train/k700_train_032.tar.gz': file}: the clips of a class, cut already; what is gone is not in it"
-    import imageio_ffmpeg
-    folder, clips = Path(folder), {}
-    for s in STEPS:
-        for n in (2, 9, 10, 11):
-            p = folder/f'clip-{s}-{n}.mp4'
-            if not p.exists():
-                with writing(p) as tmp:
-                    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-y', '-nostdin', '-i', videos[s, 16], '-t', str(n), '-c', 'copy',
-                                    '-movflags', '+faststart', tmp], check=True)
-            clips[s, n] = p.read_bytes()
+    folder = Path(folder)
+    clips = {(s, n): videos.cut(s, n).read_bytes() for s in STEPS for n in (2, 9, 10, 11)}
     out = {}
     for (label, split), r in rows.groupby(['label', 'split']):
         name = tar_of(label, split, CLASS_NUMBERS)
@@ -128,9 +138,9 @@ def make_tars(rows, fate, videos, folder):
                 tar.addfile(m, io.BytesIO(data))
     return out
 
-def tar_plan(tars):
-    "What goes wrong with the transfers of whole tars: each kind of break for some of them, and all go on"
-    kinds = [[Fault(status=503, times=2)], [Fault(status=429, retry_after=1, times=1)], [Fault(reset=100_000), Fault(close=300_000)], [Fault(stall=200_000)],
+def tar_plan(tars, slow=True):
+    "What goes wrong with the transfers of whole tars: each kind of break for some of them, and all go on. `slow`: also one that says no more"
+    kinds = [[Fault(status=503, times=2)], [Fault(status=429, retry_after=1, times=1)], [Fault(reset=100_000), Fault(close=300_000)], [Fault(stall=200_000)] if slow else [Fault()],
              [Fault(reset=150_000, ranges=False)], [Fault(longer=700)], [Fault()], [Fault()]]
     return {t: kinds[k % len(kinds)] for k, t in enumerate(sorted(tars))}
 

@@ -5,11 +5,11 @@
 
 A loopback server stands for YouTube and for the mirror. The study is run by `report.run`, killed twice on the way, and finished; then every row of
 the clip table must say what it was known to say. Stop it and call it again: it goes on where it was. Results go to results/kinetics_rehearsal/."""
-import argparse, json, os, re, shutil, signal, subprocess, sys, threading, time
+import argparse, json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pandas as pd, psutil, yaml
-from .far_end import (LISTS, ROOT, ClipTable, Faults, expected, fates, file_digest, make_tars, make_videos, read_rows, tar_plan,
-                      uploads)
+from .far_end import (LISTS, ROOT, ClipTable, Faults, expected, fates, file_digest, make_tars, read_rows, tar_plan, uploads,
+                      Videos)
 
 RESULTS = ROOT/'results'/'kinetics_rehearsal'
 
@@ -19,7 +19,7 @@ def serve(rows, fate, work, everything):
     "The far end of both sources, at the address it had the last time"
     far = work/'far'
     far.mkdir(parents=True, exist_ok=True)
-    videos = make_videos(far)
+    videos = Videos(far)
     bodies, plan = uploads(rows, fate, videos, far)
     tars = make_tars(rows, fate, videos, far)
     names = dict(train='train', validate='val')
@@ -30,7 +30,7 @@ def serve(rows, fate, work, everything):
     if everything: bodies['/annotations/val.csv'] = LISTS/'kinetics-700_2020_val.csv' # all 700 classes
     note = far/'port'
     port = int(note.read_text()) if note.exists() else 0
-    server = Faults(bodies | tars, plan | tar_plan(tars), port=port)
+    server = Faults(bodies | tars, plan | tar_plan(tars, everything), port=port)
     server.__enter__()
     note.write_text(server.url.rsplit(':', 1)[1])
     return server
@@ -92,7 +92,7 @@ def count(folder, pattern): return sum(1 for p in folder.glob(pattern) if p.name
 
 def size(folder): return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) if folder.is_dir() else 0
 
-def download(source, rows, fate, server, work, jobs, **changes):
+def download(source, rows, fate, server, work, jobs, results=RESULTS, **changes):
     "`00_data` and `01_frames` of the Kinetics study with one source, killed in each of them, and finished"
     runs = work/source
     folder, log = runs/'kinetics', runs/'log'
@@ -116,9 +116,9 @@ def download(source, rows, fate, server, work, jobs, **changes):
         if not kill and leg['code']: raise SystemExit(f'{source}: it failed; see {log}')
         legs.append(leg)
         state_file.write_text(json.dumps(legs, indent=1))
-    return check(source, rows, fate, folder, legs)
+    return check(source, rows, fate, folder, legs, results)
 
-def check(source, rows, fate, folder, legs):
+def check(source, rows, fate, folder, legs, results=RESULTS):
     "Every row of the table against what it was known to say, and what is on disk against the table"
     t = ClipTable(folder/'clips.sqlite').frame()
     want = t.youtube_id.map(expected(rows, fate, source))
@@ -141,8 +141,8 @@ def check(source, rows, fate, folder, legs):
         cpu_seconds=round(sum(l['cpu_seconds'] for l in legs), 1), peak_mb=max(l['peak_mb'] for l in legs), last_run_of_each_notebook=stages,
         disk_mb=dict(videos=round(size(folder/'videos')/1e6, 1), frames=round(size(folder/'frames')/1e6, 1),
                      table=round((folder/'clips.sqlite').stat().st_size/1e6, 1), notebooks=round(size(folder/'executed')/1e6, 1)))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS/f'{source}.json').write_text(json.dumps(out, indent=1) + '\n')
+    results.mkdir(parents=True, exist_ok=True)
+    (results/f'{source}.json').write_text(json.dumps(out, indent=1) + '\n')
     print(json.dumps({k: v for k, v in out.items() if k != 'legs'}, indent=1), flush=True)
     return out
 

@@ -34,7 +34,7 @@ def sentence(a):
     text = f"On {a['n_test']} test clips of rendered dancers: " + '; '.join(s[0].lower() + s[1:] for s in said) + ' (intervals of 95 % over uploads and training runs).'
     if a['ceiling']: text += f" A model that looks at one frame at a time cannot be expected to pass {percent(a['ceiling'])} here, because the classes come in pairs that share every picture."
     if all('shuffled' in v for v in a['models'].values()):
-        text += ' With the frames shuffled, the same weights reach ' + ', '.join(percent(of(m, 'shuffled')['mean']) for m in a['models']) + ': what time had bought is gone.'
+        text += ' With the frames shuffled, the same weights reach ' + ', '.join(percent(of(m, 'shuffled')['mean']) for m in a['models']) + '.'
     if a['checks']:
         text += (f" All {a['checks']} checks of the known answer pass." if not a['failed'] else
                  f" **{len(a['failed'])} of {a['checks']} checks of the known answer did not pass ({'; '.join(a['failed'])}), so none of this counts.**")

@@ -44,7 +44,8 @@ def links(s, names, root, here=Path('.')):
             return f"[{text}]({names[p.name.split('.')[0].lower().replace('license', 'licence')]}.md)"
         if p.suffix == '.ipynb': return m[0]
         return text if text.startswith('`') else f'{text} (`{re.sub(r"^([.]{1,2}/)+", "", path)}`)' if (root/re.sub(r'^(\.{1,2}/)+', '', path)).exists() else m[0]
-    def outside_code(part): return re.sub(r'(?<!!)\[((?:[^\[\]]|`[^`]*`)+)\]\((?!\w+:|#|_)([\w./-]+)(#[\w.-]+)?\)', f, part)
+    if '](' not in s: return s
+    def outside_code(part): return re.sub(r'(?<!!)\[([^\[\]]+)\]\((?!\w+:|#|_)([\w./-]+)(#[\w.-]+)?\)', f, part)
     return ''.join(p if i % 2 else outside_code(p) for i, p in enumerate(re.split(r'(^```.*?^```[^\n]*$)', s, flags=re.M | re.S)))
 
 

@@ -67,7 +67,7 @@ class Page(HTMLParser):
         a = dict(attrs)
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
         if tag == 'a' and a.get('href') is not None: self.links.append(a['href'])
-        loads = [a[k] for k in ('src', 'poster') if a.get(k)] + [a['href']]*(tag == 'link' and 'href' in a)
+        loads = [a[k] for k in ('src', 'poster') if a.get(k)] + ([a['href']] if tag == 'link' and 'href' in a else [])
         (self.media if tag in ('img', 'video', 'source') else self.loads).extend(loads)
 
 

@@ -37,8 +37,7 @@ def readme(root):
         if c['cell_type'] == 'markdown':
             # the title cell ends with `- key: value` lines for nbdev
             if src.startswith('# '): src = re.sub(r'^- [\w-]+:.*\n?', '', src, flags=re.M).strip()
-            src = re.sub(r'\]\((?=(?:\d\d(?:[a-z]\d?)?_\w+\.ipynb|pages/[\w-]+\.md)\b)', '](nbs/', callouts(src)).replace('](../', '](')
-            parts.append(re.sub(r'[ \t]*\{#[\w-]+\}[ \t]*$', '', src, flags=re.M))
+            parts.append(re.sub(r'[ \t]*\{#[\w-]+\}[ \t]*$', '', links(callouts(src)), flags=re.M))
         elif c['cell_type'] == 'code':
             d, code = directives(src)
             # what the site computes in this place was computed once for README, and is committed

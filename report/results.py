@@ -102,7 +102,7 @@ def page(root, study, folder, media, downloads):
     best = max(models, key=lambda m: models[m]['accuracy']['mean'])
     fig = lambda k: figure(k, folder, media, label)
     two = lambda f: f'{f:.2f}'
-    out = [f'(results-{label})=\n# Results: {study.replace("_", " ")}', f':::{{div}} lead\n{lead(r)}\n:::']
+    out = [f'# Results: {study.replace("_", " ")}', f':::{{div}} lead\n{lead(r)}\n:::']
     if r.get('notes'): out.append(':::{admonition} Note\n:class: note\n' + '\n\n'.join(named(x, models) for x in r['notes']) + '\n:::')
     ceiling = f" The most that a model of single frames can have here is **{pct(r['ceiling'])}**." if r.get('ceiling') else ''
     out += ['## The answer', f"The {name(best, models)} is right on **{span(models[best]['accuracy'])}** of the clips" +

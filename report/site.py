@@ -110,7 +110,7 @@ def hero(home, root, found, media):
         if not g or not any(c['differs'] == 'order' for c in g[0]['clips']): continue
         i = next((i for i, c in enumerate(home['cells']) if c['cell_type'] == 'markdown' and re.match(r'## What is real', source(c))), None)
         if i is None: return
-        text = f"Two clips of the study. Every frame of the one is a frame of the other; only their order differs. [All classes](#results-{re.sub(r'[^a-z0-9]+', '-', s.lower())})."
+        text = f"Two clips of the study. Every frame of the one is a frame of the other; only their order differs. [All classes](results-{re.sub(r'[^a-z0-9]+', '-', s.lower())}.md)."
         first = [c for c in g[0]['clips'] if c['differs'] == 'order'][:2]
         home['cells'].insert(i, dict(cell_type='markdown', metadata={}, id='hero', source=text + '\n\n````{raw} html\n' + gallery.show(dict(clips=first), g[1], media) + '\n````'))
         return
@@ -121,7 +121,7 @@ def stamp_of(root, study, runs, executed):
     rec = read_json(root/runs/study/'record.json') or {}
     same = {k: v for k, v in rec.items() if k not in ('seconds', 'finished')}
     files = [*executed.values(), *sorted((root/settings(root)['lib_name']).glob('*.py')), root/'settings.ini', root/'LICENSE', root/'CHANGELOG.md',
-             *sorted((root/'nbs/pages').glob('*.md')), *sorted(HERE.glob('*'))]
+             *sorted((root/'nbs/pages').glob('*.md')), *sorted((root/'nbs/images').glob('*')), *sorted(HERE.glob('*'))]
     return sha(json.dumps(same, sort_keys=True), str(root), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
 
 
@@ -155,6 +155,7 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
         check_links(nbs.values())
         write_extra(src, root, lib, runs, study, nbs, stems, modules, media)
         for s, nb in nbs.items(): write_json(src/f'{page(s)}.ipynb', nb)
+        if (root/'nbs/images').is_dir(): shutil.copytree(root/'nbs/images', src/'images')
         shutil.copy(HERE/'conf.py', src); [shutil.copy(HERE/f, src/'_static') for f in ('study.css', 'study.js', 'icon.svg')]
         p = subprocess.run([sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '-d', str(Path(tmp)/'trees'), str(src), str(html)],
                            env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'SITE_TITLE': cfg.get('title', lib), 'SITE_LIB': str(root/lib)}, capture_output=True, text=True)

@@ -1,6 +1,8 @@
 "Checks of the tree itself: library, notebooks, README, studies and pins say the same thing. Nothing here changes a file."
-import ast, re, shutil, subprocess, sys
+import ast, datetime, json, re, shutil, subprocess, sys
+from pathlib import Path
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from conftest import ROOT
@@ -128,3 +130,172 @@ def test_bad_study_name_deletes_nothing():
     p = subprocess.run(['make', '-s', '-n', 'clean', 'STUDY=demo'], cwd=ROOT, capture_output=True, text=True)
     assert 'rm -rf "runs/demo" _site' in p.stdout
     assert subprocess.run(['make', '-s', 'clean', 'STUDY=../x'], cwd=ROOT, capture_output=True).returncode
+
+
+# --- What is written for people
+
+def tool(name):
+    "A program of the environment, whatever PATH says"
+    path = Path(sys.executable).with_name(name)
+    if not path.exists(): pytest.skip(f'{name} is not installed')
+    return path
+
+
+def markdown(stem): return [source(c) for c in load_nb(NBS[stem])['cells'] if c['cell_type'] == 'markdown']
+
+
+def test_ruff():
+    p = subprocess.run([tool('ruff'), 'check', '--no-cache', '--output-format', 'concise'], cwd=ROOT, capture_output=True, text=True)
+    assert not p.returncode, p.stdout + p.stderr
+
+
+def test_spelling():
+    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines() if (ROOT/'.git').exists() else []
+    files = [f for f in files if Path(f).suffix in ('.ipynb', '.md', '.py', '.yaml', '.yml', '.toml', '.ini', '.cff') and (ROOT/f).exists()] or ['nbs', 'report', 'README.md']
+    p = subprocess.run([tool('codespell'), *files], cwd=ROOT, capture_output=True, text=True)
+    assert not p.returncode, p.stdout + p.stderr
+
+
+@each
+def test_title_and_motivation(stem):
+    "A title cell alone, with a summary in one quoted paragraph; then why, before anything else"
+    cells = load_nb(NBS[stem])['cells']
+    assert re.fullmatch(r'# [^\n]+\n\n> [^\n]+(\n> [^\n]+)*(\n\n(- [\w-]+: .+\n?)+)?', source(cells[0]).strip()), source(cells[0])
+    assert cells[1]['cell_type'] == 'markdown' and not source(cells[1]).startswith('#'), source(cells[1])[:80]
+
+
+@pytest.mark.parametrize('stem', [s for s in NBS if re.match(r'\d\d_', s)])
+def test_numbered_notebooks(stem):
+    "Opens with its question; ends with what was learned, in numbers that a cell computes; figures are referred to"
+    cells = load_nb(NBS[stem])['cells']
+    assert '?' in source(cells[1]).split('\n\n')[0], 'the first paragraph asks no question'
+    last = max(i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and source(c).strip() == '## What we learned')
+    said = source(cells[last + 1])
+    assert re.match(r'#\| study\n#\| echo: false', said) and re.search(r'Markdown\(|say\(', said), 'nothing is computed under What we learned'
+    assert not any(source(c).startswith('## ') for c in cells[last + 1:] if c['cell_type'] == 'markdown')
+    text = ''.join(re.findall(r'@(?:fig|eq)-[\w-]+', '\n'.join(markdown(stem))))
+    labels = re.findall(r'^#\| *label: *(fig-[\w-]+)', '\n'.join(map(source, cells)), re.M) + re.findall(r'\{#(eq-[\w-]+)', '\n'.join(markdown(stem)))
+    assert not [l for l in labels if f'@{l}' not in text], 'figures and formulas that no sentence refers to'
+
+
+@each
+def test_references_resolve(stem):
+    text = '\n'.join(source(c) for c in load_nb(NBS[stem])['cells'])
+    labels = set(re.findall(r'^#\| *label: *((?:fig|tbl)-[\w-]+)', text, re.M) + re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text))
+    assert not set(re.findall(r'(?<![\w`])@((?:fig|tbl|eq|sec)-[\w-]*\w)', '\n'.join(markdown(stem)))) - labels
+
+
+PROSE = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', *(str(p.relative_to(ROOT)) for p in sorted((ROOT/'nbs/pages').glob('*.md'))),
+         *(str(p.relative_to(ROOT)) for p in NBS.values())]
+
+
+def text_of(path):
+    "Markdown of a page or a notebook, without code"
+    s = '\n\n'.join(source(c) for c in load_nb(path)['cells'] if c['cell_type'] == 'markdown') if path.suffix == '.ipynb' else path.read_text()
+    return re.sub(r'^```.*?^```|`[^`\n]*`', '', s, flags=re.M | re.S)
+
+
+def anchors(path):
+    "Anchors that GitHub, Quarto and the site make of headings"
+    if path.suffix not in ('.md', '.ipynb'): return set()
+    heads = re.findall(r'^#+ +(.+?)(?: *\{#([\w-]+)\})? *$', text_of(path), re.M)
+    return {b or re.sub(r'[^\w -]', '', a.lower()).replace(' ', '-') for a, b in heads}
+
+
+@pytest.mark.parametrize('path', PROSE)
+def test_links(path):
+    "Links and pictures lead to files of the project, and anchors to headings; none leaves it for a file that is not committed"
+    path, bad = ROOT/path, []
+    for url in re.findall(r'\]\(([^)\s]+)(?: "[^"]*")?\)', text_of(path)):
+        if re.match(r'https?://[\w.-]+\.[a-z]+(/\S*)?$', url): continue
+        file, _, anchor = url.partition('#')
+        to = (path.parent/file).resolve() if file else path
+        if not to.exists() or not to.is_relative_to(ROOT): bad.append(url)
+        elif anchor and anchor not in anchors(to): bad.append(f'{url}: no such heading')
+    assert not bad, f'{path.name}: {bad}'
+
+
+def test_readme_on_github():
+    "Under 200 lines, no HTML that GitHub strips, pictures that are committed, commands that exist"
+    s = (ROOT/'README.md').read_text()
+    assert len(s.splitlines()) < 200
+    plain = re.sub(r'^```.*?^```|`[^`\n]*`', '', s, flags=re.M | re.S)
+    assert not re.search(r'<(?!!--)/?[a-z]', plain) and ':::' not in plain and '{#' not in plain
+    assert 'pages/' not in re.sub(r'nbs/pages/', '', plain)
+    known = subprocess.run([sys.executable, '-m', f'{LIB}.command_line', '--help'], cwd=ROOT, capture_output=True, text=True, env={'COLUMNS': '120'}).stdout
+    for command in re.findall(r'kinetics-dance ([a-z][\w-]+)', s):
+        if not command.startswith('dance'): assert re.search(rf'\b{command}\b', known), command
+    targets = re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(), re.M)
+    assert not set(re.findall(r'^make ([a-z-]+)', s, re.M)) - set(targets)
+
+
+def test_answer_of_the_readme():
+    "The figure was drawn of the numbers that stand beside it"
+    from report.answer import drawn, stamp
+    a = json.loads((ROOT/'nbs/images/answer.json').read_text())
+    assert drawn(ROOT/'nbs/images/answer.png') == stamp(a), '`make readme` would draw the figure anew'
+    for m in a['models'].values(): assert 0 <= m['accuracy']['low'] <= m['accuracy']['mean'] <= m['accuracy']['high'] <= 1
+    assert sum((ROOT/'nbs/images'/f).stat().st_size for f in ('answer.png', 'over_time.png')) < 300_000
+
+
+def test_pages():
+    "A title, a summary, and headings one level down, as notebooks have them; nothing that only one renderer knows"
+    for p in sorted((ROOT/'nbs/pages').glob('*.md')):
+        s = re.sub(r'^```.*?^```', '', p.read_text(), flags=re.M | re.S)
+        assert re.match(r'# [^\n]+\n\n> \S', s), f'{p.name}: title and summary'
+        assert len(re.findall(r'^# ', s, re.M)) == 1, f'{p.name}: one title'
+        odd = re.findall(r'\{\{<.*|^:::\{.*|^\{[a-z]+\}.*|^::: *\{(?!\.callout-(?:note|tip|warning|important|caution)).*|\{(?:ref|doc|numref)\}`.*', s, re.M)
+        assert not odd, f'{p.name}: {odd[0]}'
+
+
+def test_own_videos_is_the_example():
+    "The code of the page is that of the notebook, which a test runs"
+    page = re.search(r'```python\n(.*?)```', (ROOT/'nbs/pages/own_videos.md').read_text(), re.S)[1]
+    example = '\n'.join(source(c) for c in code_cells(load_nb(ROOT/'examples/own_videos.ipynb'))).splitlines()
+    assert [l for l in page.splitlines() if l] == [l for l in example if l and 'show_batch' not in l]
+    assert len(page.splitlines()) < 30
+
+
+# --- Version, citation, workflows
+
+def test_version():
+    "One version everywhere, with its entry and date in the changelog, the newest first"
+    version, log = CFG['version'], (ROOT/'CHANGELOG.md').read_text()
+    heads = re.findall(r'^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$', log, re.M)
+    assert heads and heads[0][0] == version, f'CHANGELOG.md has no entry for {version}'
+    assert len(re.findall(r'^## ', log, re.M)) == len(heads) + 1 and log.index('## [Unreleased]') < log.index(f'[{version}]')
+    numbers = [tuple(map(int, v.split('.'))) for v, _ in heads]
+    assert numbers == sorted(set(numbers), reverse=True) and [d for _, d in heads] == sorted((d for _, d in heads), reverse=True)
+    assert set(re.findall(r'^### (.+)$', log, re.M)) <= {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
+    assert re.search(r"__version__ = ['\"](.+)['\"]", (ROOT/LIB/'__init__.py').read_text())[1] == version
+
+
+def test_citation():
+    "What the schema 1.2.0 of the Citation File Format asks for, and the version and date of the changelog"
+    c = yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    assert c['cff-version'] == '1.2.0' and c['message'] and c['title'] and c['type'] in ('software', 'dataset')
+    assert str(c['version']) == CFG['version'] and f"[{c['version']}] - {c['date-released']}" in (ROOT/'CHANGELOG.md').read_text()
+    assert isinstance(c['date-released'], datetime.date) and c['license'] == 'Apache-2.0'
+    known = set('abstract authors cff-version commit contact date-released doi identifiers keywords license license-url message preferred-citation references '
+                'repository repository-artifact repository-code title type url version'.split())
+    assert not set(c) - known
+    for who in [c['authors'], *(r['authors'] for r in c['references'])]:
+        assert who and all('name' in a or 'family-names' in a for a in who)
+    assert all({'type', 'title', 'authors'} <= set(r) for r in c['references'])
+    assert f"version = {{{c['version']}}}" in re.sub(' +', ' ', (ROOT/'nbs/pages/citation.md').read_text())
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'.github/workflows').glob('*.yml')), ids=lambda p: p.stem)
+def test_workflow(path):
+    "Valid, with official actions at a version, no more rights than needed, and nothing to run but a target of the Makefile"
+    w = yaml.safe_load(path.read_text())
+    assert set(w) <= {'name', True, 'concurrency', 'permissions', 'jobs'} and w['permissions'] == {'contents': 'read'}   # YAML reads `on` as true
+    for name, job in w['jobs'].items():
+        assert job['runs-on'] == 'ubuntu-latest' and job['steps'] and set(job.get('permissions', {})) <= {'pages', 'id-token'}
+        assert job.get('needs', name) in w['jobs']
+        for s in job['steps']:
+            assert ('uses' in s) != ('run' in s)
+            if 'uses' in s: assert re.fullmatch(r'actions/[a-z-]+@v\d+', s['uses']), s['uses']
+            else: assert s['run'] in ('make test', 'make report'), s['run']
+    runs = [s.get('run') or s['uses'].split('@')[0] for j in w['jobs'].values() for s in j['steps']]
+    if path.stem == 'site': assert [r for r in runs if r.startswith('make') or 'pages' in r][1:] == ['make report', 'actions/upload-pages-artifact', 'actions/deploy-pages']

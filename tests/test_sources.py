@@ -341,7 +341,7 @@ def test_a_proxy_and_a_redirect(tmp_path, monkeypatch):
     got = outcome(CVDF('http://127.0.0.1:9', retries=1, wait=.01), [clip(2)], tmp_path)                     # nobody there
     assert got[2].reason == 'other'
 
-MEMORY = '''
+MEMORY = r'''
     import re, sys, tempfile
     from pathlib import Path
     from kinetics_dance.mirror import CVDF

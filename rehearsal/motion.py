@@ -1,0 +1,259 @@
+"""Real human motion: the joints of Penn Action as video, all three models, and what pretrained weights are worth.
+
+    python -m rehearsal.motion               # all of it: study, transfer, publish
+    python -m rehearsal.motion study         # studies/motion.yaml through the notebooks; what is fresh is not run again
+    python -m rehearsal.motion transfer      # a frozen MobileNetV2, ImageNet weights against random ones, on the same videos
+    python -m rehearsal.motion publish       # results/motion, results/motion_transfer and the page of the site from what was run
+
+Needs ../shared/data/motion (and ../shared/data/weights). On two cores that nobody else uses: study about 30 minutes, transfer about 10."""
+import argparse, json, os, platform, re, shutil, subprocess, sys, time
+from datetime import datetime, timezone
+from pathlib import Path
+import pandas as pd, torch
+from safetensors.torch import save_file
+from kinetics_dance.backbones import make_backbone
+from kinetics_dance.batches import FrameStore, normalise
+from kinetics_dance.data import writing
+from kinetics_dance.motion import MotionFile, joint_reference
+from kinetics_dance.saving import git_commit, study_clips
+from kinetics_dance.store import build_store
+from kinetics_dance.study import collect, prepare, read_settings
+from kinetics_dance.units import train_unit
+from report import gallery
+from report.results import NAMES, table
+
+ROOT = Path(__file__).resolve().parent.parent
+MOTION, WEIGHTS = (ROOT.parent/'shared'/'data'/d for d in ('motion/penn_action_2d_joints.npz', 'weights/mobilenet_v2_torchvision_keys.npz'))
+RESULTS, PAGE = ROOT/'results', ROOT/'nbs'/'pages'/'real_motion.md'
+STAGES = ['00_data', '01_frames', '02_per_frame', '03_cnn_lstm', '04_video_transformer', '05_comparison']
+HEADS = 'per_frame', 'cnn_lstm'
+PROBES = 'shuffled', 'reversed'                      # predictions that are kept beside the plain ones
+
+
+def study(runs):
+    "The notebooks, from joints to comparison"
+    subprocess.run([sys.executable, '-m', 'report.run', 'studies/motion.yaml', '--runs', runs, '--only', *STAGES], cwd=ROOT, check=True)
+
+
+def transfer(runs, heads=HEADS):
+    "The same heads on a frozen network with ImageNet weights and with random ones; curves, predictions and a summary in the study's folder"
+    rows, curves = [], []
+    p = read_settings('motion_transfer', runs=runs)
+    folder = ROOT/runs/p['study']
+    borrow(ROOT/runs/'motion', folder)
+    clips = collect(p, *prepare(p)[::2], log=print)
+    build_store(clips[clips.status == 'ok'], folder/'frames', p['n_frames'], (p['frame_height'], p['frame_width']), base=folder, jobs=p['jobs'])
+    for kind in ('ImageNet', 'random'):
+        if kind == 'random': p = p | dict(weights=str(random_weights(p, folder)))
+        for head in heads:
+            for seed in p['seeds']:
+                card = train_unit(head, p, seed, log=print)
+                said = folder/'predictions'/head/f'seed{seed}.parquet'
+                kept = folder/'kept'/kind.lower()/head
+                kept.mkdir(parents=True, exist_ok=True)
+                shutil.copy(said, kept/said.name)
+                history = pd.read_csv(folder/'models'/head/f'seed{seed}'/'history.csv')
+                curves.append(history.assign(weights=kind, model=head, seed=seed))
+                rows.append(dict(weights=kind, model=head, seed=seed, test=accuracy(said), seconds=card['seconds']))
+                pd.DataFrame(rows).to_csv(folder/'transfer.csv', index=False)
+                pd.concat(curves).to_csv(folder/'curves.csv', index=False)
+
+
+def random_weights(p, folder, n=64):
+    """A file of random weights that stand a chance: batch norms with the statistics of some training clips, as they would have in training.
+    As they are initialised, what comes out of 52 layers without them says nothing, and a head on it stays at chance (`bench/transfer.py`)."""
+    path = folder/'random.safetensors'
+    torch.manual_seed(0)
+    body, store, table = make_backbone(p['backbone']), FrameStore(folder/'frames'), study_clips(folder)
+    for m in body.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): m.momentum = None                # the mean over all batches
+    ids = table[table.split == 'train'].clip_id.sample(n, random_state=0).tolist()
+    with torch.inference_mode():
+        for i in range(0, n, 8): body.train()(normalise(torch.from_numpy(store.batch(ids[i:i+8]))).flatten(0, 1))
+    state = {k: v.clone().contiguous() for k, v in body.state_dict().items()}
+    with writing(path) as tmp: save_file(state, tmp)
+    return path
+
+
+def borrow(other, folder):
+    "The videos of another study of the same sequences, as links: they are not drawn twice"
+    if (folder/'clips.sqlite').exists() or not (other/'clips.sqlite').exists(): return
+    (folder/'videos').mkdir(parents=True, exist_ok=True)
+    for f in (other/'videos').glob('*.mp4'): os.link(f, folder/'videos'/f.name)
+    for f in other.glob('clips.sqlite*'): shutil.copy2(f, folder/f.name)
+
+
+def accuracy(file, split='test'):
+    t = pd.read_parquet(file).query('split == @split')
+    p = t.filter(regex='^p_')
+    return float((p.columns[p.to_numpy().argmax(1)].str.removeprefix('p_') == t.label).mean())
+
+
+# ---- what is kept
+
+def publish(runs):
+    "Small results into results/, and the page"
+    run, out = ROOT/runs/'motion', RESULTS/'motion'
+    out.mkdir(parents=True, exist_ok=True)
+    report = json.loads((run/'report.json').read_text())
+    if MOTION.exists():
+        reference = dict(joint_reference(MotionFile(MOTION)), published=dict(vote=.881, ordered=.915, shuffled=.816))
+        (out/'reference.json').write_text(json.dumps(reference, indent=1)+'\n')
+    for name in ('report.json', 'clips.csv'): shutil.copy(run/name, out/name)
+    for folder in ('tables', 'figures'):
+        shutil.rmtree(out/folder, ignore_errors=True)
+        (out/folder).mkdir()
+        for f in sorted((run/folder).iterdir()):
+            if f.suffix != '.png' or not f.with_suffix('.svg').exists() or f.with_suffix('.svg').stat().st_size > 250_000: shutil.copy(f, out/folder/f.name)
+    shutil.rmtree(out/'predictions', ignore_errors=True)
+    for model in report['models']:
+        for probe in ('', *PROBES):
+            for f in sorted((run/'predictions'/model/probe).glob('seed*.parquet')):
+                to = out/'predictions'/model/probe/f.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                pd.read_parquet(f).to_parquet(to, index=False, compression='zstd')
+    if (run/'videos').is_dir(): gallery.make(run, out/'media')
+    cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/card.json'))]
+    (out/'README.md').write_text(readme(report, cards))
+    if (ROOT/runs/'motion_transfer'/'transfer.csv').exists(): publish_transfer(ROOT/runs/'motion_transfer')
+    write_page()
+
+
+def machine():
+    "What the numbers were made on"
+    try: cpu = next(l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration): cpu = platform.processor() or platform.machine()
+    return f'{cpu}, {os.cpu_count()} cores, no GPU, {platform.system()}, Python {platform.python_version()}'
+
+
+def readme(report, cards):
+    seconds = sum(c['seconds'] for c in cards)
+    versions = ', '.join(f'{k} {v}' for k, v in (cards[0]['versions'].items() if cards else ()))
+    return f'''# Real human motion: what was kept
+
+Made by `python -m rehearsal.motion` from `studies/motion.yaml`, {datetime.now(timezone.utc):%d %B %Y}, commit {(cards[0].get('commit') if cards else None) or git_commit() or 'unknown'}.
+
+- Machine: {machine()}; its cores were shared with other work, so the times say little.
+- {len(cards)} trainings, {seconds/60:.0f} minutes in all (up to three side by side). Versions: {versions}.
+- Input: `penn_action_2d_joints.npz`, the joint labels of Penn Action (Zhang, Zhu and Derpanis 2013), 2,326 sequences, official split.
+
+| file | what |
+|---|---|
+| `report.json` | all numbers of the comparison |
+| `predictions/<model>/seed<k>.parquet` | probabilities of each valid and test clip; the folders `shuffled` and `reversed` hold those of the tampered test clips |
+| `tables/`, `figures/` | as the comparison wrote them |
+| `media/` | a short loop and a film strip of one test clip of each action |
+| `reference.json` | extremely randomised trees on the joints themselves |
+| `clips.csv` | the clip table |
+
+To make it again: put the labels into `../shared/data/motion/`, then `python -m rehearsal.motion`. Accuracies can be computed from the predictions alone;
+`tests/test_motion.py` does so.
+'''
+
+
+def publish_transfer(run):
+    out = RESULTS/'motion_transfer'
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for name in ('transfer.csv', 'curves.csv'): shutil.copy(run/name, out/name)
+    for f in sorted((run/'kept').rglob('*.parquet')):
+        to = out/'predictions'/f.relative_to(run/'kept')
+        to.parent.mkdir(parents=True, exist_ok=True)
+        pd.read_parquet(f).to_parquet(to, index=False, compression='zstd')
+    plot_curves(pd.read_csv(out/'curves.csv'), pd.read_csv(out/'transfer.csv'), out/'curves.svg')
+    (out/'README.md').write_text(f'''# What pretrained weights are worth on real motion
+
+Made by `python -m rehearsal.motion transfer` from `studies/motion_transfer.yaml`, {datetime.now(timezone.utc):%d %B %Y}. Machine: {machine()}.
+
+`transfer.csv`: accuracy on the test clips, one row a training. `curves.csv`: loss and accuracy on valid after each epoch. `curves.svg`: the curves.
+`predictions/<weights>/<model>/seed<k>.parquet`: probabilities of each valid and test clip.
+''')
+
+
+def plot_curves(curves, scores, path):
+    "Accuracy on valid over epochs, weights by colour, heads by panel"
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    models = list(dict.fromkeys(curves.model))
+    fig, axs = plt.subplots(1, len(models), figsize=(7.5, 3), sharey=True, layout='constrained', squeeze=False)
+    for ax, m in zip(axs[0], models):
+        for (w, seed), d in curves[curves.model == m].groupby(['weights', 'seed']):
+            ax.plot(d.epoch+1, 100*d.top1, color='C0' if w == 'ImageNet' else 'C1', lw=1.3, ls='-' if w == 'ImageNet' else '--', alpha=.85, label=f'{w} weights' if seed == curves.seed.min() else None)
+        ax.set(title=NAMES[m], xlabel='epoch', ylim=(0, 100))
+        ax.spines[['top', 'right']].set_visible(False)
+    axs[0][0].set_ylabel('right on valid, %')
+    axs[0][0].legend(frameon=False, loc='lower right')
+    fig.savefig(path, metadata={'Date': None})
+    plt.close(fig)
+
+
+# ---- the page: its prose is written by hand, its numbers are not
+
+def span(a): return f"{100*a['mean']:.1f} % [{100*a['low']:.1f}, {100*a['high']:.1f}]"
+
+
+def numbers():
+    "{name of a block: MyST} of the results that are kept"
+    res = {}
+    r = json.loads((RESULTS/'motion'/'report.json').read_text())
+    ref = json.loads((RESULTS/'motion'/'reference.json').read_text())
+    models = list(r['models'])
+    rows = [[NAMES[m], span(x['accuracy']), *(span(x['probes'][p]) for p in ('shuffled', 'reversed', 'frozen'))] for m, x in r['models'].items()]
+    rows.append(['trees on joints, moments vote', f"{100*ref['vote']:.1f} %", '', '', ''])
+    rows.append(['trees on joints, moments in order', f"{100*ref['ordered']:.1f} %", f"{100*ref['probe']:.1f} %", '', ''])
+    rows.append(['trees on joints, trained on shuffled moments', f"{100*ref['shuffled']:.1f} %", '', '', ''])
+    res['accuracy'] = table(['model', 'accuracy', 'frames shuffled', 'backwards', 'one frame repeated'], rows)
+    res['size'] = f"{r['n_test']:,} test clips, {len(r['classes'])} actions, {len(r['models'][models[0]]['seeds'])} training runs of each model."
+    res['pairs'] = '\n'.join(f'- {v}' for v in named(r))
+    g = pd.read_csv(RESULTS/'motion'/'tables'/'gains.csv')
+    res['gains'] = gains(g)
+    f = RESULTS/'motion_transfer'/'transfer.csv'
+    if f.exists():
+        t = pd.read_csv(f)
+        rows = []
+        for m in dict.fromkeys(t.model):
+            x = {w: t[(t.model == m) & (t.weights == w)].test for w in ('ImageNet', 'random')}
+            if min(map(len, x.values())) == 0: continue
+            cell = lambda v: f'{100*v.mean():.1f} % ({100*v.min():.1f} to {100*v.max():.1f})'
+            rows.append([NAMES[m], cell(x['ImageNet']), cell(x['random']), f"{100*(x['ImageNet'].mean()-x['random'].mean()):+.1f} points"])
+        res['transfer'] = table(['head', 'ImageNet weights', 'random weights', 'difference'], rows)
+    return res
+
+
+def named(r):
+    out = []
+    for v in r['verdicts']:
+        v = v if isinstance(v, str) else v.get('text', str(v))
+        for m in sorted(r['models'], key=len, reverse=True): v = v.replace(m, NAMES[m])
+        out.append(v)
+    return out
+
+
+def gains(g):
+    "Actions in the order of what time buys, as the comparison counted them"
+    return table(list(g.columns), [[f'{x:.3f}' if isinstance(x, float) else x for x in row] for row in g.itertuples(index=False)])
+
+
+def write_page():
+    "Put the numbers between the marks of the page"
+    text = PAGE.read_text()
+    for name, block in numbers().items():
+        text = re.sub(rf'(<!-- {name} -->\n).*?(\n<!-- /{name} -->)', lambda m: f'{m[1]}\n{block}\n{m[2]}', text, flags=re.S)
+    PAGE.write_text(text)
+
+
+def main():
+    ap = argparse.ArgumentParser(prog='python -m rehearsal.motion', description=__doc__.splitlines()[0])
+    ap.add_argument('what', nargs='*', choices=['study', 'transfer', 'publish', []], help='parts (default: all)')
+    ap.add_argument('--runs', default='runs', help='folder of all runs (default: runs)')
+    a = ap.parse_args()
+    if not MOTION.exists(): sys.exit(f'skipped: {MOTION.relative_to(ROOT.parent)} is not there')
+    start = time.time()
+    for what in a.what or ['study', 'transfer', 'publish']:
+        if what == 'transfer' and not WEIGHTS.exists(): print(f'transfer: skipped: {WEIGHTS.relative_to(ROOT.parent)} is not there')
+        else: globals()[what](a.runs)
+    print(f'done in {time.time()-start:.0f} s')
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,243 @@
+"""Many machines: workers that are killed, cut off, unfit or full, a driver that is killed, and storage that is no folder."""
+import os, signal, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+import pandas as pd, pytest
+pytest.importorskip('distributed', reason="needs kinetics_dance[cluster]")
+import psutil
+from faults import Faults
+from kinetics_dance import cluster, storage
+from kinetics_dance.batches import FrameStore
+from kinetics_dance.cluster import workers
+from kinetics_dance.data import ClipTable, StudyError
+from kinetics_dance.download import download
+from kinetics_dance.store import build_store
+from kinetics_dance.video import numbered_clip
+
+N = 24
+NAMES = [f'upload_{i:04}' for i in range(N)]
+HOW = dict(short_side=48, wait=.05, settings=dict(sleep=0, retries=1), timeout=60)
+
+
+@pytest.fixture(scope='module')
+def upload(tmp_path_factory): return numbered_clip(tmp_path_factory.mktemp('upload')/'u.mp4', n=45, fps=15, size=(48, 64))
+
+
+def server(upload, rate=None): return Faults({f'/{n}.mp4': upload for n in NAMES}, rate=rate)
+
+
+def table_in(folder, n=N):
+    t = ClipTable(folder/'clips.sqlite')
+    t.set(pd.DataFrame([dict(label='tango dancing', youtube_id=i, time_start=0., time_end=2., split='train', source='youtube') for i in NAMES[:n]]))
+    return t
+
+
+def state(folder, at=None):
+    "Table and files; times and the number of attempts tell the history, which may differ"
+    t = ClipTable(folder/'clips.sqlite').frame().drop(columns=['updated', 'attempts'])
+    files = {p.name: p.read_bytes() for p in sorted(((at or folder)/'videos').iterdir())}
+    return t.to_json(), files
+
+
+@pytest.fixture(scope='module')
+def alone(upload, tmp_path_factory):
+    "What one machine makes, without any of this"
+    f = tmp_path_factory.mktemp('alone')
+    with server(upload) as s: out = download(table_in(f), f, url_template=s.template(), **HOW)
+    assert (out.status == 'ok').all()
+    build_store(out, f/'frames', n_frames=4, size=(24, 32), log=lambda line: None)
+    return f
+
+
+def frames_of(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+@contextmanager
+def dask(folder, *kinds, tmp=None):
+    "A scheduler and workers as processes of their own; a kind is (Python to run in it first, wrapper of the command)"
+    env = os.environ | dict(DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL='20s', OMP_NUM_THREADS='1', DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED='False')
+    file, started = folder/'scheduler.json', []
+    def start(*command, **more):
+        started.append(subprocess.Popen([str(c) for c in command], cwd=folder, env=env | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+        return started[-1]
+    try:
+        start(sys.executable, '-m', 'dask', 'scheduler', '--host', '127.0.0.1', '--port', 0, '--dashboard-address', '127.0.0.1:0', '--scheduler-file', file)
+        for i, (first, wrap) in enumerate(kinds):
+            (folder/f'first{i}.py').write_text(first)
+            start(*wrap, sys.executable, '-m', 'dask', 'worker', '--scheduler-file', file, '--host', '127.0.0.1', '--nthreads', 1, '--name', f'kind{i}', '--no-dashboard',
+                  '--memory-limit', 0, '--preload', folder/f'first{i}.py', *(['--no-nanny'] if first or wrap else []), **(tmp or {}).get(i, {}))
+        limit = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < limit: time.sleep(.05)
+        from distributed import Client
+        with Client(scheduler_file=str(file), timeout=30) as c: c.wait_for_workers(len(kinds), timeout=60)
+        yield file
+    finally:
+        for p in started:
+            with suppress(psutil.Error): [c.kill() for c in psutil.Process(p.pid).children(recursive=True)]
+            p.kill(), p.wait()
+
+
+class Here:
+    "The workers of this process: what memory:// can be seen by"
+    here = True
+    def __init__(self): self.pool = ThreadPoolExecutor(1)
+    def schedule(self, fn, args=(), kwargs=None, timeout=None): return self.pool.submit(fn, *args, **(kwargs or {}))
+    def room(self): return 2
+    def stop(self): pass
+
+
+def test_workers_killed_and_cut_off(upload, alone, tmp_path, monkeypatch):
+    "One is killed in the middle of its work, one does not move any more: the same files as one machine makes, and no more than two clips a worker"
+    news, most = [], []
+    monkeypatch.setattr(cluster, '_SILENT', '6s')
+    with server(upload, rate=30_000) as s, workers('local:3', tmp_path, log=news.append, patience=60) as pool:
+        assert '3 workers' in news[-1] and 'dashboard at http://' in news[-1]
+        pids = list(pool.client.run(os.getpid).values())
+        out, done = [], lambda: len(list((tmp_path/'videos').glob('[!.]*.mp4'))) if (tmp_path/'videos').exists() else 0
+        run = threading.Thread(target=lambda: out.append(download(table_in(tmp_path), tmp_path, url_template=s.template(), pool=pool, **HOW)))
+        run.start()
+        try:
+            for pid, sign, goal in ((pids[0], signal.SIGKILL, 3), (pids[1], signal.SIGSTOP, 8)):
+                while done() < goal and run.is_alive():
+                    most += [len(k) for k in pool.client.processing().values()]
+                    time.sleep(.02)
+                assert run.is_alive()
+                os.kill(pid, sign)
+            run.join(60)
+            assert out, 'it hangs'
+        finally:
+            with suppress(ProcessLookupError): os.kill(pids[1], signal.SIGCONT)
+        made = build_store(out[0], tmp_path/'frames', n_frames=4, size=(24, 32), log=lambda line: None, pool=pool)
+    assert (made.status == 'ok').all() and (out[0].status == 'ok').all()
+    assert state(tmp_path) == state(alone) and frames_of(tmp_path/'frames') == frames_of(alone/'frames')
+    assert max(most) <= 2 and sum(most), most
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from kinetics_dance.cluster import workers
+from kinetics_dance.data import ClipTable
+from kinetics_dance.download import download
+if __name__ == '__main__':
+    f = Path(sys.argv[1])
+    with workers(sys.argv[2], f) as pool:
+        download(ClipTable(f/'clips.sqlite'), f, url_template=sys.argv[3], pool=pool, short_side=48, wait=.05, settings=dict(sleep=0, retries=1), timeout=60)
+"""
+
+
+def test_the_driver_is_killed_and_unfit_workers_get_nothing(upload, alone, tmp_path):
+    "A real cluster: one good worker, others of another version, without a decoder, without the shared folder, without decord"
+    f, news = tmp_path/'shared', []
+    f.mkdir()
+    table_in(f)
+    hide = ['unshare', '-m', 'sh', '-c', f'mount -t tmpfs none {f} && exec "$@"', 'sh']
+    blind = not subprocess.run([*hide, 'true'], capture_output=True).returncode
+    kinds = [('', []), ("import kinetics_dance; kinetics_dance.__version__ = '0.0.9'", []), ("import sys; sys.modules['av'] = None", []),
+             ("import sys; sys.modules['decord'] = None", [])] + ([('', hide)] if blind else [])
+    with dask(tmp_path, *kinds) as file, server(upload, rate=30_000) as s:
+        (tmp_path/'driver.py').write_text(DRIVER)
+        for goal in (1, 9):
+            p = subprocess.Popen([sys.executable, tmp_path/'driver.py', f, file, s.template()], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+            limit = time.monotonic() + 60
+            while len(list(f.glob('videos/[!.]*.mp4'))) < goal and p.poll() is None and time.monotonic() < limit: time.sleep(.02)
+            assert p.poll() is None, p.stderr.read()
+            p.kill(), p.wait()
+        with workers(str(file), f, log=news.append, patience=60) as pool:
+            assert len(pool.fit) == 2, news
+            # what is left of the driver that was killed may still be writing; it is not in the way
+            out = download(ClipTable(f/'clips.sqlite'), f, url_template=s.template(), pool=pool, **HOW)
+            other = build_store(out, f/'frames', n_frames=4, size=(24, 32), log=lambda line: None, pool=pool)
+    assert (out.status == 'ok').all() and (other.status == 'ok').all() and state(f) == state(alone) and frames_of(f/'frames') == frames_of(alone/'frames')
+    said = [line for line in news if line.startswith('worker ')]
+    for why in ('has kinetics_dance 0.0.9 and not', 'has no decoder', 'has no decord: it reads with PyAV', *(['does not see or cannot write'] if blind else [])):
+        assert sum(why in line for line in said) == 1, (why, news)
+    assert len(said) == len(kinds) - 1 and not any('\n' in line for line in news)
+    assert not [p for p in f.iterdir() if p.name.startswith('.probe')]
+
+
+def test_one_worker_with_a_full_disk(upload, alone, tmp_path):
+    f, small, news = tmp_path/'shared', tmp_path/'small', []
+    f.mkdir(), small.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'none', small], capture_output=True).returncode: pytest.skip('no right to mount a small disk here')
+    try:
+        with dask(tmp_path, ('', []), ('', []), tmp={0: dict(TMPDIR=str(small))}) as file, server(upload) as s:
+            (small/'fill').write_bytes(bytes(max(0, 4096*(psutil.disk_usage(small).free//4096 - 1))))
+            with workers(str(file), f, log=news.append, patience=60) as pool: out = download(table_in(f), f, url_template=s.template(), pool=pool, **HOW)
+            assert (out.status == 'ok').all() and sum('no room left on its disk' in line for line in news) == 1, (news, out.reason.tolist())
+            assert state(f) == state(alone)
+    finally: subprocess.run(['umount', '-l', small])
+
+
+@pytest.mark.parametrize('where, why', [('tcp://127.0.0.1:9', 'does not answer within 1 s'), ('127.0.0.1:9', 'does not answer within 1 s'), ('local:0', 'no worker at all'),
+                                        ('local', 'there is no such file'), ('nowhere.json', 'there is no such file')])
+def test_no_scheduler(tmp_path, where, why):
+    start = time.monotonic()
+    with pytest.raises(StudyError, match=why) as e:
+        with workers(where, tmp_path, timeout=1): pass
+    assert '\n' not in str(e.value) and time.monotonic() - start < 30
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path):
+    (tmp_path/'mine').mkdir()
+    for k in range(12):
+        for label in ('a', 'b'):
+            (tmp_path/'mine'/label).mkdir(exist_ok=True)
+            (tmp_path/'mine'/label/f'{k}.mp4').write_bytes(b'')
+    (tmp_path/'s.yaml').write_text(f'study: s\nsource: folder\nfolder: {tmp_path}/mine\ncontains: ""\n')
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json',
+                        '--storage', 'bucket://x'], capture_output=True, text=True)
+    assert p.returncode == 2 and 'nobody here knows bucket://' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json'],
+                       capture_output=True, text=True)
+    assert p.returncode == 2 and 'there is no such file' in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+
+
+@pytest.fixture
+def s3(monkeypatch, tmp_path):
+    "A server that speaks the S3 protocol, on loopback"
+    server = pytest.importorskip('moto.server', reason='needs moto[server]').ThreadedMotoServer('127.0.0.1', 0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for k, v in dict(AWS_ENDPOINT_URL=f'http://{host}:{port}', AWS_ACCESS_KEY_ID='x', AWS_SECRET_ACCESS_KEY='x', AWS_DEFAULT_REGION='us-east-1').items(): monkeypatch.setenv(k, v)
+        import boto3, s3fs
+        s3fs.S3FileSystem.clear_instance_cache()
+        boto3.client('s3').create_bucket(Bucket='clips')
+        yield 's3://clips/kinetics'
+    finally:
+        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize('kind', ['memory', 's3'])
+def test_clips_and_frames_in_a_bucket(kind, upload, alone, tmp_path, monkeypatch, request):
+    "Downloaded, stored, opened and read through an address: the same bytes, and nothing else lies there"
+    monkeypatch.setenv('KINETICS_DANCE_CACHE', str(tmp_path/'cache'))
+    where, n = request.getfixturevalue('s3') if kind == 's3' else f'memory://{tmp_path.name}', 6
+    at, pool = storage.place(where), Here() if kind == 'memory' else None
+    with server(upload) as s:
+        out = download(table_in(tmp_path, n), tmp_path, url_template=s.template(), storage=where, pool=pool, **HOW)
+        assert (out.status == 'ok').all() and not list((tmp_path/'videos').iterdir() if (tmp_path/'videos').exists() else [])
+        asked = sum(s.hits.values())
+        again = download(table_in(tmp_path, n), tmp_path, url_template=s.template(), storage=where, pool=pool, **HOW)
+        assert sum(s.hits.values()) == asked and again.attempts.tolist() == out.attempts.tolist()
+        (at/out.path[0]).unlink()           # one goes away: that one is made again
+        download(table_in(tmp_path, n), tmp_path, url_template=s.template(), storage=where, pool=pool, **HOW)
+    whole = ClipTable(alone/'clips.sqlite').frame()[:n]
+    assert {k: (at/'videos'/k).read_bytes() for k in storage.sizes(at/'videos')} == {p.split('/')[1]: (alone/p).read_bytes() for p in whole.path}
+    how = dict(n_frames=4, size=(24, 32), log=lambda line: None, pool=pool)
+    made = build_store(out, at/'frames', **how)
+    assert (made.status == 'ok').all(), made.detail.tolist()
+    local = build_store(whole, alone/'few', n_frames=4, size=(24, 32), log=lambda line: None)
+    assert (local.status == 'ok').all()
+    assert {k: (at/'frames'/k).read_bytes() for k in storage.sizes(at/'frames')} == frames_of(alone/'few')
+    times = {k: at.fs.modified((at/'frames'/k).path) for k in storage.sizes(at/'frames') if k.endswith('.npy')}
+    assert (build_store(out, at/'frames', **how).status == 'ok').all()          # nothing good is made anew
+    assert times == {k: at.fs.modified((at/'frames'/k).path) for k in times}
+    store, mine = FrameStore(str(at/'frames')), FrameStore(alone/'few')
+    assert (store.batch(store.clip_ids) == mine.batch(mine.clip_ids)).all() and (store.seconds(store.clip_ids[0]) == mine.seconds(mine.clip_ids[0])).all()
+    storage.home(tmp_path, where)               # a study remembers where its frames are
+    assert len(FrameStore(tmp_path/'frames')) == n
+    made = build_store(out[:2], at/'frames', n_frames=5, size=(24, 32), log=lambda line: None, pool=pool)      # other parameters: all anew
+    assert len(storage.sizes(at/'frames')) == 6 and FrameStore(at/'frames').shape[0] == 5

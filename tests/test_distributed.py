@@ -1,0 +1,99 @@
+"Several processes train what one process trains: launched as a user launches them, on the CPU, with a handful of clips."
+import json, os, re, shutil, signal, subprocess, sys, time
+import numpy as np, pandas as pd, psutil, pytest, yaml
+from conftest import ROOT
+from test_training import copy, tiny   # noqa: F401  a study of two dances, nothing trained
+
+pytest.importorskip('accelerate', reason='several processes need accelerate')
+SETTINGS = dict(study='tiny', seeds=[0], epochs=5, lr=[.0005, .001], lr_epochs=1, clip_frames=4, batch_size=3, crop_height=44, crop_width=60,
+                batch_norm='frozen', mixup=.2, balance=True)
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+ACCELERATE = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
+
+
+def study(tiny, at, **changes):  # noqa: F811
+    "A copy of the study, and its file"
+    copy(tiny, at)
+    (at/'tiny.yaml').write_text(yaml.safe_dump(SETTINGS | dict(runs=str(at)) | changes))
+    return at/'tiny.yaml'
+
+
+def start(launch, file, *args, model='cnn_lstm'):
+    env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
+    line = [sys.executable, *launch, '-m', 'kinetics_dance.train', '--study', str(file), '--model', model, '--seed', '0', *args]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=env | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignore'))
+
+
+def done(p, code=0):
+    out = p.communicate(timeout=240)[0]
+    assert (p.returncode == 0) == (code == 0), out
+    return out
+
+
+def files(at): return {p.relative_to(at).as_posix(): p for f in ('models', 'predictions') for p in sorted((at/'tiny'/f).rglob('*')) if p.is_file()}
+
+
+@pytest.fixture(scope='module')
+def two(tiny, tmp_path_factory):  # noqa: F811
+    "The unit, made by two processes; and what they said"
+    at = tmp_path_factory.mktemp('two')/'r'
+    return at, done(start(TORCHRUN, study(tiny, at)))
+
+
+def test_two_processes_make_the_unit_of_one(tiny, two, tmp_path):  # noqa: F811
+    from kinetics_dance.units import train_study
+    at, said = two
+    assert len(re.findall('epoch 5 of 5', said)) == 1, 'one of them speaks'
+    card, = train_study(study(tiny, tmp_path/'r'), 'cnn_lstm', 0, log=None)
+    one, other = files(tmp_path/'r'), files(at)
+    assert set(one) == set(other) and not any('checkpoint' in f for f in one)
+    theirs = json.loads((at/'tiny/models/cnn_lstm/seed0/card.json').read_text())
+    assert theirs['recipe'] == card['recipe'] and theirs['key'] == card['key']     # the same learning rate, chosen by both; the same unit
+    assert np.allclose(*(pd.read_csv(f['tiny/models/cnn_lstm/seed0/history.csv'])[['train_loss', 'valid_loss']] for f in (one, other)), atol=1e-4)
+    tables = [f for f in one if f.endswith('.parquet')]
+    assert len(tables) > 8
+    for f in tables:     # every clip once, in the same order
+        a, b = pd.read_parquet(one[f]), pd.read_parquet(other[f])
+        assert a.attrs == b.attrs and a.clip_id.tolist() == b.clip_id.tolist()
+        assert np.allclose(a.filter(regex='^p_'), b.filter(regex='^p_'), atol=1e-3), f
+
+
+def test_a_killed_process_is_started_again_and_the_end_is_the_same(tiny, two, tmp_path):  # noqa: F811
+    p = start([*TORCHRUN, '--max-restarts', '2'], study(tiny, tmp_path/'r'))
+    said, killed = [], False
+    for line in p.stdout:
+        said.append(line)
+        if 'epoch 2 of 5' in line and not killed:
+            time.sleep(.05)
+            second, = (c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1')
+            second.send_signal(signal.SIGKILL)
+            killed = True
+    p.wait(60); p.stdout.close()
+    out = ''.join(said)
+    assert killed and p.returncode == 0, out
+    assert len(re.findall('epoch 1 of 5', out)) == 1 and 'epoch 5 of 5' in out, 'it went on at the checkpoint\n'+out
+    a, b = files(two[0]), files(tmp_path/'r')
+    assert set(a) == set(b)
+    for f in a:
+        if f.endswith(('.safetensors', 'history.csv', '.parquet')): assert a[f].read_bytes() == b[f].read_bytes(), f
+
+
+def test_accelerate_launches_the_same(tiny, two, tmp_path):  # noqa: F811
+    done(start(ACCELERATE, study(tiny, tmp_path/'r')))
+    for f in ('models/cnn_lstm/seed0/model.safetensors', 'predictions/cnn_lstm/seed0.parquet'):
+        assert (tmp_path/'r/tiny'/f).read_bytes() == (two[0]/'tiny'/f).read_bytes(), f
+
+
+def test_what_cannot_be_shared_is_refused_in_one_line(tiny, tmp_path):  # noqa: F811
+    out = done(start(TORCHRUN, study(tiny, tmp_path/'r', batch_size=1, mixup=0.)), 2)
+    assert out.count('batch_size: 1 clips cannot be shared among 2 processes') == 1, out
+    assert 'Traceback' not in out.split('ChildFailedError')[0].split('torch/distributed')[0]
+
+
+def test_the_sbatch_script_is_a_sound_one():
+    script = ROOT/'recipes'/'train.sbatch'
+    subprocess.run(['bash', '-n', script], check=True)
+    shellcheck = shutil.which('shellcheck', path=f"{ROOT/'.venv'/'bin'}:{os.environ['PATH']}")
+    if not shellcheck: pytest.skip('shellcheck is not installed; bash -n passed')
+    subprocess.run([shellcheck, script], check=True)
