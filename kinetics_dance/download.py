@@ -19,7 +19,7 @@ import pandas as pd
 from .data import ClipTable, StudyError, folder_name, nearest, read_annotations, sample
 from .data import wanted as wanted_clips
 from .mirror import class_numbers, tar_of
-from .motion import Motion # which adds itself to the sources
+from .motion_source import Motion # which adds itself to the sources
 from .sources import REASONS, SOURCES, get_source, is_final, reason_of
 from .storage import is_far, place, sizes, writing
 from .video import MARK, Unavailable, file_digest, normalise_clip, worker_pool

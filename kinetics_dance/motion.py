@@ -4,19 +4,14 @@
 
 # %% auto #0
 __all__ = ['JOINTS', 'PARTS', 'COLOURS', 'THICKNESS', 'LENGTHS', 'BACKGROUND', 'FPS', 'place', 'body_height', 'joint', 'resample',
-           'render_motion', 'made_up_motion', 'write_motion', 'sequence_id', 'MotionFile', 'Motion', 'joint_reference']
+           'render_motion', 'made_up_motion']
 
-# %% ../nbs/00b0_motion.ipynb #58657267
-import ast, base64, hashlib, json, math, re
-from functools import lru_cache
-from pathlib import Path
+# %% ../nbs/00b0_motion.ipynb #fec39f74
+import math
 import numpy as np
-import pandas as pd
 from PIL import Image
 from . import demo
-from .data import StudyError, project_root, rooted, writing
-from .sources import SOURCES, Source, Upload
-from .video import Unavailable
+from .data import StudyError
 
 # %% ../nbs/00b0_motion.ipynb #fa32b5c4
 JOINTS = ('head shoulder_l shoulder_r elbow_l elbow_r wrist_l wrist_r '
@@ -170,143 +165,3 @@ def made_up_motion(
             xy[len(xy)//2, 11] = np.nan                                       # and an ankle missing for a moment
             out.append(dict(id=f'{len(out):04d}', action=a, xy=xy, visible=seen, split='test' if k % 3 == 2 else 'train'))
     return out
-
-# %% ../nbs/00b0_motion.ipynb #a647c800
-def write_motion(
-    path,          # The file to write, .npz
-    sequences,     # Dicts: `id`, `action`, `xy (T,J,2)`, `split` (train or test), maybe `visible (T,J)`
-    joints=JOINTS, # Names of the joints
-    parts=PARTS,   # Chains of names
-    fps:float=30,  # Rows a second
-):
-    "Write sequences of joints as a file that the source `motion` reads"
-    xy = [np.asarray(s['xy'], np.float32) for s in sequences]
-    seen = [np.ones(x.shape[:2]) if s.get('visible') is None else s['visible'] for s,x in zip(sequences, xy)]
-    for s,x in zip(sequences, xy):
-        if x.shape[1:] != (len(joints), 2):
-            raise StudyError(f"motion: sequence {s['id']}: joints of the shape {x.shape} where (frames, {len(joints)}, 2) is expected")
-        if s['split'] not in ('train', 'test'): raise StudyError(f"motion: sequence {s['id']}: split is neither train nor test")
-    meta = [dict(id=str(s['id']), action=s['action'], train=1 if s['split'] == 'train' else -1) for s in sequences]
-    with writing(path) as tmp:
-        np.savez_compressed(tmp, xy=np.concatenate(xy), vis=np.concatenate(seen).astype(np.uint8),
-                            offsets=np.cumsum([0]+[len(x) for x in xy]), meta=json.dumps(meta),
-                            joints=json.dumps(list(joints)), parts=json.dumps(parts), fps=float(fps))
-
-# %% ../nbs/00b0_motion.ipynb #d337f31b
-def sequence_id(
-    name:str, # Id of a sequence, as its data set has it
-)->str: # Eleven characters, letters, digits, - and _
-    "The id of a sequence among uploads"
-    if re.fullmatch(r'[A-Za-z0-9_-]{1,10}', name): return f'm{name:0>10}'
-    return 'x'+base64.urlsafe_b64encode(hashlib.blake2b(name.encode(), digest_size=9).digest())[:10].decode()
-
-class MotionFile:
-    "Sequences of joints in a file, read and checked. `StudyError` says what is wrong with it"
-    def __init__(self,
-        path, # .npz, see above
-    ):
-        self.path = Path(path)
-        if not self.path.is_file(): raise StudyError(f'motion: {self.path.name}: no such file')
-        try:
-            with np.load(self.path, allow_pickle=False) as f:
-                self.xy, seen, self.offsets = f['xy'].astype(np.float32), f['vis'], f['offsets']
-                meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v for k,v in
-                                                 (('meta', None), ('joints', JOINTS), ('parts', PARTS)))
-                self.fps = float(f['fps']) if 'fps' in f else 30.
-            self.table = pd.DataFrame([dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
-            raise StudyError(f'motion: {self.path.name}: not a file of sequences: {(str(e) or type(e).__name__).splitlines()[0]}') from None
-        self._check(seen)
-        # Penn Action writes a joint that nobody labelled into the corner
-        self.xy[(np.asarray(seen) == 0) & (self.xy <= 1).all(-1)] = np.nan
-        self.seen = seen
-        self.table['youtube_id'] = self.table.id.map(sequence_id)
-        if self.table.youtube_id.duplicated().any():
-            raise StudyError(f'motion: {self.path.name}: sequence {self.table.id[self.table.youtube_id.duplicated()].iloc[0]} is there twice (zeros before an id do not count)')
-
-    def _check(self, seen):
-        n, at, name = len(self.xy), self.offsets, self.path.name
-        if self.xy.ndim != 3 or self.xy.shape[1:] != (len(self.joints), 2) or seen.shape != self.xy.shape[:2]:
-            raise StudyError(f'motion: {name}: xy {self.xy.shape} and vis {seen.shape} are not (rows, {len(self.joints)}, 2) '
-                             f'and (rows, {len(self.joints)})')
-        if len(at) != len(self.table)+1 or at[0] or at[-1] != n or (np.diff(at) < 1).any():
-            raise StudyError(f'motion: {name}: offsets do not divide {n} rows into {len(self.table)} sequences')
-        unknown = {j for c in self.parts.values() for x in c for j in x.split('+')}-set(self.joints)
-        if unknown: raise StudyError(f'motion: {name}: parts name {sorted(unknown)[0]!r}, which is not a joint')
-        if not set(self.table.train) <= {1, -1}: raise StudyError(f'motion: {name}: train must be 1 or -1 in meta')
-
-    def __len__(self): return len(self.table)
-    def __getitem__(self, k): return self.xy[self.offsets[k]:self.offsets[k+1]], self.seen[self.offsets[k]:self.offsets[k+1]]
-
-    def frames(self, k:int, size:int=128)->np.ndarray: # `(n,size,size,3)` uint8
-        "The video of a sequence"
-        xy, seen = self[k]
-        return render_motion(xy, self.joints, self.parts, seen, self.fps, size)
-
-# %% ../nbs/00b0_motion.ipynb #ccd05a5c
-class Motion(Source):
-    "Sequences of joints, drawn as they are asked for"
-    def __init__(self,
-        motion=None,   # File of sequences, see `write_motion`
-        size:int=128,  # Height and width of the video, pixels
-    ):
-        if motion is None: raise StudyError('motion: name the file of joints (.npz)')
-        if size % 2 or size < 16: raise StudyError(f'short_side: {size} is not an even number of pixels from 16')
-        self.path, self.size = rooted(motion), size
-        if not Path(self.path).is_file(): raise StudyError(f'motion: {motion}: no such file')
-
-    @property
-    def file(self):
-        "Read when it is first needed, once in each process"
-        return _read(str(self.path), Path(self.path).stat().st_mtime_ns)
-
-    def annotations(self)->pd.DataFrame: # label, youtube_id, time_start, time_end, split
-        "The sequences as a Kinetics list"
-        n = [_length(k, self.file.fps) for k in np.diff(self.file.offsets)]
-        return pd.DataFrame(dict(label=self.file.table.action, youtube_id=self.file.table.youtube_id, time_start=0.,
-                                 time_end=np.array(n)/FPS, split=np.where(self.file.table.train == 1, 'train', 'validate')))
-
-    def version(self)->str: # Changes when the file does, or the way it is drawn
-        "What the videos are made of"
-        code = hashlib.sha256(Path(self.path).read_bytes())
-        for f in (__file__, demo.__file__): code.update(ast.unparse(ast.parse(Path(f).read_text())).encode()) # without comments
-        return f'{code.hexdigest()[:20]}|{self.size}'
-
-    def fetch(self, clip:dict, folder:Path)->Upload:
-        "Draw the sequence of a clip into a file without loss"
-        rows = self.file.table.index[self.file.table.youtube_id == self.checked_id(clip)]
-        if not len(rows): raise Unavailable('removed', f"{clip['youtube_id']}: no such sequence")
-        demo.write_video(Path(folder)/'upload.mp4', self.file.frames(rows[0], self.size), FPS, crf=0)
-        return Upload(Path(folder)/'upload.mp4')
-
-@lru_cache(2)
-def _read(path, changed): return MotionFile(path)
-
-def _length(n, fps): return len(resample(np.zeros((n, 1)), fps))
-
-SOURCES['motion'] = Motion
-
-# %% ../nbs/00b0_motion.ipynb #caee8fb1
-def joint_reference(
-    file:MotionFile, # Sequences with their official split
-    frames:int=8,    # Moments of each, evenly over the sequence
-    trees:int=300,   # Trees of a forest
-    seed:int=0,      # Of forests and shuffling
-)->dict: # Accuracy on the test part: `vote`, `ordered`, `shuffled` (trained and tested on shuffled moments), `probe` (tested only)
-    "Extremely randomised trees (Geurts et al. 2006) on joints"
-    from sklearn.ensemble import ExtraTreesClassifier
-    x = []
-    for k in range(len(file)):
-        xy = place(file[k][0].astype(float))
-        x.append(np.nan_to_num(xy[(2*np.arange(frames)+1)*len(xy)//(2*frames)], nan=-1.).reshape(frames, -1))
-    x, y, train = np.stack(x), file.table.action.to_numpy(), (file.table.train == 1).to_numpy()
-    rng = np.random.default_rng(seed)
-    shuffled = np.stack([s[rng.permutation(frames)] for s in x])
-    fit = lambda x, y: ExtraTreesClassifier(trees, random_state=seed).fit(x.reshape(len(y), -1), y)
-    right = lambda answers: float(np.mean(answers == y[~train]))
-    single = fit(x[train].reshape(-1, x.shape[2]), y[train].repeat(frames))
-    votes = single.predict_proba(x[~train].reshape(-1, x.shape[2])).reshape(-1, frames, len(single.classes_)).mean(1)
-    whole, loose, rows = fit(x[train], y[train]), fit(shuffled[train], y[train]), int((~train).sum())
-    return dict(vote=right(single.classes_[votes.argmax(1)]), ordered=right(whole.predict(x[~train].reshape(rows, -1))),
-                shuffled=right(loose.predict(shuffled[~train].reshape(rows, -1))),
-                probe=right(whole.predict(shuffled[~train].reshape(rows, -1))))

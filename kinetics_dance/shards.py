@@ -69,6 +69,8 @@ def pack_store(
     key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
     plan = _plan(folder, shard_mb*1_000_000)
     out.mkdir(parents=True, exist_ok=True)
+    if not is_far(out):
+        for left in out.glob('.*.tar'): left.unlink() # of a packing that was killed
     there,names = sizes(out),[f'{key}-{k:06d}.tar' for k in range(len(plan))]
     _check_room(out, [sum(p.bytes) for n,p in zip(names, plan) if n not in there], log)
     for name,text in (('store.json', head), ('index.parquet', index)):

@@ -11,9 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tests'))
 from faults import PAGE, Fault, Faults  # noqa: E402
 from kinetics_dance import demo  # noqa: E402
-from kinetics_dance.data import ClipTable, read_annotations, writing  # noqa: E402
+from kinetics_dance.data import read_annotations, writing  # noqa: E402
 from kinetics_dance.mirror import CLASS_NUMBERS, tar_of  # noqa: E402
-from kinetics_dance.video import file_digest  # noqa: E402
 
 LISTS = ROOT.parent/'shared'/'data'/'kinetics'
 STEPS = 'windmill', 'spin', 'round', 'wave', 'robot'  # one video each

@@ -8,8 +8,9 @@ the clip table must say what it was known to say. Stop it and call it again: it 
 import argparse, json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pandas as pd, psutil, yaml
-from .far_end import (LISTS, ROOT, ClipTable, Faults, expected, fates, file_digest, make_tars, read_rows, tar_plan, uploads,
-                      Videos)
+from .far_end import LISTS, ROOT, Faults, Videos, expected, fates, make_tars, read_rows, tar_plan, uploads
+from kinetics_dance.data import ClipTable
+from kinetics_dance.video import file_digest
 
 RESULTS = ROOT/'results'/'kinetics_rehearsal'
 
@@ -156,18 +157,25 @@ def laptop(rows, fate, server, work, jobs, **changes):
         url_template=f'{url}/{{id}}.mp4', sleep=0, jobs=jobs, backbone='mobilenet_v2', weights=str(weights)) | changes)
     numbered = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
     leg = run(study, runs, runs/'log', '--jobs', '1', '--only', *numbered)
-    folder = runs/'laptop'
+    folder, state_file = runs/'laptop', runs/'legs.json'
+    legs = [*(json.loads(state_file.read_text()) if state_file.exists() else []), leg]
+    state_file.write_text(json.dumps(legs, indent=1))
     if leg['code']: raise SystemExit(f'laptop: it failed; see {runs/"log"}')
     report = json.loads((folder/'report.json').read_text())
     t = ClipTable(folder/'clips.sqlite').frame()
-    got = t.reason.where(t.status != 'ok', 'ok')
-    out = leg | dict(changes=changes, clips={s: int(n) for s, n in t[t.status == 'ok'].split.value_counts().items()},
-        reasons={k: int(v) for k, v in got.value_counts().items()},
-        seconds_of_each_notebook=report.get('seconds'), disk_mb=round(size(folder)/1e6),
-        note='the same five videos lie under all labels: the accuracies of this run mean nothing')
+    got, want = t.reason.where(t.status != 'ok', 'ok'), t.youtube_id.map(expected(rows, fate, 'youtube'))
+    models = [json.loads(p.read_text()) for p in sorted(folder.glob('models/*/seed*/card.json'))]
+    out = dict(
+        note='the same five videos lie under all labels: the accuracies of this run mean nothing, and none is given', changes=changes,
+        rows_of_the_table=len(t), clips={s: int(n) for s, n in t[t.status == 'ok'].split.value_counts().items()},
+        clips_a_class={s: [int(n.min()), int(n.max())] for s, n in t[t.status == 'ok'].groupby(['split', 'label']).size().groupby('split')},
+        reasons={k: int(v) for k, v in got.value_counts().items()}, rows_not_as_expected=int((got != want).sum()),
+        models={m['name']: dict(parameters=m['parameters'], seconds=round(m['seconds'])) for m in models},
+        test_clips=report.get('n_test'), seconds_of_each_notebook=report.get('seconds'), legs=legs, seconds=round(sum(x['seconds'] for x in legs), 1),
+        cpu_seconds=round(sum(x['cpu_seconds'] for x in legs), 1), peak_mb=max(x['peak_mb'] for x in legs), disk_mb=round(size(folder)/1e6))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS/'laptop.json').write_text(json.dumps(out, indent=1) + '\n')
-    print(json.dumps(out, indent=1), flush=True)
+    print(json.dumps({k: v for k, v in out.items() if k != 'legs'}, indent=1), flush=True)
     return out
 
 def main():

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from kinetics_dance.backbones import make_backbone
 from kinetics_dance.batches import FrameStore, normalise
 from kinetics_dance.data import writing
-from kinetics_dance.motion import MotionFile, joint_reference
+from kinetics_dance.motion_source import MotionFile, joint_reference
 from kinetics_dance.saving import git_commit, study_clips
 from kinetics_dance.store import build_store
 from kinetics_dance.study import collect, prepare, read_settings
@@ -109,14 +109,19 @@ def publish(runs):
     for model in report['models']:
         for probe in ('', *PROBES):
             for f in sorted((run/'predictions'/model/probe).glob('seed*.parquet')):
-                to = out/'predictions'/model/probe/f.name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                pd.read_parquet(f).to_parquet(to, index=False, compression='zstd')
+                keep(f, out/'predictions'/model/probe/f.name)
     if (run/'videos').is_dir(): gallery.make(run, out/'media')
     cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/card.json'))]
     (out/'README.md').write_text(readme(report, cards))
     if (ROOT/runs/'motion_transfer'/'transfer.csv').exists(): publish_transfer(ROOT/runs/'motion_transfer')
     write_page()
+
+
+def keep(file, to):
+    "Predictions in half the room: seven digits say as much"
+    to.parent.mkdir(parents=True, exist_ok=True)
+    t = pd.read_parquet(file)
+    t.astype({c: 'float32' for c in t.columns if c.startswith('p_')}).to_parquet(to, index=False, compression='zstd')
 
 
 def machine():
@@ -157,9 +162,7 @@ def publish_transfer(run):
     out.mkdir(parents=True)
     for name in ('transfer.csv', 'curves.csv'): shutil.copy(run/name, out/name)
     for f in sorted((run/'kept').rglob('*.parquet')):
-        to = out/'predictions'/f.relative_to(run/'kept')
-        to.parent.mkdir(parents=True, exist_ok=True)
-        pd.read_parquet(f).to_parquet(to, index=False, compression='zstd')
+        keep(f, out/'predictions'/f.relative_to(run/'kept'))
     plot_curves(pd.read_csv(out/'curves.csv'), pd.read_csv(out/'transfer.csv'), out/'curves.svg')
     (out/'README.md').write_text(f'''# What pretrained weights are worth on real motion
 

@@ -125,6 +125,13 @@ def stamp_of(root, study, runs, executed):
     return sha(json.dumps(same, sort_keys=True), str(root), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
 
 
+def up_to_date(root, study, runs='runs', out=None):
+    "Is the site there, and of this study as it is now?"
+    executed = {s: root/runs/study/'executed'/f'{s}.ipynb' for s in notebooks(root)}
+    stamp = (out or root/'_site')/'.stamp'
+    return stamp.exists() and all(p.exists() for p in executed.values()) and stamp.read_text() == stamp_of(root, study, runs, executed)
+
+
 def build(root, study, runs='runs', out=None, as_they_are=False):
     """Build `_site/` of a study; True if there was anything to do. `as_they_are`: lettered notebooks that were not run are shown
     without what they print."""

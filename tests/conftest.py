@@ -1,5 +1,5 @@
 "Toy nbdev projects: the shape of the real one, with notebooks that run in a second."
-import json, signal, subprocess, sys, textwrap
+import fcntl, json, os, signal, subprocess, sys, textwrap
 from pathlib import Path
 import pytest
 
@@ -78,3 +78,48 @@ def fill(t):
          "(run/'report.json').write_text(json.dumps(rep, indent=1))")
     t.nb('index', ('md', '# Toy\n\n> A home page.'), ('parameters', "study = 'demo'"), LOG % 'index')
     return t
+
+
+# the lettered notebooks have no part in a study; their cells have a test of their own
+STUDY_NOTEBOOKS = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
+
+
+def once(tmp_path_factory, worker_id, name, make):
+    "A folder that the first worker which needs it makes, while the others wait"
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == 'master' else base.parent
+    with (base/f'{name}.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base/f'{name}.done').exists():
+            make(base/name)
+            (base/f'{name}.done').touch()
+    return base/name
+
+
+def command(*args, timeout=900):
+    p = subprocess.run([sys.executable, '-m', *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert p.returncode == 0, p.stdout + p.stderr
+
+
+@pytest.fixture(scope='session')
+def smoke(tmp_path_factory, worker_id):
+    "Folder of the smoke study: run once for all workers, so a test must not change it"
+    return once(tmp_path_factory, worker_id, 'smoke', lambda runs: command('report.run', ROOT/'studies/smoke.yaml', '--runs', runs, '--only', *STUDY_NOTEBOOKS))/'smoke'
+
+
+@pytest.fixture(scope='session')
+def whole_site(request, tmp_path_factory, worker_id):
+    "The real site: $SITE, else _site/ where that is up to date, else one of the smoke study"
+    from report.site import up_to_date
+    if os.environ.get('SITE'): return Path(os.environ['SITE']).resolve()
+    if up_to_date(ROOT, 'demo'): return ROOT/'_site'
+    def make(out):
+        runs = request.getfixturevalue('smoke').parent
+        command('report.site', 'smoke', '--runs', runs, '--out', out, '--as-they-are')
+    return once(tmp_path_factory, worker_id, 'smoke_site', make)
+
+
+@pytest.fixture(scope='session')
+def screens(whole_site):
+    "Where pictures of the site are left for a look"
+    return Path(os.environ['SCREENS']) if os.environ.get('SCREENS') else ROOT/'runs'/('demo' if whole_site == ROOT/'_site' else 'smoke')/'screens'

@@ -94,7 +94,7 @@ def test_workers_killed_and_cut_off(upload, alone, tmp_path, monkeypatch):
         assert '3 workers' in news[-1] and 'dashboard at http://' in news[-1]
         pids = list(pool.client.run(os.getpid).values())
         out, done = [], lambda: len(list((tmp_path/'videos').glob('[!.]*.mp4'))) if (tmp_path/'videos').exists() else 0
-        run = threading.Thread(target=lambda: out.append(download(table_in(tmp_path), tmp_path, url_template=s.template(), pool=pool, **HOW)))
+        run = threading.Thread(target=lambda: out.append(download(table_in(tmp_path), tmp_path, url_template=s.template(), pool=pool, **HOW)), daemon=True)
         run.start()
         try:
             for pid, sign, goal in ((pids[0], signal.SIGKILL, 3), (pids[1], signal.SIGSTOP, 8)):

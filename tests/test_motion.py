@@ -6,8 +6,8 @@ from conftest import ROOT
 from kinetics_dance import demo
 from kinetics_dance.data import ClipTable, StudyError, rooted
 from kinetics_dance.frames import build_store, read_frames
-from kinetics_dance.motion import (COLOURS, FPS, JOINTS, PARTS, Motion, MotionFile, joint_reference, made_up_motion, place, render_motion, resample,
-                                   sequence_id, write_motion)
+from kinetics_dance.motion import COLOURS, FPS, JOINTS, PARTS, made_up_motion, place, render_motion, resample
+from kinetics_dance.motion_source import Motion, MotionFile, joint_reference, sequence_id, write_motion
 from kinetics_dance.study import check_study, collect, prepare, read_settings
 from kinetics_dance.units import train_unit
 
