@@ -28,7 +28,7 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
     clips, gone, version = lib.prepare(p)
     at = home(run_dir(p['study'], p['runs']), storage)
     with _hands(scheduler, at) as pool, _Screen() as screen:
-        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else 10, pool=pool, storage=at)
+        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise

@@ -170,10 +170,12 @@ class Progress:
         self.ok[label] += row['status'] == 'ok'
         if not self.left[label]: return f'{label}: done, {self.ok[label]} ok of {list(self.label.values()).count(label)}'
 
-    def due(self, every:float) -> bool:
+    def due(self, every:float=None # Seconds from line to line (default: ten, then a twentieth of the time so far)
+           ) -> bool:
         "Is it time for a line?"
-        if time.monotonic() - self.said < every: return False
-        self.said = time.monotonic()
+        now = time.monotonic()
+        if now - self.said < (max(10, (now - self.start)/20) if every is None else every): return False
+        self.said = now
         return True
 
     def line(self) -> str:
@@ -356,7 +358,7 @@ def download(table:ClipTable,   # The study's clips
              wanted:Callable=None, # Clip ids that are gone → rows that the table should hold (`data.wanted`)
              pace:Pace=None,    # What to do when a server says stop
              log:Callable=None, # Called now and then with a line of progress
-             every:float=10,    # Seconds between these lines
+             every:float=None,  # Seconds between these lines (default: ten, and more the longer it takes)
              storage=None,      # Where clips go, if not into `folder`: a folder, or an address such as `s3://bucket/name`
              pool=None,         # Workers of other machines (`cluster.workers`), in place of `jobs`
             ) -> pd.DataFrame:  # The table's clips; the column `detail` has the words behind a reason of this run

@@ -163,5 +163,6 @@ def made_up_motion(
             seen = np.ones(xy.shape[:2], np.uint8)
             seen[:, rng.integers(3, 7)] = 0                                     # an elbow or a wrist is hidden
             xy[len(xy)//2, 11] = np.nan                                       # and an ankle missing for a moment
-            out.append(dict(id=f'{len(out):04d}', action=a, xy=xy, visible=seen, split='test' if k % 3 == 2 else 'train'))
+            out.append(dict(id=f'{len(out):04d}', action=a, xy=xy, visible=seen,
+                            split='test' if k % 3 == 2 else 'train'))
     return out

@@ -72,13 +72,14 @@ class MotionFile:
         self.table['youtube_id'] = self.table.id.map(sequence_id)
         twice = self.table.id[self.table.youtube_id.duplicated()]
         if len(twice):
-            raise StudyError(f'motion: {self.path.name}: sequence {twice.iloc[0]} is there twice (zeros before an id do not count)')
+            raise StudyError(f'motion: {self.path.name}: sequence {twice.iloc[0]} is there twice '
+                             '(zeros before an id do not count)')
 
     def _check(self, seen):
         n, at, name = len(self.xy), self.offsets, self.path.name
         if self.xy.ndim != 3 or self.xy.shape[1:] != (len(self.joints), 2) or seen.shape != self.xy.shape[:2]:
-            raise StudyError(f'motion: {name}: xy {self.xy.shape} and vis {seen.shape} are not (rows, {len(self.joints)}, 2) '
-                             f'and (rows, {len(self.joints)})')
+            raise StudyError(f'motion: {name}: xy {self.xy.shape} and vis {seen.shape} are not '
+                             f'(rows, {len(self.joints)}, 2) and (rows, {len(self.joints)})')
         if len(at) != len(self.table)+1 or at[0] or at[-1] != n or (np.diff(at) < 1).any():
             raise StudyError(f'motion: {name}: offsets do not divide {n} rows into {len(self.table)} sequences')
         unknown = {j for c in self.parts.values() for x in c for j in x.split('+')}-set(self.joints)
@@ -145,7 +146,7 @@ def joint_reference(
     frames:int=8,    # Moments of each, evenly over the sequence
     trees:int=300,   # Trees of a forest
     seed:int=0,      # Of forests and shuffling
-)->dict: # Accuracy on test: `vote`, `ordered`, `shuffled` (trained and tested on shuffled moments), `probe` (tested only)
+)->dict: # Accuracy on test: `vote`, `ordered`, `shuffled` (in training too), `probe` (shuffled in the test only)
     "Extremely randomised trees (Geurts et al. 2006) on joints"
     from sklearn.ensemble import ExtraTreesClassifier
     x = []

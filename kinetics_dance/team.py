@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['environment', 'open_team', 'Team']
 
-# %% ../nbs/01a6_team.ipynb #371258cd
-import atexit, importlib.util, json, os
+# %% ../nbs/01a6_team.ipynb #331bb9ce
+import atexit, importlib.util, json, os, time, uuid
 from contextlib import nullcontext
 from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from filelock import FileLock
 from .data import StudyError
 from .recipe import Recipe
 
-# %% ../nbs/01a6_team.ipynb #3db06dc4
-_SECONDS = 7200 # that one process waits for another before it gives up
+# %% ../nbs/01a6_team.ipynb #9735b830
+_SECONDS,_MEETING = 7200,600 # that one process waits for another before it gives up: in a training, and at its beginning
 
 def environment()->tuple: # Number of this process, how many there are, number on its machine
     "Who this process is, as torchrun and accelerate say it"
@@ -37,6 +38,22 @@ def _check_team(recipe, size, local):
         raise StudyError(f'device: process {local+1} of this machine has no GPU, there are {torch.cuda.device_count()}; start as many processes '
                          'as there are GPUs')
 
+def _meet(store, rank, size):
+    "A part of the launcher's store that nobody wrote to before these processes were started"
+    store,me,until = dist.PrefixStore('team', store),uuid.uuid4().hex,time.monotonic()+_MEETING
+    read = lambda key: store.get(key).decode() if store.check([key]) else ''
+    names = lambda: [read(f'name/{r}') for r in range(1, size)]
+    if rank: store.set(f'name/{rank}', me)
+    while time.monotonic() < until:
+        if not rank:
+            store.set('list', json.dumps([me, *names()]))
+            if all(read(f'{me}/{r}') for r in range(1, size)): return dist.PrefixStore(me, store)
+        elif me in (seen := json.loads(read('list') or '[]')):
+            store.set(f'{seen[0]}/{rank}', 'here')
+            return dist.PrefixStore(seen[0], store)
+        time.sleep(.02)
+    raise StudyError(f'process {rank} of {size} waited {_MEETING/60:.0f} minutes for the others; do all machines run the same command?')
+
 def open_team(
     recipe:Recipe=Recipe(), # Its device and its batch are shared
 )->'Team': # A team of one where nobody started several
@@ -46,7 +63,9 @@ def open_team(
     _check_team(recipe, size, local)
     if recipe.device == 'cuda': torch.cuda.set_device(local)
     if not dist.is_initialized():
-        dist.init_process_group('cpu:gloo,cuda:nccl' if recipe.device == 'cuda' else 'gloo', timeout=timedelta(seconds=_SECONDS))
+        store,*_ = next(rendezvous('env://', timeout=timedelta(seconds=_MEETING)))
+        dist.init_process_group('cpu:gloo,cuda:nccl' if recipe.device == 'cuda' else 'gloo', store=_meet(store, rank, size),
+                                rank=rank, world_size=size, timeout=timedelta(seconds=_SECONDS))
         atexit.register(dist.destroy_process_group)
     return Team(rank, size)
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, event
 import fastai.callback.schedule
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
@@ -105,6 +105,23 @@ def check_device(
     if not there[kind]():
         raise StudyError(f'device: {device} was asked for, but this machine has none that torch can use; set device: cpu')
 
+# %% ../nbs/01a_training.ipynb #1839b49f
+class _Learner(Learner):
+    "A Learner that remembers which callbacks have something to do at an event"
+    def add_cb(self, cb):
+        self._who = {}
+        return super().add_cb(cb)
+    def remove_cb(self, cb):
+        self._who = {}
+        return super().remove_cb(cb)
+    def _call_one(self, event_name):
+        if event_name not in self._who:
+            if not hasattr(event, event_name): raise AttributeError(f'missing {event_name}')
+            # after_fit also switches callbacks on again
+            self._who[event_name] = [cb for cb in self.cbs.sorted('order') if event_name == 'after_fit' or event_name in vars(cb)
+                                     or hasattr(type(cb), event_name)]
+        for cb in self._who[event_name]: cb(event_name)
+
 # %% ../nbs/01a_training.ipynb #b87a31bf
 def make_learner(
     model:nn.Module,        # Any model of clips
@@ -123,8 +140,8 @@ def make_learner(
     # torch's AdamW over all parameters at once: fastai's own steps one by one in Python, which a small model feels.
     # Its `fused` form is faster still, but with it a training that was resumed did not end in the same bits
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, foreach=True))
-    return Learner(dls, model.to(recipe.device), loss_func=ClipLoss(recipe.label_smoothing, weight), opt_func=opt,
-                   splitter=lambda m: [g for g in split_parameters(m) if g], metrics=top1, cbs=cbs)
+    return _Learner(dls, model.to(recipe.device), loss_func=ClipLoss(recipe.label_smoothing, weight), opt_func=opt,
+                    splitter=lambda m: [g for g in split_parameters(m) if g], metrics=top1, cbs=cbs)
 
 def rates(
     model:nn.Module, # A model
@@ -171,5 +188,5 @@ def fit(
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(epochs, lrs, wd=decays, pct_start=.25, start_epoch=start, cbs=[history, *cbs])
     # fastai puts words of its own before it
-    except FloatingPointError as e: raise FloatingPointError(str(e).split('\n\t')[-1]) from None
+    except (FloatingPointError, StudyError) as e: raise type(e)(str(e).split('\n\t')[-1]) from None
     return pd.DataFrame(history.rows)

@@ -2,14 +2,14 @@
 
 Five rendered videos are served under every id, each as long as the id needs. What is wrong with an id is drawn by its name and a seed, so that
 the outcome of each row of the lists is known before the study starts."""
-import gzip, hashlib, io, subprocess, sys, tarfile, tempfile
+import gzip, hashlib, io, subprocess, sys, tarfile
 from bisect import bisect_left
 from pathlib import Path
 import numpy as np, pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tests'))
-from faults import PAGE, Fault, Faults  # noqa: E402
+from faults import PAGE, Fault  # noqa: E402
 from kinetics_dance import demo  # noqa: E402
 from kinetics_dance.data import read_annotations, writing  # noqa: E402
 from kinetics_dance.mirror import CLASS_NUMBERS, tar_of  # noqa: E402

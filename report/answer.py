@@ -58,7 +58,7 @@ def draw(a, path):
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     plt.rcParams.update({'font.size': 12, 'font.family': 'DejaVu Sans'})
-    fig, ax = plt.subplots(figsize=(7.6, 1.5 + .72*len(a['models'])), layout='constrained', facecolor='white')
+    fig, ax = plt.subplots(figsize=(7.6, 1.8 + .72*len(a['models'])), layout='constrained', facecolor='white')
     for i, (m, v) in enumerate(a['models'].items()):
         c, mark, x = COLOURS[i % 5], MARKS[i % 5], v['accuracy']
         if 'shuffled' in v:
@@ -76,7 +76,7 @@ def draw(a, path):
                     ha='center', va='bottom', fontsize=11, color='#555555')
     ax.plot([], [], 'o', color='#555555', ms=8, label='frames in their order')
     ax.plot([], [], 'o', mfc='white', mec='#555555', mew=1.8, ms=8, label='frames shuffled, same weights')
-    ax.legend(loc='center left', frameon=False, fontsize=10.5, handletextpad=.3)
+    fig.legend(loc='outside lower right', ncols=2, frameon=False, fontsize=11, handletextpad=.3)
     ax.set(yticks=range(len(a['models'])), yticklabels=[NAMES.get(m, m) for m in a['models']], ylim=(len(a['models']) - .4, -.55), xlim=(0, 1.02),
            xlabel='share of test clips that is right')
     ax.spines[['top', 'right']].set_visible(False)

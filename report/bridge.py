@@ -202,7 +202,7 @@ def to_myst(nb, stem, lib, media, base='', order=()):
                     cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', notebook_links(text)) if name else prose(text)))
                     if name: cells[-1]['api'] = name[1]
                 continue
-            if d.get('include') == 'false': continue
+            if d.get('include') == 'false' or stem == 'index' and 'injected-parameters' in tags: continue
             stay, floats = outputs([] if d.get('output') == 'false' else outs, d, media)
             keep, prompt = [], d.get('code-summary')
             if 'injected-parameters' in tags: d['code-fold'], prompt = 'true', 'What this study sets'

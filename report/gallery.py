@@ -5,7 +5,7 @@ The site makes them from the study's own videos. For results that are kept witho
     python -m report.gallery runs/demo results/demo/media"""
 import hashlib, html, io, json, os, re, sys, tempfile
 from pathlib import Path
-from .common import ROOT, UserError, main, read_json, write_atomic, write_json
+from .common import UserError, main, read_json, write_atomic, write_json
 
 SECONDS, HEIGHT, FRAMES = 3, 192, 6      # of a clip; frames of a strip
 

@@ -1,5 +1,5 @@
 "Pages of the site that are no notebooks: prose, the list of names, the run record, the licence, and the pages that gather others."
-import ast, html, json, re
+import ast, json, re
 from pathlib import Path
 import yaml
 from .bridge import page, prose

@@ -3,7 +3,6 @@ told from photographs (the dark theme turns them over); files that no page shows
 import re
 from functools import lru_cache
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from .common import UserError, settings
 
@@ -48,6 +47,9 @@ def polish(out):
     for p in sorted(out.rglob('*.html')):
         s = p.read_text(encoding='utf-8')
         new = re.sub(r'<img\b[^>]*>', lambda m: picture(m[0], p.parent), s)
+        # what the theme and Sphinx write that screen readers stumble over: headings without a level, lists of nothing but descriptions
+        new = new.replace('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">')
+        new = re.sub(r'<dl>\s*((?:<dd>(?:(?!</?d[dl]\b).)*</dd>\s*)+)</dl>', lambda m: '<span class="sig-lines">' + re.sub('<(/?)dd>', r'<\1span>', m[1]) + '</span>', new, flags=re.S)
         used |= set(re.findall(r'_static/(?:media|results)/([\w./-]+)', new))
         if new != s: p.write_text(new, encoding='utf-8')
     for f in (out/'_static/media').glob('*'):

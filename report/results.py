@@ -80,8 +80,7 @@ def known(r, models):
     checks = r.get('known_answer') or []
     if not checks: return 'The right answer of this study is not known beforehand, so there is nothing to check it against; a study of [rendered dancers](demo.ipynb) has such checks.'
     bad = [c for c in checks if not c['passes']]
-    verdict = (f":::{{admonition}} The study did not find its known answer\n:class: warning\n{len(bad)} of {len(checks)} checks fail, so none of its results counts.\n:::" if bad else
-               f":::{{admonition}} The study found its known answer\n:class: tip\nAll {len(checks)} checks pass.\n:::")
+    verdict = f'**{len(bad)} of {len(checks)} checks fail, so none of the results counts.**' if bad else f':::{{admonition}} The study found its known answer\n:class: tip\nAll {len(checks)} checks pass.\n:::'
     num = lambda x: '' if x is None else f'{x:.3f}'
     rows = [(name(c['model'], models), c['check'], num(c['value']), f"{num(c.get('low'))} to {num(c.get('high'))}", 'yes' if c['passes'] else '**no**') for c in checks]
     return verdict + '\n\n' + table(['model', 'check', 'found', '95 % interval', 'passes'], rows)
@@ -105,7 +104,8 @@ def page(root, study, folder, media, downloads):
     out = [f'# Results: {study.replace("_", " ")}', f':::{{div}} lead\n{lead(r)}\n:::']
     if r.get('notes'): out.append(':::{admonition} Note\n:class: note\n' + '\n\n'.join(named(x, models) for x in r['notes']) + '\n:::')
     ceiling = f" The most that a model of single frames can have here is **{pct(r['ceiling'])}**." if r.get('ceiling') else ''
-    out += ['## The answer', f"The {name(best, models)} is right on **{span(models[best]['accuracy'])}** of the clips" +
+    bad = [c for c in r.get('known_answer') or [] if not c['passes']]
+    out += ['## The answer', bad and ':::{admonition} The study did not find its known answer\n:class: warning\nSome [checks](#the-known-answer) fail, so none of its results counts.\n:::', f"The {name(best, models)} is right on **{span(models[best]['accuracy'])}** of the clips" +
             (f", the {name('per_frame', models)} on **{span(models['per_frame']['accuracy'])}**" if 'per_frame' in models and best != 'per_frame' else '') + '.' + ceiling,
             fig('accuracy'), '\n'.join(f'- {named(v, models)}' for v in r.get('verdicts') or [])]
     if found := gallery.find(root, study, folder):

@@ -75,7 +75,15 @@ def find_source(app, modname):
     return src, tags
 
 
+def number_by_page(app, env):
+    "Figures and tables are counted page by page: a reader of one page should not meet Figure 24 first"
+    for kinds in env.toc_fignumbers.values():
+        for kind, ids in kinds.items(): kinds[kind] = {i: (n,) for n, i in enumerate(ids, 1)}
+    return []
+
+
 def setup(app):
+    app.connect('env-get-updated', number_by_page, priority=900)
     app.add_directive('float', Float)
     app.add_enumerable_node(tblfig, 'tbl', html=(lambda s, n: s.visit_figure(n), lambda s, n: s.depart_figure(n)))
     app.add_html_math_renderer('mathml', (visit_math, None), (visit_displaymath, None))

@@ -90,7 +90,7 @@ def test_workers_killed_and_cut_off(upload, alone, tmp_path, monkeypatch):
     "One is killed in the middle of its work, one does not move any more: the same files as one machine makes, and no more than two clips a worker"
     news, most = [], []
     monkeypatch.setattr(cluster, '_SILENT', '6s')
-    with server(upload, rate=30_000) as s, workers('local:3', tmp_path, log=news.append, patience=60) as pool:
+    with server(upload, rate=30_000) as s, workers('local:3', tmp_path, log=news.append, patience=150) as pool:
         assert '3 workers' in news[-1] and 'dashboard at http://' in news[-1]
         pids = list(pool.client.run(os.getpid).values())
         out, done = [], lambda: len(list((tmp_path/'videos').glob('[!.]*.mp4'))) if (tmp_path/'videos').exists() else 0
@@ -143,7 +143,7 @@ def test_the_driver_is_killed_and_unfit_workers_get_nothing(upload, alone, tmp_p
             while len(list(f.glob('videos/[!.]*.mp4'))) < goal and p.poll() is None and time.monotonic() < limit: time.sleep(.02)
             assert p.poll() is None, p.stderr.read()
             p.kill(), p.wait()
-        with workers(str(file), f, log=news.append, patience=60) as pool:
+        with workers(str(file), f, log=news.append, patience=150) as pool:
             assert len(pool.fit) == 2, news
             # what is left of the driver that was killed may still be writing; it is not in the way
             out = download(ClipTable(f/'clips.sqlite'), f, url_template=s.template(), pool=pool, **HOW)
@@ -163,7 +163,7 @@ def test_one_worker_with_a_full_disk(upload, alone, tmp_path):
     try:
         with dask(tmp_path, ('', []), ('', []), tmp={0: dict(TMPDIR=str(small))}) as file, server(upload) as s:
             (small/'fill').write_bytes(bytes(max(0, 4096*(psutil.disk_usage(small).free//4096 - 1))))
-            with workers(str(file), f, log=news.append, patience=60) as pool: out = download(table_in(f), f, url_template=s.template(), pool=pool, **HOW)
+            with workers(str(file), f, log=news.append, patience=150) as pool: out = download(table_in(f), f, url_template=s.template(), pool=pool, **HOW)
             assert (out.status == 'ok').all() and sum('no room left on its disk' in line for line in news) == 1, (news, out.reason.tolist())
             assert state(f) == state(alone)
     finally: subprocess.run(['umount', '-l', small])

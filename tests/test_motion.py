@@ -163,3 +163,20 @@ def test_published_effect_has_the_sign_of_the_reference():
     acc = {k: v['accuracy']['mean'] for k, v in m.items()}
     time = ('cnn_lstm', 'video_transformer')
     assert max(acc.values()) >= .80 and max(acc[k] for k in time) > acc['per_frame'], acc
+
+
+@published
+def test_page_says_what_the_results_say():
+    from rehearsal.motion import PAGE, numbers
+    text = PAGE.read_text()
+    for name, block in numbers().items(): assert block.strip() in text, f'{PAGE.name}: {name} is out of date: python -m rehearsal.motion publish'
+
+
+@pytest.mark.skipif(not (ROOT/'results'/'motion_transfer'/'transfer.csv').exists(), reason='the study of transfer has not been published (results/motion_transfer)')
+def test_pretrained_weights_buy_something():
+    from rehearsal.motion import accuracy
+    folder = ROOT/'results'/'motion_transfer'
+    t = pd.read_csv(folder/'transfer.csv')
+    for r in t.itertuples(): assert accuracy(folder/'predictions'/r.weights.lower()/r.model/f'seed{r.seed}.parquet') == pytest.approx(r.test, abs=1e-6)
+    for _, d in t.groupby('model'): assert d[d.weights == 'ImageNet'].test.min() > d[d.weights == 'random'].test.max()
+    assert set(pd.read_csv(folder/'curves.csv').weights) == {'ImageNet', 'random'}

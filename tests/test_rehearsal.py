@@ -58,7 +58,8 @@ def test_sixty_rows_through_the_mirror_killed_twice(rows, tmp_path):
 def test_faults_of_uploads_have_the_reasons_that_are_expected(rows, kind, tmp_path):
     from kinetics_dance.sources import YouTube
     from kinetics_dance.video import Unavailable, normalise_clip
-    from rehearsal.far_end import Faults, Videos, expected, uploads
+    from faults import Faults
+    from rehearsal.far_end import Videos, expected, uploads
     rows = rows[0][rows[0].time_start.between(20, 50)].head(1)
     i, start, end = rows.youtube_id.iloc[0], rows.time_start.iloc[0], rows.time_end.iloc[0]
     fate = {i: kind}

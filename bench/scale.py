@@ -1,0 +1,252 @@
+"""Past one machine: cost a clip from 100 to 20,000 clips, two workers against one, the scheduler's share, a table of 650,000 rows, 64 workers.
+
+    python bench/scale.py                    # all of it, about a quarter of an hour on two cores
+    python bench/scale.py table workers      # parts: growth table store cost workers overhead simulated
+
+What it measures of the constants of the page "What all of Kinetics-700 costs" goes to results/constants.json."""
+import json, os, platform, random, re, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np, pandas as pd
+
+ROOT, CONSTANTS, MISSED = Path(__file__).resolve().parent.parent, {}, []
+sys.path.insert(0, str(ROOT/'tests'))
+from kinetics_dance.data import ClipTable
+
+
+def row(what, got, bar, unit='', best='low'):
+    good = got <= bar if best == 'low' else got >= bar
+    if not good: MISSED.append(what)
+    print(f"{what:72}{got:10.3f} {unit:8}{'at most' if best == 'low' else 'at least'} {bar:8g}  {'ok' if good else 'MISSED'}", flush=True)
+
+
+def measured(name, value, unit):
+    CONSTANTS[name] = dict(value=float(f'{value:.4g}'), unit=unit)
+    print(f'  constant {name}: {value:.4g} {unit}', flush=True)
+
+
+def exponent(n, cost):
+    "Slope of log cost over log n: 1 is a constant cost a clip"
+    return float(np.polyfit(np.log(n), np.log(cost), 1)[0])
+
+
+class Here:
+    "A pool that does jobs in this process: what is left is our own cost"
+    here = True
+    def __init__(self, threads=1): self.pool = ThreadPoolExecutor(threads)
+    def schedule(self, fn, args=(), kwargs=None, timeout=None): return self.pool.submit(fn, *args, **(kwargs or {}))
+    def room(self): return 4
+    def stop(self): pass
+
+
+def ids(n):
+    r, letters = random.Random(0), 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_'
+    return [''.join(r.choices(letters, k=11)) for _ in range(n)]
+
+
+def rows(names): return pd.DataFrame(dict(label=[f'class {i % 700:03}' for i in range(len(names))], youtube_id=names, time_start=0., time_end=2., split='train', source='folder'))
+
+
+def memory(): return 1024*int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+
+
+def fake_fetch(rows, folder, source, settings, short_side=256, fps=None, timeout=300, own_disk=False):
+    "In place of fetching and cutting: a file of a few bytes"
+    out = []
+    for r in rows:
+        path = f"videos/{r['clip_id']}.mp4"
+        (folder/path).write_bytes(b'clip')
+        out.append(dict(clip_id=r['clip_id'], status='ok', reason=None, path=path, bytes=4, sha256='0'*64, width=64, height=48, fps=15., frames=30, seconds=2., detail=''))
+    return out
+
+
+def growth(d):
+    "The downloader's own cost: queue, news, table, files; a clip itself costs nothing here"
+    from kinetics_dance import download as lib
+    real, lib.fetch_upload = lib.fetch_upload, fake_fetch
+    n, seconds, grown, size = [100, 500, 2500, 20_000], [], [], []
+    try:
+        for k in n:
+            best = []
+            for turn in range(3 if k <= 2500 else 2):
+                f = d/f'growth{k}-{turn}'
+                (f/'videos').mkdir(parents=True)
+                table = ClipTable(f/'clips.sqlite')
+                table.set(rows(ids(k)).assign(source='youtube'))
+                before, start = memory(), time.process_time()
+                lib.download(table, f, url_template='http://127.0.0.1:9/{id}', pool=Here())
+                best.append(time.process_time() - start)
+            seconds.append(min(best))
+            grown.append(max(1, memory() - before))
+            size.append(sum(p.stat().st_size for p in f.glob('clips.sqlite*')))
+    finally: lib.fetch_upload = real
+    print(pd.DataFrame(dict(clips=n, cpu_ms_a_clip=[1e3*s/k for s, k in zip(seconds, n)], memory_MB=[g/1e6 for g in grown], table_kB=[s/1e3 for s in size])).round(3).to_string(index=False))
+    row('downloader: exponent of CPU time over clips, 100 to 20,000', exponent(n, seconds), 1.05)
+    row('  of the table\'s size (from 500 on: pages and WAL of a small one)', exponent(n[1:], size[1:]), 1.05)
+    print(f'  memory at 20,000 clips: {grown[-1]/1e6:.1f} MB more than before, {grown[-1]/20_000/1e3:.2f} kB a clip')
+
+
+def store(d):
+    "Frames of tiny clips, really decoded and stored, in this process: CPU time a clip"
+    import shutil
+    from kinetics_dance.store import build_store
+    from kinetics_dance.video import normalise_clip, numbered_clip
+    normalise_clip(numbered_clip(d/'u.mp4', n=15, fps=15, size=(48, 64)), d/'tiny.mp4', 0, 1)
+    n, seconds = [100, 500, 2000], []
+    for k in n:
+        f = d/f'store{k}'
+        f.mkdir()
+        clips = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(k)], path='../tiny.mp4'))
+        start = time.process_time()
+        assert (build_store(clips, f/'frames', n_frames=2, size=(24, 32), pool=Here(), log=lambda line: None).status == 'ok').all()
+        seconds.append(time.process_time() - start)
+        shutil.rmtree(f)
+    print('  CPU ms a clip: ' + ', '.join(f'{k}: {1e3*s/k:.2f}' for k, s in zip(n, seconds)))
+    row('frame store: exponent of CPU time over clips, 100 to 2,000', exponent(n, seconds), 1.05)
+
+
+def table(d, n=650_000):
+    "A download of 650,000 clips that are all there is started again"
+    from kinetics_dance import download as lib
+    f = d/'table'
+    (f/'videos').mkdir(parents=True)
+    t = ClipTable(f/'clips.sqlite')
+    t.set(rows(ids(n)).assign(source='youtube'))
+    made, names = lib._made_of(dict(source=None), '', 256, None), t.frame().clip_id
+    for c in names: os.close(os.open(f/'videos'/f'{c}.mp4', os.O_CREAT | os.O_WRONLY))
+    t.update([dict(clip_id=c, status='ok', path=f'videos/{c}.mp4', bytes=0, sha256='0'*64, width=340, height=256, fps=30., frames=300, seconds=10., made_of=made) for c in names])
+    del names
+    start, cpu = time.perf_counter(), time.process_time()
+    out = lib.download(t, f)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    assert len(out) == n and (out.attempts == 0).all()
+    row('650,000 rows with their files: resumed', seconds, 10, 's')
+    print(f'  of it CPU {cpu:.1f} s; memory {memory()/1e9:.2f} GB')
+    measured('row_bytes', sum(p.stat().st_size for p in f.glob('clips.sqlite*'))/n, 'bytes')
+
+
+def cost(d):
+    "Seconds of one core for a clip of ordinary size"
+    from kinetics_dance.store import build_store
+    from kinetics_dance.video import normalise_clip, numbered_clip
+    up = numbered_clip(d/'upload.mp4', n=420, fps=30, size=(360, 640), options={'g': '250'})
+    times, children = [], lambda: sum(os.times()[:4])
+    for k in range(3):
+        start = children()
+        normalise_clip(up, d/'cut.mp4', 2, 12)
+        times.append(children() - start)
+    measured('cut_seconds', min(times), 'core s')
+    times = []
+    for k in range(3):
+        start = time.process_time()
+        build_store(pd.DataFrame(dict(clip_id=['c'], path=['cut.mp4'])), d/f'frames{k}', n_frames=32, size=(128, 171), pool=Here(), log=lambda line: None, compression='jpeg')
+        times.append(time.process_time() - start)
+    measured('store_seconds', min(times), 'core s')
+
+
+def quiet(line): pass
+
+def tiny(d, n=150):
+    from kinetics_dance.video import normalise_clip, numbered_clip
+    normalise_clip(numbered_clip(d/'v.mp4', n=150, fps=15, size=(240, 320)), d/'clip.mp4', 0, 10)
+    return pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(n)], path=str(d/'clip.mp4')))
+
+
+def workers(d):
+    "Frames by one worker and by two, processes warm, in turns"
+    from kinetics_dance.cluster import workers as cluster
+    from kinetics_dance.store import build_store
+    clips, seconds = tiny(d), {1: [], 2: []}
+    with cluster('local:1', d, log=quiet) as one, cluster('local:2', d, log=quiet) as two:
+        for turn in range(4):
+            for k, pool in ((1, one), (2, two)):
+                start = time.perf_counter()
+                out = build_store(clips[:20] if not turn else clips, d/f'w{k}-{turn}', n_frames=16, size=(72, 96), pool=pool, log=quiet)
+                assert (out.status == 'ok').all()
+                if turn: seconds[k].append(time.perf_counter() - start)
+    row('frames: two local workers against one (best of 3)', min(seconds[1])/min(seconds[2]), 1.7, '×', 'high')
+    print('  seconds: ' + str({k: [round(x, 1) for x in s] for k, s in seconds.items()}))
+
+
+def nothing(k): return k
+
+def overhead(d, n=2000):
+    "Jobs that do nothing, through scheduler, worker and its process"
+    from kinetics_dance.cluster import workers as cluster
+    from bench import scale as lib
+    with cluster('local:2', d, log=quiet, ahead=8) as pool:
+        def go(n):
+            from concurrent.futures import FIRST_COMPLETED, wait
+            out, left, start = set(), iter(range(n)), time.perf_counter()
+            while True:
+                while len(out) < pool.room() and (k := next(left, None)) is not None: out.add(pool.schedule(lib.nothing, (k,), timeout=60))
+                if not out: return time.perf_counter() - start
+                out = wait(out, return_when=FIRST_COMPLETED).not_done
+        go(100)
+        best = min(go(n) for _ in range(3))
+    row('scheduler: a job that does nothing', 1e3*best/n, 5, 'ms')
+    measured('overhead', best/n, 's')
+
+
+def sleep(seconds): time.sleep(seconds)
+
+def simulated(d, workers=64, rounds=12):
+    "64 workers, threads that sleep as long as a clip takes: how busy are they?"
+    from distributed import Client, LocalCluster
+    from kinetics_dance.cluster import Workers
+    from kinetics_dance.scale import constants
+    import kinetics_dance.cluster as lib
+    mean, r = (CONSTANTS.get('cut_seconds') or dict(value=constants()['cut_seconds']))['value'], random.Random(0)
+    mean += (CONSTANTS.get('upload_bytes') or dict(value=3e6))['value']/2e6  # a platform gives one connection about 2 MB/s
+    jobs = [mean*r.lognormvariate(-.08, .4) for _ in range(workers*rounds)]
+    class Threads(Workers): # a worker's thread sleeps by itself: 64 processes would measure this machine
+        pass
+    real = lib._on_worker
+    def on_worker(parcel, timeout):
+        from distributed import get_worker
+        return get_worker().address, lib._open(parcel)
+    lib._on_worker = on_worker
+    try:
+        with LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, memory_limit=0, dashboard_address=None, silence_logs=50) as c, Client(c) as client:
+            pool = Threads(client, d, quiet, patience=60, here=True)
+            while pool.room() < 2*workers: time.sleep(.2)
+            from concurrent.futures import FIRST_COMPLETED, wait
+            out, left, start = set(), iter(jobs), time.perf_counter()
+            while True:
+                while len(out) < pool.room() and (s := next(left, None)): out.add(pool.schedule(time.sleep, (s,)))
+                if not out: break
+                done, out = wait(out, return_when=FIRST_COMPLETED)
+            seconds = time.perf_counter() - start
+    finally: lib._on_worker = real
+    # the end, when there is less left than there are workers, is not the scheduler's: the best order of the same jobs has it too
+    free = [0.]*workers
+    for s in jobs:
+        k = free.index(min(free))
+        free[k] += s
+    row(f'{workers} simulated workers, {mean:.2f} s a clip on average: busy', 100*max(free)/seconds, 95, '%', 'high')
+    print(f'  {len(jobs)} clips in {seconds:.1f} s; {max(free):.1f} s if nobody ever waited; {100*sum(jobs)/workers/seconds:.1f} % with the end counted')
+
+
+PARTS = dict(growth=growth, store=store, table=table, cost=cost, workers=workers, overhead=overhead, simulated=simulated)
+
+
+def main():
+    parts = sys.argv[1:] or list(PARTS)
+    if wrong := set(parts) - set(PARTS): sys.exit(f'{sorted(wrong)[0]}: none of {", ".join(PARTS)}')
+    print(f'{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {time.strftime("%Y-%m-%d")}')
+    with tempfile.TemporaryDirectory() as d:
+        for p in parts:
+            print(f'-- {p}', flush=True)
+            PARTS[p](Path(d))
+    path = ROOT/'results'/'constants.json'
+    old = json.loads(path.read_text())['constants'] if path.exists() else {}
+    path.parent.mkdir(exist_ok=True)
+    where = dict(machine=f'{os.cpu_count()} cores, {platform.machine()}', date=time.strftime('%Y-%m-%d'))
+    new = old | {k: v | where for k, v in CONSTANTS.items()}
+    if CONSTANTS: path.write_text(json.dumps(dict(constants=dict(sorted(new.items()))), indent=1) + '\n')
+    if MISSED: print(f'missed: {len(MISSED)}')
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(ROOT))
+    main()
