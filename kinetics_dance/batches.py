@@ -18,7 +18,7 @@ from .store import FORMAT, SUFFIX, unpack_jpeg
 # %% ../nbs/00g_batches.ipynb #c05fbf97
 class FrameStore:
     "The stored clips of a study, as memory-mapped files"
-    def __init__(self, folder:str|Path # What `build_store` wrote; from an address each file is copied when it is needed
+    def __init__(self, folder:str|Path # What `build_store` wrote; from an address, each file is copied when needed
                 ):
         self.folder, self._open = place(folder), {}
         if not (self.folder/'store.json').exists(): self.folder = home(self.folder.parent)/self.folder.name

@@ -6,7 +6,8 @@
 __all__ = ['Workers', 'workers']
 
 # %% ../nbs/00b2_cluster.ipynb #ff74f0a8
-import asyncio, importlib.util, itertools, logging, multiprocessing, pickle, platform, re, secrets, threading, time, warnings
+import asyncio, importlib.util, itertools, logging, multiprocessing, pickle, platform, re, secrets, threading, time
+import warnings
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -65,12 +66,15 @@ def _about(folder, token):
 def _unfit(got, want, folder):
     "Why a worker gets no clips, or None"
     if isinstance(got, BaseException):
-        return ('does not answer' if isinstance(got, (TimeoutError, OSError)) else
-                f'cannot load kinetics_dance ({got}); install it there' if isinstance(got, ImportError) else f'fails: {got!r}')
-    other = [f"{k} {_text(got[k])} and not {_text(want[k])}" for k in ('python', 'dask', 'distributed', 'kinetics_dance') if got[k] != want[k]]
+        if isinstance(got, (TimeoutError, OSError)): return 'does not answer'
+        if isinstance(got, ImportError): return f'cannot load kinetics_dance ({got}); install it there'
+        return f'fails: {got!r}'
+    other = [f"{k} {_text(got[k])} and not {_text(want[k])}"
+             for k in ('python', 'dask', 'distributed', 'kinetics_dance') if got[k] != want[k]]
     if other: return f'has {", ".join(other)}; install the same there'
     if not got['av']: return 'has no decoder (the package av); install kinetics_dance there with all it needs'
-    if got['trouble']: return f'does not see or cannot write {folder} ({got["trouble"]}); it must be shared by all machines'
+    if got['trouble']:
+        return f'does not see or cannot write {folder} ({got["trouble"]}); it must be shared by all machines'
 
 def _text(version): return '.'.join(version) if isinstance(version, tuple) else version
 
@@ -82,23 +86,25 @@ def _connect(where, stack, timeout):
     try:
         import dask
         from distributed import Client, LocalCluster
-    except ImportError: raise StudyError("scheduler: dask is not installed; pip install 'kinetics_dance[cluster]'") from None
+    except ImportError:
+        raise StudyError("scheduler: dask is not installed; pip install 'kinetics_dance[cluster]'") from None
     local = re.fullmatch(r'local:(\d+)', where)
     if local:
         if not int(local[1]): raise StudyError(f'scheduler: {where!r} asks for no worker at all')
         stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': _SILENT}))
         # memory_limit: what takes memory are the processes of a worker, which Dask does not see
-        cluster = stack.enter_context(LocalCluster(n_workers=int(local[1]), threads_per_worker=1, memory_limit=0, dashboard_address=':0',
-                                                   silence_logs=logging.CRITICAL))
+        cluster = stack.enter_context(LocalCluster(n_workers=int(local[1]), threads_per_worker=1, memory_limit=0,
+                                                   dashboard_address=':0', silence_logs=logging.CRITICAL))
         return stack.enter_context(Client(cluster))
     if re.fullmatch(r'[\w.-]+:\d+', where): where = f'tcp://{where}'
     if '://' not in where and not Path(where).is_file():
-        raise StudyError(f"scheduler: {where!r} is no address (tcp://host:8786), not local:N, and there is no such file")
+        raise StudyError(f'scheduler: {where!r} is no address (tcp://host:8786), not local:N, and there is no such file')
     how = dict(address=where) if '://' in where else dict(scheduler_file=where)
     try: return stack.enter_context(Client(**how, timeout=timeout))
     except (OSError, TimeoutError, ValueError) as e:
-        raise StudyError(f'scheduler: {where} does not answer within {timeout:g} s ({str(e).splitlines()[0] if str(e) else "no word"}); '
-                         'is it running, and does a firewall stand between?') from None
+        why = (str(e) or 'no word').splitlines()[0]
+        raise StudyError(f'scheduler: {where} does not answer within {timeout:g} s ({why}); is it running, and does a '
+                         'firewall stand between?') from None
 
 # %% ../nbs/00b2_cluster.ipynb #e464e284
 class Workers:
@@ -110,7 +116,8 @@ class Workers:
                  patience:float=20,# Seconds to wait for a worker, or for an answer of one
                  here:bool=False   # Do they run on this machine?
                 ):
-        self.client, self.folder, self.log, self.ahead, self.patience, self.here = client, folder, log, ahead, patience, here
+        self.client, self.folder, self.log = client, folder, log
+        self.ahead, self.patience, self.here = ahead, patience, here
         self.known, self.fit, self.out, self.lock = {}, {}, set(), threading.Lock()
         self.name, self.number, self.ended = f'clips-{secrets.token_hex(4)}', itertools.count(), False
         self.looked, self.had = -1e9, time.monotonic() # when there was last a look, and a worker
@@ -154,8 +161,8 @@ class Workers:
         try: got = self._ask(_about, new, str(self.folder), token)
         finally: probe.unlink(missing_ok=True)
         import dask, distributed
-        want = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__, distributed=distributed.__version__,
-                    kinetics_dance=__version__)
+        want = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__,
+                    distributed=distributed.__version__, kinetics_dance=__version__)
         for w, g in got.items():
             self.known[w] = why = _unfit(g, want, self.folder)
             if why: self.log(f'worker {w} {why}; it gets no clips')
@@ -207,7 +214,8 @@ def stop(self:Workers):
 def _no_room(result):
     "Did a job fail for want of disk? It returns a row, rows, or (reason, detail)"
     rows = result if isinstance(result, list) else [result]
-    return 'disk full' in [r.get('reason') if isinstance(r, dict) else r[0] for r in rows if isinstance(r, (dict, tuple)) and r]
+    return 'disk full' in [r.get('reason') if isinstance(r, dict) else r[0]
+                           for r in rows if isinstance(r, (dict, tuple)) and r]
 
 # %% ../nbs/00b2_cluster.ipynb #10d8db15
 @contextmanager
@@ -245,4 +253,5 @@ def _check_scheduler(client, where, patience):
     except Exception: return # a worker does not answer; each is looked at by itself
     for name, ours in (('dask', dask.__version__), ('distributed', distributed.__version__)):
         if got[name] != ours:
-            raise StudyError(f'scheduler: {where} has {name} {got[name]} and not {ours}; install the same here and there')
+            raise StudyError(f'scheduler: {where} has {name} {got[name]} and not {ours}; '
+                             'install the same here and there')

@@ -91,8 +91,8 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
     table, at = ClipTable(run/'clips.sqlite'), home(run, storage)
     size = p['frame_height'], p['frame_width']
     with _hands(scheduler, at) as pool:
-        out = build_store(table.frame().dropna(subset=['path']), at/'frames', p['n_frames'], size, jobs=p['jobs'], compression=p['compression'],
-                          log=_news, pool=pool)
+        out = build_store(table.frame().dropna(subset=['path']), at/'frames', p['n_frames'], size, jobs=p['jobs'],
+                          compression=p['compression'], log=_news, pool=pool)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
     print(json.dumps(counts) if as_json else f'{at/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))

@@ -28,7 +28,7 @@ def merge_pairs(self:Predictions,
 @patch
 def within_pairs(self:Predictions,
     pairs:list # Lists of class names
-)->Predictions: # Only the clips of these pairs, and of each clip only the probabilities of its pair, which no longer sum to 1
+)->Predictions: # Only the clips of these pairs, and of each the probabilities of its pair, which no longer sum to 1
     "Which one of the pair, given the pair?"
     k = len(self.classes)
     same = np.zeros((k, k), bool)
@@ -138,7 +138,7 @@ def contrast_checks(
 def shuffling_costs(
     report:dict, # As `report.json` holds it
     baseline:str='per_frame' # The model of single frames
-)->dict: # `{model: share}`: accuracy that is lost when the frames are shuffled, of the models with time where it was measured
+)->dict: # `{model: share}`: accuracy that shuffling costs the models with time, where it was measured
     "How much a model's accuracy hangs on the order of the frames."
     return {m: x['accuracy']['mean'] - x['probes']['shuffled']['mean'] for m, x in report['models'].items()
             if m != baseline and 'shuffled' in x.get('probes', {})}

@@ -146,7 +146,8 @@ def joint_reference(
     frames:int=8,    # Moments of each, evenly over the sequence
     trees:int=300,   # Trees of a forest
     seed:int=0,      # Of forests and shuffling
-)->dict: # Accuracy on test: `vote`, `ordered`, `shuffled` (in training too), `probe` (shuffled in the test only)
+)->dict: # Accuracy on test: `vote`, `ordered`, `shuffled` (in training too), `probe` (shuffled in the test only),
+    # `missing` (from which joints have no place, and nothing else)
     "Extremely randomised trees (Geurts et al. 2006) on joints"
     from sklearn.ensemble import ExtraTreesClassifier
     x = []
@@ -163,4 +164,5 @@ def joint_reference(
     whole, loose, rows = fit(x[train], y[train]), fit(shuffled[train], y[train]), int((~train).sum())
     return dict(vote=right(single.classes_[votes.argmax(1)]), ordered=right(whole.predict(x[~train].reshape(rows, -1))),
                 shuffled=right(loose.predict(shuffled[~train].reshape(rows, -1))),
-                probe=right(whole.predict(shuffled[~train].reshape(rows, -1))))
+                probe=right(whole.predict(shuffled[~train].reshape(rows, -1))),
+                missing=right(fit(x[train] == -1, y[train]).predict((x[~train] == -1).reshape(rows, -1))))

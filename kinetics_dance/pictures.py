@@ -27,7 +27,8 @@ def pareto(
     cost:np.ndarray, accuracy:np.ndarray # Of each model, (M,)
 )->np.ndarray: # (M,) of bool
     "Models that no other beats in one of the two without losing in the other."
-    better = (cost[:, None] <= cost) & (accuracy[:, None] >= accuracy) & ((cost[:, None] < cost) | (accuracy[:, None] > accuracy))
+    c, a = cost[:, None], accuracy[:, None]
+    better = (c <= cost) & (a >= accuracy) & ((c < cost) | (a > accuracy))
     return ~better.any(0)
 
 # %% ../nbs/04a6_pictures.ipynb #ce2e765c

@@ -95,7 +95,7 @@ def probe_effects(
     boots:dict, # `{(probe, question): bootstrap}`, the frames as they are under 'normal'
     question:str='classes', # Which predictions, see `views` of the comparison
     confidence:float=.95
-)->pd.DataFrame: # One row a probe and model: probe, model, frames, accuracy, low, high, change, change_low, change_high, p
+)->pd.DataFrame: # Rows of probe, model, frames, accuracy, low, high, change, change_low, change_high, p
     "What tampering does to accuracy."
     rows = []
     for probe, b in ((k, b) for (k, q), b in boots.items() if q == question):
@@ -108,7 +108,8 @@ def probe_effects(
                 low, high = d.interval(confidence)
                 row |= dict(change=d.value, change_low=low, change_high=high, p=d.p_value())
             rows.append(row)
-    return pd.DataFrame(rows, columns='probe model frames accuracy low high change change_low change_high p'.split()).astype(
+    names = 'probe model frames accuracy low high change change_low change_high p'
+    return pd.DataFrame(rows, columns=names.split()).astype(
         {'frames': 'Int64', 'change': float, 'change_low': float, 'change_high': float, 'p': float})
 
 # %% ../nbs/04a3_probing.ipynb #a33f5bd2
@@ -139,7 +140,7 @@ def together(
     boot:dict, # As `bootstrap` gives it for `p`
     n_resamples:int=2000, seed:int=0, # As they were for `boot`
     confidence:float=.95
-)->pd.DataFrame: # One row a model, then average and oracle: model, accuracy, low, high, gain, gain_low, gain_high (over the best)
+)->pd.DataFrame: # A row a model, then average and oracle: model, accuracy, low, high, gain (over the best), its low, high
     "Models alone and together."
     both, rows = boot | bootstrap(crowd(p), n_resamples, seed), []
     best = max(p.probs, key=lambda m: boot[m]['accuracy'].value)

@@ -76,7 +76,7 @@ def bootstrap(
     seed:int=0, # Same seed, same resamples, whatever the models
     block:int=256 # Resamples at a time: memory
 )->dict: # `{model: {score: Estimate, ..., 'recall': {class: Estimate}}}`, scores as in `SCORES`, top3 above three classes
-    "Every score of every run in resamples of uploads, crossed as in Owen (2007, *Annals of Applied Statistics* 1, 386)."
+    "Scores of every run in resamples of uploads, crossed as in Owen (2007, *Annals of Applied Statistics* 1, 386)."
     n, k, total = int(p.group.max()) + 1, len(p.classes), 1 + n_resamples
     w = upload_weights(n, n_resamples, seed)
     own = _sums(p.y_true, np.ones(len(p.y_true)), p.group, (k, n), k <= 64)
@@ -162,7 +162,7 @@ def distance(self:Estimate,
 def interval(self:Estimate,
     confidence:float=.95
 )->tuple: # (low, high); both NaN where fewer than two uploads leave nothing to resample
-    "Wilson's (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334); symmetric for differences."
+    "Wilson's (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334); even for differences."
     x, (lowest, highest) = self.value, self.bounds
     if self.n < 2 or np.isnan(x): return np.nan, np.nan
     a, b, join = self.distances(1 - confidence)

@@ -18,7 +18,7 @@ CONSTANTS = { # name: (value, unit, measured / published / assumed, of what)
     'alive':          (.92, 'share', 'published', 'of the dancing training clips in December 2022'),
     'clip_seconds':   (10, 's', 'published', 'length of a clip'),
     'upload_bytes':   (3.0e6, 'bytes', 'assumed', 'what comes over the network for a clip, 360 lines'),
-    'cut_seconds':    (.60, 'core s', 'measured', 'decode, check, encode and count a clip of 10 s, 640×360 → 256 lines'),
+    'cut_seconds':    (.60, 'core s', 'measured', 'decode, check, encode and count 10 s, 640×360 → 256 lines'),
     'clip_bytes':     (1.0e6, 'bytes', 'assumed', 'a clip as this library writes it, 256 lines'),
     'store_seconds':  (.30, 'core s', 'measured', 'decode a clip and store 32 of its frames, 128×171'),
     'frames':         (32, 'frames', 'assumed', 'kept of a clip'),
@@ -28,7 +28,7 @@ CONSTANTS = { # name: (value, unit, measured / published / assumed, of what)
     'overhead':       (.005, 's', 'measured', 'of the scheduler, a clip'),
     'row_bytes':      (260, 'bytes', 'measured', 'of a clip in the clip table'),
     'read_rate':      (400, 'clips/core s', 'measured', 'packed clips read, cut and handed over by one process'),
-    'gpu_rate':       (250, 'clips/s', 'assumed', 'of 16 frames of 112×112 that one GPU trains a ResNet18 on, mixed precision'),
+    'gpu_rate':       (250, 'clips/s', 'assumed', 'of 16 frames of 112×112 that a GPU trains a ResNet18 on, mixed precision'),
     'epochs':         (30, 'epochs', 'assumed', 'of a training'),
     'link':           (1e9/8, 'bytes/s', 'assumed', 'a network of one gigabit a second'),
     'cores':          (32, 'cores', 'assumed', 'of a machine')}
@@ -40,7 +40,8 @@ def constants(path=None # File that `bench/scale.py` wrote; None: `results/const
     path = Path(path) if path else project_root()/'results'/'constants.json'
     if not path.is_file(): return values
     try: measured = {k: float(v['value']) for k, v in json.loads(path.read_text())['constants'].items()}
-    except (ValueError, KeyError, TypeError) as e: raise StudyError(f'{path.name}: not what bench/scale.py writes ({e})') from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise StudyError(f'{path.name}: not what bench/scale.py writes ({e})') from None
     return values | {k: v for k, v in measured.items() if k in values}
 
 def table(c:dict # From `constants`
@@ -111,8 +112,10 @@ def summary(c:dict,    # From `constants`
            ) -> str:   # Markdown
     "The page in a paragraph"
     d, t, first = data_cost(c), training_cost(c, gpus), bottleneck(c)
-    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. To cut them and to store their frames takes "
-            f"{d['cut, core hours'] + d['store, core hours']:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, their frames "
-            f"{d['frames raw, TB']:.1f} TB raw or {d['frames packed, TB']:.1f} TB packed. With {c['cores']:.0f} cores the slowest part is "
-            f"{first.index[0]} ({first.iloc[0]:,.0f} hours). A training of {c['epochs']:.0f} epochs takes {t['GPU hours']:,.0f} GPU hours; "
-            f"{t['readers to keep them busy']:.0f} reading processes keep {gpus} GPUs busy.")
+    hours = d['cut, core hours'] + d['store, core hours']
+    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. To cut them and to store their "
+            f"frames takes {hours:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, their frames "
+            f"{d['frames raw, TB']:.1f} TB raw or {d['frames packed, TB']:.1f} TB packed. With {c['cores']:.0f} cores "
+            f"the slowest part is {first.index[0]} ({first.iloc[0]:,.0f} hours). A training of {c['epochs']:.0f} epochs "
+            f"takes {t['GPU hours']:,.0f} GPU hours; {t['readers to keep them busy']:.0f} reading processes keep {gpus} "
+            'GPUs busy.')

@@ -42,7 +42,7 @@ def _check_predictions(df, path):
 def read_predictions(
     source:str|Path|pd.DataFrame # Predictions: a parquet or csv file, or a table
 )->pd.DataFrame: # Test clips sorted by `clip_id`: clip_id, group (the upload), label, then `p_<class>` a class
-    "Read one model's predictions; raises `StudyError` that names the file and the clip or column which cannot be right."
+    "Read one model's predictions; raises `StudyError` that names the file and what in it cannot be right."
     is_table, text = isinstance(source, pd.DataFrame), {'clip_id': str, 'label': str, 'group': str}
     path = source.attrs.get('path', 'table') if is_table else Path(source)
     try: df = source if is_table else pd.read_csv(path, dtype=text) if path.suffix == '.csv' else pd.read_parquet(path)
@@ -118,7 +118,8 @@ def stack_predictions(
         for col in ('label', 'group'):
             x = first.clip_id[cut[id(d)][col].to_numpy() != first[col].to_numpy()]
             if len(x) and not (col == 'group' and d.attrs.get('named')):
-                raise StudyError(f'{other}: {len(x)} clips have another {col} than in {name}, the first is {x.iloc[0]!r}')
+                raise StudyError(f'{other}: {len(x)} clips have another {col} than in {name}, '
+                                 f'the first is {x.iloc[0]!r}')
     probs = {m: np.stack([cut[id(d)].filter(regex='^p_').to_numpy() for d in r.values()]) for m, r in runs.items()}
     said = {m: next((d.attrs['pretraining'] for d in r.values() if d.attrs.get('pretraining')), None)
             for m, r in runs.items()}
@@ -192,7 +193,7 @@ def reliability(
     probs:np.ndarray, # Class probabilities, (N,K)
     y_true:np.ndarray, # True class, (N,)
     bins:int=BINS # Equal stretches of [0,1]
-)->pd.DataFrame: # One row a bin: clips, confidence (mean probability of the answer), right (share); NaN where it is empty
+)->pd.DataFrame: # One row a bin: clips, confidence (mean probability of the answer), right (share); NaN where empty
     "The reliability diagram (Guo et al. 2017, *ICML*, section 2, after Niculescu-Mizil and Caruana 2005)."
     sure, right = probs.max(1), probs.argmax(1) == y_true
     at = np.ceil(sure*bins).clip(1, bins).astype(int) - 1
@@ -213,7 +214,9 @@ def calibration_error(
 # %% ../nbs/04a_statistics.ipynb #454edde2
 SCORES = ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')
 
-def seed_scores(p:Predictions)->pd.DataFrame: # One row a model and seed: model, seed, then `SCORES`; no top3 below 4 classes
+def seed_scores(
+    p:Predictions
+)->pd.DataFrame: # One row a model and seed: model, seed, then `SCORES`; no top3 below 4 classes
     "The scores of each training run, by scikit-learn where it has them."
     def score(x, k=len(p.classes)):
         y, mine = x.argmax(1), np.take_along_axis(x, p.y_true[:, None], 1)[:, 0]

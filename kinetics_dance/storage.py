@@ -25,13 +25,16 @@ def place(where # A folder or a file: path, or an address such as `s3://bucket/n
         from upath import UPath
         fsspec.get_filesystem_class(kind)
         return UPath(str(where))
-    except ValueError: raise StudyError(f'{where}: nobody here knows {kind}://; try s3://, gs://, memory:// or a path') from None
+    except ValueError:
+        raise StudyError(f'{where}: nobody here knows {kind}://; try s3://, gs://, memory:// or a path') from None
     except ImportError as e:
-        raise StudyError(f"{where}: {str(e).rstrip('.')}; pip install 'kinetics_dance[cluster]' has what s3:// needs") from None
+        raise StudyError(f"{where}: {str(e).rstrip('.')}; "
+                         "pip install 'kinetics_dance[cluster]' has what s3:// needs") from None
 
 def is_far(where) -> bool: # Is it an address, not a path on this machine?
     "Must a file be copied before a decoder can seek in it?"
-    return not isinstance(where, (str, Path)) or '://' in str(where) and not str(where).startswith(('file://', 'local://'))
+    if not isinstance(where, (str, Path)): return True
+    return '://' in str(where) and not str(where).startswith(('file://', 'local://'))
 
 # %% ../nbs/00a6_storage.ipynb #b5702091
 @contextmanager

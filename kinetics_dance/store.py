@@ -115,9 +115,9 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                 pool=None,          # Workers of other machines (`cluster.workers`), in place of `jobs`
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
-    folder = place(folder)
+    folder, base = place(folder), place(base) if base is not None else place(folder).parent
     params = _params(n_frames, size, sampler, compression)
-    jobs_todo = _jobs(clips, place(base) if base is not None else folder.parent)
+    jobs_todo = _jobs(clips, base)
     _open_store(folder, params, log)
     notes = {} if rebuild or is_far(folder) else { # what is far is looked at by the workers, side by side
         c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}

@@ -83,23 +83,24 @@ class StreamLoader(ClipLoader):
         if (n := sum(len(r) for _,r in self.rows)) < len(clips):
             raise StudyError(f'{clips.store.folder.name}: {len(clips)-n} of {len(clips)} training clips are not in the pack; kinetics-dance frames --pack')
 
-    def __len__(self):
-        size = self.part[1]
-        return min((hi-lo)//max(1, b-a) for (lo,hi),(a,b) in
-                   ((share(len(self.clips), r, size), share(self.bs, r, size)) for r in range(size)))
+    def lanes(self)->list: # (first, last, clips a batch): which stretch of the row of all clips each process reads
+        "Stretches as long as the parts of a batch are"
+        parts,n = [share(self.bs, r, self.part[1]) for r in range(self.part[1])],len(self.clips)
+        return [(n*a//self.bs, n*b//self.bs, b-a) for a,b in parts]
+
+    def __len__(self): return min((hi-lo)//max(1, k) for lo,hi,k in self.lanes())
 
     def order(self): return self._rng(1).permutation(len(self.rows)).tolist()
 
     def batches(self)->list: # Places of the clips of each batch of this epoch
         "Who meets whom"
         from webdataset.filters import _shuffle
-        row,size,lanes = [k for s in self.order() for k in self.rows[s][1]],self.part[1],[]
-        for r in range(size):
+        row,parts = [k for s in self.order() for k in self.rows[s][1]],[]
+        for r,(lo,hi,n) in enumerate(self.lanes()):
             rng = random.Random(f'{self.clips.seed} {self.epoch} {r}')
-            lane = list(_shuffle(iter(row[slice(*share(len(row), r, size))]), self.buffer, self.buffer, rng))
-            a,b = share(self.bs, r, size)
-            lanes.append([lane[k*(b-a):(k+1)*(b-a)] for k in range(len(self))])
-        return [sum(parts, []) for parts in zip(*lanes)]
+            lane = list(_shuffle(iter(row[lo:hi]), self.buffer, self.buffer, rng))
+            parts.append([lane[k*n:(k+1)*n] for k in range(len(self))])
+        return [sum(b, []) for b in zip(*parts)]
 
     def batch_ids(self, step): return self.clips.ids[self.batches()[step]].tolist()
 

@@ -56,7 +56,7 @@ def _meet(store, rank, size):
 
 def open_team(
     recipe:Recipe=Recipe(), # Its device and its batch are shared
-)->'Team': # A team of one where nobody started several
+): # A `Team`, of one where nobody started several
     "The team that this process belongs to"
     rank,size,local = environment()
     if size == 1: return Team()

@@ -94,7 +94,8 @@ def verdict(
     if points[0] < 0: better, worse, points = worse, better, -points[[0, 2, 1]]
     points = points.round(1) + 0.     # no -0.0
     if row['p'] is None or pd.isna(row['p']):
-        return (f'{better} against {worse}: {points[0]:+.1f} points on {n} clip{"s"*(n != 1)} of one upload, which allow no test.')
+        return (f'{better} against {worse}: {points[0]:+.1f} points on {n} clip{"s"*(n != 1)} '
+                f'of one upload, which allow no test.')
     holm = f' after Holm for {tests} pairs' if tests > 1 else ''
     span = f'the difference of {points[0]:+.1f} points lies in [{points[1]:.1f}, {points[2]:.1f}]'
     if row['p'] < level:

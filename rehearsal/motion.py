@@ -206,6 +206,7 @@ def numbers():
     rows.append(['trees on joints, moments vote', f"{100*ref['vote']:.1f} %", '', '', ''])
     rows.append(['trees on joints, moments in order', f"{100*ref['ordered']:.1f} %", f"{100*ref['probe']:.1f} %", '', ''])
     rows.append(['trees on joints, trained on shuffled moments', f"{100*ref['shuffled']:.1f} %", '', '', ''])
+    rows.append(['trees that know only which joints are missing', f"{100*ref['missing']:.1f} %", '', '', ''])
     res['accuracy'] = table(['model', 'accuracy', 'frames shuffled', 'backwards', 'one frame repeated'], rows)
     res['size'] = f"{r['n_test']:,} test clips, {len(r['classes'])} actions, {len(r['models'][models[0]]['seeds'])} training runs of each model."
     res['pairs'] = '\n'.join(f'- {v}' for v in named(r))

@@ -299,3 +299,28 @@ def test_workflow(path):
             else: assert s['run'] in ('make test', 'make report'), s['run']
     runs = [s.get('run') or s['uses'].split('@')[0] for j in w['jobs'].values() for s in j['steps']]
     if path.stem == 'site': assert [r for r in runs if r.startswith('make') or 'pages' in r][1:] == ['make report', 'actions/upload-pages-artifact', 'actions/deploy-pages']
+
+
+def test_quarto():
+    "Settings with which `nbdev_docs` renders the same notebooks: what nbdev would write, keys that Quarto knows, files that are there"
+    from nbdev.quarto import _nbdev_yml
+    fill = {k: CFG.get(k).replace('%(user)s', CFG['user']).replace('%(repo)s', CFG['repo']) for k in ('title', 'description', 'branch', 'git_url', 'doc_host', 'doc_baseurl')}
+    made = yaml.safe_load(_nbdev_yml.format(**fill, doc_path=CFG['doc_path']))
+    assert yaml.safe_load((ROOT/'nbs/nbdev.yml').read_text()) == made
+    q = yaml.safe_load((ROOT/'nbs/_quarto.yml').read_text())
+    assert set(q) <= {'project', 'format', 'website', 'metadata-files', 'execute', 'lang'} and q['project']['type'] == 'website'
+    assert set(q['project']) <= {'type', 'output-dir', 'resources', 'render'} and set(q['format']) == {'html', 'commonmark'}
+    assert set(q['format']['html']) <= {'theme', 'toc', 'css', 'code-copy', 'keep-md', 'number-sections'}
+    assert set(q['website']) <= {'title', 'description', 'site-url', 'repo-url', 'repo-branch', 'repo-actions', 'twitter-card', 'open-graph', 'navbar', 'sidebar', 'search'}
+    assert q['metadata-files'] == ['nbdev.yml', 'sidebar.yml']      # the second is written by nbdev each time
+    assert all((ROOT/'nbs'/r).exists() for r in q['project'].get('resources', []))
+    css = q['format']['html'].get('css', [])
+    assert all((ROOT/'nbs'/c).exists() for c in ([css] if isinstance(css, str) else css))
+
+
+@each
+def test_constructs_that_both_renderers_know(stem):
+    "Callouts with a kind that Quarto and the site have; no tabsets, no layouts, no shortcodes"
+    text = '\n'.join(markdown(stem))
+    for kind in re.findall(r'^:::+ *(\{[^}]*\}|\w.*)', text, re.M): assert re.fullmatch(r'\{\.callout-(note|tip|warning|important|caution)( [^}]*)?\}', kind), kind
+    assert '{{<' not in text and 'panel-tabset' not in text and 'layout-ncol' not in text

@@ -85,15 +85,37 @@ def test_accelerate_launches_the_same(tiny, two, tmp_path):  # noqa: F811
         assert (tmp_path/'r/tiny'/f).read_bytes() == (two[0]/'tiny'/f).read_bytes(), f
 
 
+def test_two_processes_train_from_shards(tiny, tmp_path):  # noqa: F811
+    pytest.importorskip('webdataset')
+    from kinetics_dance.shards import pack_store
+    file = study(tiny, tmp_path/'r', epochs=1, lr=[.001], batch_norm='train')
+    pack_store(tmp_path/'r/tiny/frames', tmp_path/'r/tiny/packs', 1, log=None)
+    out = done(start(TORCHRUN, file, '--packed', '--json', model='per_frame'))
+    card, = json.loads(next(line for line in out.splitlines() if line.startswith('[{')))
+    assert card['recipe']['packed'] and out.count('"recipe"') == 1, 'one of them speaks'
+    assert len(pd.read_parquet(tmp_path/'r/tiny/predictions/per_frame/seed0.parquet')) == 8
+
+
 def test_what_cannot_be_shared_is_refused_in_one_line(tiny, tmp_path):  # noqa: F811
     out = done(start(TORCHRUN, study(tiny, tmp_path/'r', batch_size=1, mixup=0.)), 2)
     assert out.count('batch_size: 1 clips cannot be shared among 2 processes') == 1, out
     assert 'Traceback' not in out.split('ChildFailedError')[0].split('torch/distributed')[0]
 
 
-def test_the_sbatch_script_is_a_sound_one():
+def test_the_sbatch_script(tmp_path):
+    "Sound as a script; and what it would start on two machines with eight GPUs each"
     script = ROOT/'recipes'/'train.sbatch'
     subprocess.run(['bash', '-n', script], check=True)
+    for name, says in dict(scontrol='echo node7; echo node8', srun='echo "$@"').items():
+        (tmp_path/name).write_text(f'#!/bin/bash\n{says}\n')
+        (tmp_path/name).chmod(0o755)
+    job = dict(STUDY='s.yaml', MODEL='cnn_lstm', SLURM_JOB_ID='12345', SLURM_JOB_NUM_NODES='2', SLURM_JOB_NODELIST='node[7-8]',
+               SLURM_GPUS_ON_NODE='8', SLURM_CPUS_PER_TASK='64')
+    run = lambda env: subprocess.run(['bash', script, '--packed'], env=dict(PATH=f"{tmp_path}:{os.environ['PATH']}") | env, capture_output=True, text=True)
+    line = run(job).stdout
+    for part in ('--nnodes 2', '--nproc-per-node 8', '--rdzv-endpoint node7:32345', '--seed 0 --packed', '-m kinetics_dance.train --study s.yaml --model cnn_lstm'):
+        assert part in line, line
+    without = run({k: v for k, v in job.items() if k != 'MODEL'})
+    assert without.returncode and 'give MODEL' in without.stderr
     shellcheck = shutil.which('shellcheck', path=f"{ROOT/'.venv'/'bin'}:{os.environ['PATH']}")
-    if not shellcheck: pytest.skip('shellcheck is not installed; bash -n passed')
-    subprocess.run([shellcheck, script], check=True)
+    if shellcheck: subprocess.run([shellcheck, script], check=True)

@@ -138,7 +138,7 @@ def test_penn_action_is_read_whole():
 @penn
 def test_order_helps_on_the_joints_themselves():
     r = joint_reference(MotionFile(PENN), trees=60)
-    assert .85 < r['vote'] < .93 and r['ordered'] > r['vote']+.01 and r['shuffled'] < r['ordered']-.03 and r['probe'] < r['shuffled']
+    assert .85 < r['vote'] < .93 and r['ordered'] > r['vote']+.01 and r['shuffled'] < r['ordered']-.03 and r['probe'] < r['shuffled'] and .15 < r['missing'] < .35
 
 
 @published

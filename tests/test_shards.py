@@ -1,6 +1,6 @@
 "Shards as a user meets them: packed by the command line, trained from, interrupted, damaged, of other frames."
-import json, os, signal, subprocess, sys, tarfile, time
-import numpy as np, pandas as pd, pytest, torch, yaml
+import json, signal, subprocess, sys, tarfile
+import pandas as pd, pytest, torch, yaml
 from conftest import ROOT
 from kinetics_dance.data import StudyError
 from test_training import copy, settings, tiny   # noqa: F401  a study of two dances, nothing trained
@@ -17,6 +17,15 @@ def pack(runs, shard_mb=1):
 def packed(tiny, tmp_path_factory):  # noqa: F811
     runs = copy(tiny, tmp_path_factory.mktemp('packed')/'r')
     return runs, pack(runs)
+
+
+def with_videos(tiny, runs):  # noqa: F811
+    "The videos of the study, too, and where they lie"
+    from kinetics_dance.data import ClipTable
+    subprocess.run(['cp', '-a', tiny/'tiny'/'videos', runs/'tiny'], check=True)
+    table = ClipTable(runs/'tiny'/'clips.sqlite')
+    table.update([dict(clip_id=f.stem, path=f'videos/{f.name}') for f in (runs/'tiny'/'videos').iterdir()])
+    return table.frame()
 
 
 def loaders(store, runs, **changes):
@@ -47,13 +56,11 @@ def test_training_from_shards(packed):
 @pytest.mark.parametrize('compression', ['none', 'jpeg'])
 def test_the_same_clips_in_other_company(tiny, tmp_path, compression):  # noqa: F811
     from kinetics_dance.batches import FrameStore
-    from kinetics_dance.data import ClipTable
     from kinetics_dance.store import build_store
     from kinetics_dance.streaming import PackedStore
     runs = copy(tiny, tmp_path/'r')
     if compression == 'jpeg':
-        subprocess.run(['cp', '-a', tiny/'tiny'/'videos', runs/'tiny'], check=True)
-        build_store(ClipTable(runs/'tiny'/'clips.sqlite').frame(), runs/'tiny'/'frames', n_frames=8, size=(48, 64), base=runs/'tiny', jobs=1, compression='jpeg', log=lambda s: None)
+        build_store(with_videos(tiny, runs), runs/'tiny'/'frames', n_frames=8, size=(48, 64), jobs=1, compression='jpeg', log=lambda s: None)
     pack(runs)
     a, b = (loaders(s, runs, light=0.).train for s in (FrameStore(runs/'tiny'/'frames'), PackedStore(runs/'tiny'/'packs')))
     for _ in range(2):
@@ -162,7 +169,7 @@ shards.pack_store({str(runs/'tiny'/'frames')!r}, {str(runs/'tiny'/'packs')!r}, 1
 
 def test_the_command_packs(tiny, tmp_path):  # noqa: F811
     runs = copy(tiny, tmp_path/'r')
-    subprocess.run(['cp', '-a', tiny/'tiny'/'videos', runs/'tiny'], check=True)
+    with_videos(tiny, runs)
     (tmp_path/'tiny.yaml').write_text(yaml.safe_dump(dict(study='tiny', runs=str(runs), n_frames=8, frame_height=48, frame_width=64, clip_frames=4)))
     line = [sys.executable, '-W', 'ignore', '-m', 'kinetics_dance.command_line', 'frames', '--study', tmp_path/'tiny.yaml', '--pack', '--shard-mb', '1', '--json']
     p = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)

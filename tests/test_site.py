@@ -133,3 +133,120 @@ def test_rules():
     assert page('01a_training') == 'training' and page('index') == 'index'
     assert prose('`@fig-a` @fig-a.') == '`@fig-a` {numref}`fig-a`.'
     assert prose('see [frames](01_frames.ipynb#store)') == 'see [frames](frames.ipynb#store)'
+
+
+def test_finished_pages_are_checked(tmp_path):
+    "A link, an anchor or a picture that leads nowhere, another host, a page that is too heavy: each is told"
+    from report.polish import check_pages
+    (tmp_path/'b.html').write_text('<h1 id="here">b</h1>')
+    def told(html):
+        (tmp_path/'a.html').write_text(html)
+        return ' '.join(check_pages(tmp_path, ROOT))
+    assert told('<a href="b.html#here">x</a> <a href="https://example.org">out</a> <a href="#y" id="y">y</a>') == ''
+    assert 'c.html, which is not there' in told('<a href="c.html">x</a>')
+    assert 'no such place' in told('<a href="b.html#there">x</a>') and 'no such place' in told('<a href="#there">x</a>')
+    assert 'not there' in told('<img src="x.png">') and 'not there' in told('<video poster="x.jpg"></video>')
+    assert 'loads https://example.org/x.js' in told('<script src="https://example.org/x.js"></script>')
+    assert '1.60 MB' in told('x'*1_600_000)
+    assert 'an absolute path' in told('<p>/somewhere/lib/python3.11/site-packages/torch/x.py</p>') and 'memory address' in told('<p>&lt;X at 0x7f00&gt;</p>')
+
+
+def test_warnings_are_not_shown_errors_are():
+    from report.bridge import without_warnings
+    s = "/x/site-packages/torch/__init__.py:96: UserWarning: TF32 is\n  warnings.warn(\nerror: no such model\nFile /x/site-packages/a/b.py\n"
+    assert without_warnings(s) == 'error: no such model\nFile a/b.py\n'
+
+
+def test_links_of_the_readme():
+    "Every relative link leads to a file of the repository, every anchor to a heading"
+    bad = []
+    for name in ('README.md', 'CONTRIBUTING.md'):
+        if not (ROOT/name).exists(): continue
+        text = re.sub(r'^```.*?^```', '', (ROOT/name).read_text(), flags=re.M | re.S)
+        anchors = {re.sub(r'[^\w\- ]', '', h.lower()).strip().replace(' ', '-') for h in re.findall(r'^#+ (.+)$', text, re.M)}
+        for url in re.findall(r'\]\(([^)\s]+)\)', text):
+            path, _, anchor = url.partition('#')
+            if re.match(r'\w+:', url): continue
+            if path and not (ROOT/path).exists() or not path and anchor not in anchors: bad.append(f'{name}: {url}')
+    assert not bad, bad
+
+
+def test_links_between_pages():
+    "Files of the repository are named as the site names them; what is not on the site is named in words; a slow pattern would hang here"
+    from report.pages import links
+    names = dict(kinetics='kinetics', cluster='cluster-guide')
+    assert links('[a](kinetics.md#gpu) [b](pages/cluster.md) `[c](kinetics.md)`', names, ROOT).startswith('[a](kinetics.md#gpu) [b](cluster-guide.md)')
+    assert links('[steps](../../Makefile)', names, ROOT) == 'steps (`Makefile`)' and links('[x](nowhere.txt)', names, ROOT) == '[x](nowhere.txt)'
+    assert page('00a5_mirror') == 'mirror' and prose('[m](../00a5_mirror.ipynb)') == '[m](mirror.ipynb)'
+    links('[' + '`a` '*400 + '](x', names, ROOT)
+
+
+def test_galleries(tmp_path):
+    "Pairs come from one upload; a clip that is not there is not shown; made once"
+    import numpy as np
+    from report.gallery import make, show
+    from report.bridge import Media
+    d = tmp_path/'study'
+    (d/'frames').mkdir(parents=True)
+    rows = [('u1', 'left', 'train'), ('u2', 'left', 'test'), ('u2', 'right', 'test'), ('u3', 'alone', 'test'), ('u4', 'lost', 'test')]
+    (d/'clips.csv').write_text('clip_id,label,youtube_id,group,split,source,status,path\n' + ''.join(f'{u}_{k},{k},{u},{u},{s},demo,ok,videos/{u}_{k}.mp4\n' for u, k, s in rows))
+    for u, k, _ in rows[:-1]: np.save(d/f'frames/{u}_{k}.npy', np.full((12, 48, 64, 3), 90, np.uint8))
+    (d/'known.json').write_text('{"pairs": [{"classes": ["left", "right"], "differs": "order"}]}')
+    g = make(d, tmp_path/'out')
+    assert [(c['clip'], c['differs']) for c in g['clips']] == [('u2_left', 'order'), ('u2_right', 'order'), ('u3_alone', None)]
+    before = (tmp_path/'out/left.mp4').stat().st_mtime_ns
+    assert make(d, tmp_path/'out') == g and (tmp_path/'out/left.mp4').stat().st_mtime_ns == before
+    html = show(g, tmp_path/'out', Media(tmp_path/'media'))
+    assert html.count('<video controls loop muted playsinline preload="none"') == 3 and html.count('class="pair"') == 1 and 'the same frames in another order' in html
+
+
+def test_page_of_results(tmp_path):
+    "Failing checks and networks that saw Kinetics are marked; a study that is kept without its run has a page, too"
+    import json
+    from report.bridge import Media
+    from report.results import page as results_page, studies
+    acc = dict(mean=.5, low=.4, high=.6)
+    r = dict(study='kept', n_test=10, n_uploads=5, classes=['a', 'b'], models=dict(per_frame=dict(accuracy=acc, pretraining='ImageNet', seeds=[0]), seen=dict(accuracy=dict(acc, mean=.9), pretraining='Kinetics-400', seeds=[0])),
+             verdicts=['seen is better than per_frame on 10 clips.'], known_answer=[dict(check='at most 0.5', model='per_frame', value=.5, low=.4, high=.6, passes=False)], notes=[], leaks=dict(near_duplicates=0), costs=[])
+    d = tmp_path/'results/kept'; d.mkdir(parents=True)
+    (d/'report.json').write_text(json.dumps(r))
+    assert studies(tmp_path, 'runs', 'demo') == {'kept': d}
+    text = results_page(tmp_path, 'kept', d, Media(tmp_path/'m'), lambda data, label, name: 'x')
+    assert 'seen † is better than per-frame vote' in text and 'not to be compared' in text and 'did not find its known answer' in text and '90.0 % [40.0, 60.0]' in text
+
+
+def test_quarto_files():
+    "What `nbdev_docs` reads where Quarto is installed: as settings.ini says, with keys that Quarto knows"
+    import jsonschema, yaml
+    from nbdev.quarto import _nbdev_yml
+    from report.common import settings
+    cfg = settings(ROOT)
+    val = {k: re.sub(r'%\((\w+)\)s', lambda m: cfg.get(m[1], raw=True), cfg.get(k, raw=True)) for k in ('title', 'description', 'branch', 'git_url', 'doc_host', 'doc_baseurl', 'doc_path')}
+    assert (ROOT/'nbs/nbdev.yml').read_text() == _nbdev_yml.format(**val), 'nbs/nbdev.yml is not what nbdev makes of settings.ini'
+    obj = lambda props, *need: dict(type='object', properties=props, required=need, additionalProperties=False)
+    text, flag = dict(type='string'), dict(type='boolean')
+    site = obj({**{k: text for k in ('title', 'site-url', 'description', 'repo-branch', 'repo-url', 'favicon')}, 'open-graph': flag, 'twitter-card': flag,
+                'repo-actions': dict(type='array', items=dict(enum=['edit', 'source', 'issue', 'none'])), 'navbar': obj(dict(background=text, search=flag)), 'sidebar': obj(dict(style=dict(enum=['floating', 'docked'])))})
+    html = obj({'theme': dict(anyOf=[text, obj(dict(light=text, dark=text), 'light', 'dark')]), 'css': text, 'toc': flag, 'keep-md': flag})
+    schema = obj({'project': obj({'type': dict(const='website'), 'output-dir': text}), 'format': obj(dict(html=html, commonmark=text), 'html', 'commonmark'), 'website': site,
+                  'metadata-files': dict(type='array', items=text, contains=dict(const='nbdev.yml'))}, 'website', 'project')
+    for name in ('_quarto.yml', 'nbdev.yml'): jsonschema.validate(yaml.safe_load((ROOT/'nbs'/name).read_text()), schema)
+    q = yaml.safe_load((ROOT/'nbs/_quarto.yml').read_text())
+    assert q['project']['type'] == 'website' and (ROOT/'nbs'/q['format']['html']['css']).exists()
+    assert cfg.get('custom_quarto_yml', 'True') == 'True', 'nbdev would overwrite nbs/_quarto.yml'
+
+
+KNOWN = r'\{\.callout-(note|tip|important|warning|caution)\b[^}]*\}$|\{#(sec|fig|tbl|eq)-[\w-]+\}'
+
+
+def test_constructs_that_both_understand():
+    "Notebooks and prose pages hold no directive of Quarto or MyST that the other would print as it stands"
+    from report.common import load_nb, notebooks, source
+    texts = {p.name: '\n\n'.join(source(c) for c in load_nb(p)['cells'] if c['cell_type'] == 'markdown') for p in notebooks(ROOT).values()}
+    texts |= {p.name: p.read_text() for p in (ROOT/'nbs/pages').glob('*.md')}
+    bad = []
+    for name, s in texts.items():
+        s = re.sub(r'^```.*?^```|`[^`\n]+`', '', s, flags=re.M | re.S)
+        bad += [f'{name}: {l}' for l in re.findall(r'^:::+ *(\S.*)$', s, re.M) if not re.match(KNOWN, l.strip())]
+        bad += [f'{name}: {m}' for m in re.findall(r'\{(?:numref|ref|doc|eq|py:\w+)\}`[^`]*`|\{\{<.*?>\}\}|^\(\S+\)=$', s, re.M)]
+    assert not bad, bad

@@ -27,13 +27,6 @@ def results(folder):
     return report, {str(f.relative_to(folder)): f.read_bytes() for f in files}, (folder/'clips.csv').read_bytes(), {f.name: f.read_bytes() for f in (folder/'frames').glob('*.npy')}
 
 
-@pytest.fixture(scope='module')
-def smoke(tmp_path_factory):
-    runs = tmp_path_factory.mktemp('smoke'); p = run(ROOT/'studies/smoke.yaml', runs)
-    assert p.returncode == 0, p.stdout+p.stderr
-    return runs/'smoke'
-
-
 pytestmark = pytest.mark.xdist_group('study')     # one worker: the tests share one study
 
 
