@@ -111,7 +111,8 @@ class Together(DistributedTrainer):
         device:str='cpu', # cpu or cuda
     ):
         self.team,self.device = team,device
-        super().__init__(sync_bn=False, cpu=device == 'cpu', mixed_precision='no',   # both are done here, or by the recipe
+        # batch norms are seen to here, precision by the recipe
+        super().__init__(sync_bn=False, cpu=device == 'cpu', mixed_precision='no',
                          kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
     def _wrap_dl(self, dl):
@@ -120,18 +121,20 @@ class Together(DistributedTrainer):
 
     def before_fit(self):
         if self.dls.train.bs < self.team.size:
-            raise StudyError(f'{self.dls.train.bs} training clips cannot be shared among {self.team.size} processes; start fewer')
+            raise StudyError(f'{self.dls.train.bs} training clips cannot be shared among {self.team.size} processes; '
+                             'start fewer')
         done = torch.tensor([len(self.learn.history.rows)])
         known = [torch.empty_like(done) for _ in range(self.team.size)]
         dist.all_gather(known, done)
         if len(set(map(int, known))) > 1:
-            raise StudyError('runs: the processes do not see the same checkpoint; put runs on a disk that all machines share')
+            raise StudyError('runs: the processes do not see the same checkpoint; '
+                             'put runs on a disk that all machines share')
         for cb in [cb for cb in self.learn.cbs if type(cb) is MixUp]:
             self.learn.remove_cb(cb)
             self.learn.add_cb(TeamMixUp(cb, self.team))
         self.was = _swap(self.model, self.device)
         self.dropouts = [m for m,old in self.was if old is nn.Dropout]
-        with warnings.catch_warnings(): # buffers are the same in all, batch norms see to it; torch is giving the option another name
+        with warnings.catch_warnings(): # torch is giving broadcast_buffers another name
             warnings.simplefilter('ignore', FutureWarning)
             super().before_fit()
 
@@ -141,7 +144,9 @@ class Together(DistributedTrainer):
 
     def _same_draws(self):
         "Random numbers go on as those of the first process"
-        for get,put in [(torch.get_rng_state, torch.set_rng_state), *([(torch.cuda.get_rng_state, torch.cuda.set_rng_state)]*(self.device == 'cuda'))]:
+        draws = [(torch.get_rng_state, torch.set_rng_state)]
+        if self.device == 'cuda': draws.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state))
+        for get,put in draws:
             state = get()
             dist.broadcast(state, 0)
             put(state)

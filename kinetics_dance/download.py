@@ -216,9 +216,9 @@ class _Round:
 
     def grow(self):
         "More slots where workers have joined since; fewer are not taken back, the clips would only wait elsewhere"
+        room = getattr(self.pool, 'room', lambda: self.jobs)() # asks the scheduler, so not with the lock: `done` needs it too
         with self.lock:
-            more = getattr(self.pool, 'room', lambda: self.jobs)() - self.jobs
-            if more > 0:
+            if (more := room - self.jobs) > 0:
                 self.jobs += more
                 self.slots.release(more)
 

@@ -18,7 +18,8 @@ _MEMBER = re.compile(r'[\w=+@%-]+\.(npy|mjpeg|json)', re.A)
 def _webdataset():
     try: from webdataset import tariterators, writer
     except ImportError:
-        raise StudyError("shards need the package webdataset, which is not installed: pip install 'kinetics_dance[cluster]'") from None
+        raise StudyError('shards need the package webdataset, which is not installed: '
+                         "pip install 'kinetics_dance[cluster]'") from None
     return tariterators,writer
 
 def write_shard(
@@ -28,7 +29,8 @@ def write_shard(
 ):
     "Write clips into a shard: whole or not at all, and the same bytes each time"
     _,writer = _webdataset()
-    with writing(path) as p, open(p, 'wb') as f, writer.TarWriter(f, encoder=False, mtime=0, user='', group='', mode=0o644) as tar:
+    plain = dict(encoder=False, mtime=0, user='', group='', mode=0o644)
+    with writing(path) as p, open(p, 'wb') as f, writer.TarWriter(f, **plain) as tar:
         for clip_id,data,note in samples:
             tar.write({'__key__': clip_id.replace('.', '%2E'), suffix[1:]: data, 'json': note})
 
@@ -51,7 +53,8 @@ def read_shard(
                 yield s['__key__'].replace('%2E', '.'),s[kind],s['json']
     except StudyError: raise
     except (OSError, ValueError, tarfile.TarError, EOFError):
-        raise StudyError(f'{path.name}: the shard is damaged or gone; kinetics-dance frames --pack makes it again') from None
+        raise StudyError(f'{path.name}: the shard is damaged or gone; '
+                         'kinetics-dance frames --pack makes it again') from None
 
 # %% ../nbs/00f1_shards.ipynb #e8afb223
 PACK = 1 # format of a pack; raised when what is written changes
@@ -100,7 +103,8 @@ def _samples(folder, clips, suffix):
         try: data,note = (folder/f'{c.clip_id}{suffix}').read_bytes(),(folder/f'{c.clip_id}.json').read_bytes()
         except OSError: data,note = b'',b''
         if hashlib.sha256(data).hexdigest() != c.sha256:
-            raise StudyError(f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix} is damaged or gone; kinetics-dance frames makes it again')
+            raise StudyError(f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix} is damaged or gone; '
+                             'kinetics-dance frames makes it again')
         yield c.clip_id,data,note
 
 def _contents(path):
@@ -115,4 +119,5 @@ def _contents(path):
 def _check_room(out, need, log):
     if log and need: log(f'pack: {len(need)} shards to write, {sum(need)/1e6:,.1f} MB')
     if not is_far(out) and (free := shutil.disk_usage(out).free) < sum(need):
-        raise StudyError(f'{out.name}: the pack needs {sum(need)/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; pack onto another disk')
+        raise StudyError(f'{out.name}: the pack needs {sum(need)/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; '
+                         'pack onto another disk')

@@ -26,7 +26,8 @@ class PackedStore(FrameStore):
         try: index = json.loads((self.folder/'index.json').read_text())
         except (OSError, ValueError): index = {}
         if (index.get('format'), index.get('version')) != (PACK, self.version):
-            raise StudyError(f'{self.folder.name}: no finished pack of these frames; kinetics-dance frames --pack makes it')
+            raise StudyError(f'{self.folder.name}: no finished pack of these frames; '
+                             'kinetics-dance frames --pack makes it')
         self.shards = [(s['name'], [c[0] for c in s['clips']]) for s in index['shards']]
         self.where = {c: (s['name'], *at) for s in index['shards'] for c,*at in s['clips']}
         self.held,self._maps = {},{}
@@ -39,9 +40,11 @@ class PackedStore(FrameStore):
         shard,*at = self.where[clip_id]
         if shard not in self._maps:
             try:
-                with open(cached(self.folder/shard, self.version), 'rb') as f: self._maps[shard] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+                with open(cached(self.folder/shard, self.version), 'rb') as f:
+                    self._maps[shard] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError):
-                raise StudyError(f'{shard}: the shard is damaged or gone; kinetics-dance frames --pack makes it again') from None
+                raise StudyError(f'{shard}: the shard is damaged or gone; '
+                                 'kinetics-dance frames --pack makes it again') from None
         begin,n = at[2*what:2*what+2]
         return memoryview(self._maps[shard])[begin:begin+n]
 
@@ -67,7 +70,8 @@ class PackedStore(FrameStore):
             if what != (self.shape, False, np.uint8): raise ValueError('another shape')
             return np.frombuffer(data, np.uint8, offset=head.tell()).reshape(self.shape)
         except (ValueError, KeyError):
-            raise StudyError(f'clip {clip_id}: its bytes in the pack {self.folder.name}/ are damaged; kinetics-dance frames --pack') from None
+            raise StudyError(f'clip {clip_id}: its bytes in the pack {self.folder.name}/ are damaged; '
+                             'kinetics-dance frames --pack makes it again') from None
 
 # %% ../nbs/00h1_streaming.ipynb #4679184e
 class StreamLoader(ClipLoader):
@@ -81,7 +85,8 @@ class StreamLoader(ClipLoader):
         place = {c: k for k,c in enumerate(clips.ids)}
         self.rows = [(name, [place[c] for c in ids if c in place]) for name,ids in clips.store.shards]
         if (n := sum(len(r) for _,r in self.rows)) < len(clips):
-            raise StudyError(f'{clips.store.folder.name}: {len(clips)-n} of {len(clips)} training clips are not in the pack; kinetics-dance frames --pack')
+            raise StudyError(f'{clips.store.folder.name}: {len(clips)-n} of {len(clips)} training clips are not in the pack; '
+                             'kinetics-dance frames --pack makes it again')
 
     def lanes(self)->list: # (first, last, clips a batch): which stretch of the row of all clips each process reads
         "Stretches as long as the parts of a batch are"
@@ -131,7 +136,8 @@ def create_batches(self:StreamLoader, samps):
         for b,ids in zip(batches, mine):
             while missing := [c for c in ids if c not in store.held]:
                 if (got := next(stream, None)) is None:
-                    raise StudyError(f'clip {missing[0]}: not in its shard {store.where[missing[0]][0]}; kinetics-dance frames --pack makes it again')
+                    raise StudyError(f'clip {missing[0]}: not in its shard {store.where[missing[0]][0]}; '
+                                     'kinetics-dance frames --pack makes it again')
                 store.held[got[0]] = store.clip(*got)
             yield self.create_batch(b)
             for c in ids: del store.held[c]

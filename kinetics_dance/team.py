@@ -17,8 +17,8 @@ from filelock import FileLock
 from .data import StudyError
 from .recipe import Recipe
 
-# %% ../nbs/01a6_team.ipynb #9735b830
-_SECONDS,_MEETING = 7200,600 # that one process waits for another before it gives up: in a training, and at its beginning
+# %% ../nbs/01a6_team.ipynb #abdce55f
+_SECONDS,_MEETING = 7200,600 # that one process waits for another: in a training, and at its beginning
 
 def environment()->tuple: # Number of this process, how many there are, number on its machine
     "Who this process is, as torchrun and accelerate say it"
@@ -28,15 +28,16 @@ def environment()->tuple: # Number of this process, how many there are, number o
 
 def _check_team(recipe, size, local):
     if not importlib.util.find_spec('accelerate'):
-        raise StudyError(f'{size} processes need the package accelerate, which is not installed: pip install accelerate')
+        raise StudyError(f'{size} processes need the package accelerate, which is not installed: '
+                         "pip install 'kinetics_dance[cluster]'")
     if recipe.batch_size < size:
         raise StudyError(f'batch_size: {recipe.batch_size} clips cannot be shared among {size} processes; '
                          'set a larger batch_size, or start fewer processes')
     if recipe.device not in ('cpu', 'cuda'):
         raise StudyError(f'device: {recipe.device} is one device, for {size} processes; set device: cuda, or cpu')
     if recipe.device == 'cuda' and local >= torch.cuda.device_count():
-        raise StudyError(f'device: process {local+1} of this machine has no GPU, there are {torch.cuda.device_count()}; start as many processes '
-                         'as there are GPUs')
+        raise StudyError(f'device: process {local+1} of this machine has no GPU, there are {torch.cuda.device_count()}; '
+                         'start as many processes as there are GPUs')
 
 def _meet(store, rank, size):
     "A part of the launcher's store that nobody wrote to before these processes were started"
@@ -52,7 +53,8 @@ def _meet(store, rank, size):
             store.set(f'{seen[0]}/{rank}', 'here')
             return dist.PrefixStore(seen[0], store)
         time.sleep(.02)
-    raise StudyError(f'process {rank} of {size} waited {_MEETING/60:.0f} minutes for the others; do all machines run the same command?')
+    raise StudyError(f'process {rank} of {size} waited {_MEETING/60:.0f} minutes for the others; '
+                     'do all machines run the same command?')
 
 def open_team(
     recipe:Recipe=Recipe(), # Its device and its batch are shared
@@ -64,8 +66,8 @@ def open_team(
     if recipe.device == 'cuda': torch.cuda.set_device(local)
     if not dist.is_initialized():
         store,*_ = next(rendezvous('env://', timeout=timedelta(seconds=_MEETING)))
-        dist.init_process_group('cpu:gloo,cuda:nccl' if recipe.device == 'cuda' else 'gloo', store=_meet(store, rank, size),
-                                rank=rank, world_size=size, timeout=timedelta(seconds=_SECONDS))
+        dist.init_process_group('cpu:gloo,cuda:nccl' if recipe.device == 'cuda' else 'gloo', rank=rank, world_size=size,
+                                store=_meet(store, rank, size), timeout=timedelta(seconds=_SECONDS))
         atexit.register(dist.destroy_process_group)
     return Team(rank, size)
 
@@ -116,5 +118,6 @@ class Team:
         count[at] += 1
         if self.size > 1:
             for a in (whole, count): dist.all_reduce(torch.from_numpy(a))
-        if not (count == 1).all(): raise RuntimeError(f'{(count != 1).sum()} of {n} rows were computed by none or by several processes')
+        if not (count == 1).all():
+            raise RuntimeError(f'{(count != 1).sum()} of {n} rows were computed by none or by several processes')
         return whole

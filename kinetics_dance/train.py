@@ -13,7 +13,7 @@ from .team import environment
 # %% ../nbs/06c_train.ipynb #46aa4061
 def main(
     args:list|None=None, # Options; those of the process by default
-    wait:float=3.,       # Seconds for which another process than the first keeps an error to itself
+    wait:float=10.,      # Seconds for which another process than the first keeps an error to itself
 ):
     "`kinetics-dance train`, in one of several processes"
     rank,size,_ = environment()

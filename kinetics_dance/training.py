@@ -118,8 +118,8 @@ class _Learner(Learner):
         if event_name not in self._who:
             if not hasattr(event, event_name): raise AttributeError(f'missing {event_name}')
             # after_fit also switches callbacks on again
-            self._who[event_name] = [cb for cb in self.cbs.sorted('order') if event_name == 'after_fit' or event_name in vars(cb)
-                                     or hasattr(type(cb), event_name)]
+            self._who[event_name] = [cb for cb in self.cbs.sorted('order') if event_name == 'after_fit'
+                                     or event_name in vars(cb) or hasattr(type(cb), event_name)]
         for cb in self._who[event_name]: cb(event_name)
 
 # %% ../nbs/01a_training.ipynb #b87a31bf

@@ -133,7 +133,8 @@ def _start(run, recipe, seed):
     if recipe.packed:
         version,store = store.version,PackedStore(run/'packs')
         if store.version != version:
-            raise StudyError(f'packed: {run.name}/packs was made from other frames; kinetics-dance frames --pack makes it again')
+            raise StudyError(f'packed: {run.name}/packs was made from other frames; '
+                             'kinetics-dance frames --pack makes it again')
     classes = sorted(table.label.unique())
     if len(classes) < 2: raise StudyError(f'the study has {len(classes)} class; a classifier needs two')
     lonely = sorted(set(classes)-set(table.label[table.split == 'train']))
@@ -169,7 +170,8 @@ def choose_lr(
             store,table,classes = _start(run, recipe, LR_SEED)
             net = make_model(spec, arguments, len(classes))
             _check_model(net, recipe)
-            try: last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, team=team)[1].iloc[-1]
+            try:
+                last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, team=team)[1].iloc[-1]
             except FloatingPointError: last = dict(valid_loss=None, top1=None)
             tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
             if log and team.first: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
@@ -192,7 +194,8 @@ def train_unit(
     folder,said = run/'models'/name/f'seed{seed}',run/'predictions'/name
     team = open_team(recipe)
     # before anything is trained: its package may be absent
-    tracker = make_tracker(recipe.track if team.first else 'none', run/'tracking', name, seed, vars(recipe) | arguments | dict(study=run.name))
+    tracker = make_tracker(recipe.track if team.first else 'none', run/'tracking', name, seed,
+                           vars(recipe) | arguments | dict(study=run.name))
     lr = tracker.params['lr'] = choose_lr(name, settings, log)
     key = _unit_key(run, spec, arguments, recipe, lr, seed)
     with team.lock(run/'models'/name/f'seed{seed}.lock'):
@@ -204,7 +207,9 @@ def train_unit(
         _check_model(net, recipe)
         cbs = [*([_Say(log, f'{name}, seed {seed}')] if log and team.first else []), *tracker.callbacks]
         checkpoint = folder/'checkpoint.safetensors'
-        try: net,history,clips = _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, checkpoint, key, cbs, team)
+        try:
+            net,history,clips = _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, checkpoint, key,
+                                       cbs, team)
         except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
         seconds = time.perf_counter()-began
         predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team)

@@ -230,6 +230,8 @@ def check_links(nbs):
     for nb in nbs:
         for c in text(nb):
             c['source'] = re.sub(r'\[(`[^`]+`)\]\(#(api-[\w.-]+)\)', lambda m: m[0] if m[2] in known else m[1], c['source'])
-            if m := re.match(r'\((api-[\w.-]+)\)=\n(::::\{py:.*)', c['source']):
-                if m[1] in seen: c['source'] = m[2] + '\n:no-index:' + c['source'][m.end():]
-                seen.add(m[1])
+            if m := re.match(r'\((api-[\w.-]+)\)=\n(::::\{py:\w+\} ([\w.]+).*)', c['source']):
+                # labels know no capitals: of a class `Workers` and a function `workers` the first one has it, and both are indexed
+                if (m[1], m[3]) in seen: c['source'] = m[2] + '\n:no-index:' + c['source'][m.end():]
+                elif m[1] in seen: c['source'] = m[2] + c['source'][m.end():]
+                seen |= {m[1], (m[1], m[3])}

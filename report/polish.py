@@ -80,7 +80,7 @@ def check_pages(out, root):
     for p, t in pages.items():
         where, text = p.relative_to(out), ''.join(t.text)
         for what, pat in (('an absolute path', rf'{re.escape(str(root))}|/site-packages/'), ('a memory address', r' at 0x[0-9a-f]+')):
-            if p.parent == out and (m := re.search(f'.*(?:{pat}).*', text)): bad.append(f'{where}: {what}: {m[0].strip()[:160]}')
+            if p.parent == out and (m := re.search(pat, text)): bad.append(f'{where}: {what}: ' + ' '.join(text[max(0, m.start() - 80):m.end() + 80].split()))
         bad += [f'{where}: loads {u}' for u in t.loads + t.media if re.match(r'(https?:)?//', u) and not u.startswith(own)]
         weight = p.stat().st_size
         for u in t.loads + t.media + t.links:
