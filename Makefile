@@ -8,11 +8,11 @@ PY := $(VENV)/bin/python
 PINS = $$( (cat constraints.txt; grep -E '^([a-z]+_)?requirements|^console_scripts|^min_python|^lib_' settings.ini) | cksum | tr ' ' -)
 
 .DEFAULT_GOAL := help
-.PHONY: help env report site test check export clean-notebooks readme release bench clean
+.PHONY: help env report site test check export clean-notebooks readme release bench rehearsal rehearsal-files rehearsal-motion rehearsal-kinetics rehearsal-outside clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [STUDY=demo] [PYTHON=python3]"; echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## make .venv from constraints.txt (again only when the pins changed; then no network is needed)
 	@set -e; if [ "$$(cat $(VENV)/.stamp 2>/dev/null)" != "$(PINS)" ]; then \
@@ -53,6 +53,20 @@ release: env ## pack wheel, demo model and checksums into dist/ (after make repo
 
 bench: env ## run the benchmarks
 	@set -e; for f in bench/*.py; do echo "== $$f"; $(PY) $$f; done
+
+rehearsal: rehearsal-files rehearsal-motion rehearsal-kinetics rehearsal-outside ## all on real input, where ../shared/data is: hours
+
+rehearsal-files: env ## real files through frames and predict: nbs/pages/real_files.md
+	@$(PY) -m rehearsal.files
+
+rehearsal-motion: env ## real human motion: results/motion and results/motion_transfer
+	@$(PY) -m rehearsal.motion
+
+rehearsal-kinetics: env ## the real lists at full size, with a loopback server in the place of YouTube and of the mirror
+	@$(PY) -m rehearsal.kinetics cvdf youtube laptop summary
+
+rehearsal-outside: env ## README followed in a fresh clone
+	@$(PY) -m rehearsal.outside $${TMPDIR:-/tmp}/kinetics-dance-outside
 
 clean: ## delete the results of a study and the site: runs/$(STUDY) and _site, nothing else
 	@[[ "$(STUDY)" =~ ^[A-Za-z0-9_-]+$$ ]] || { echo "error: STUDY must be a name" >&2; exit 2; }

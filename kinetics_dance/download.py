@@ -376,7 +376,8 @@ def download(table:ClipTable,   # The study's clips
                 given_up = clips.same & _lost(clips)
                 table.set(wanted(gone=clips.clip_id[given_up].tolist()))
                 clips = _look(table, to, *made)
-            table.update([dict(clip_id=c, status='ok', reason=None) for c in clips.clip_id[clips.there & (clips.status != 'ok')]])
+            found = clips.clip_id[clips.there & (clips.status != 'ok')]
+            table.update([dict(clip_id=c, status='ok', reason=None) for c in found])
             todo = clips[~clips.there & ~(clips.same & _lost(clips))].to_dict('records')
             fresh = [r for r in todo if r['clip_id'] not in details]
             if not todo or not fresh and attempt >= attempts: break
@@ -390,13 +391,16 @@ def download(table:ClipTable,   # The study's clips
             details |= _one_round(table, to, uploads, settings, jobs, timeout, log, pace, every, pool,
                                   short_side=short_side, fps=fps)
             attempt += not fresh or not attempt
-        _sweep(to)
-    clips = table.frame()
+        if attempt: _sweep(to)
+    # what was read last is still true if nothing was done: half a million rows are not read twice
+    clips = table.frame() if attempt or pace.why or len(found) else clips.drop(columns=['same', 'there'])
     return clips.assign(detail=[details.get(c, '') for c in clips.clip_id])
 
 def _sweep(folder):
     "Remove what killed workers left; in a bucket they leave nothing"
-    for p in () if is_far(folder) else (folder/'videos').glob('.*'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    if is_far(folder): return
+    with os.scandir(folder/'videos') as files: left = [Path(f.path) for f in files if f.name.startswith('.')]
+    for p in left: shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 def _check_sources(names, settings):
     "What would make every clip fail is said before the first is asked for"

@@ -218,7 +218,7 @@ def summary():
             ['waiting for YouTube, 300 an hour', '12 s a clip', f'{n/300:.0f} h'],
             ['clips on disk', f"{REAL['clip_mb']} MB", f"{ok*REAL['clip_mb']/1e3:.0f} GB"],
             ['frames on disk, 32 of 128×171', f"{REAL['store_mb']} MB", f"{ok*REAL['store_mb']/1e3:.0f} GB"],
-            ['memory', '', f"about {full['peak_mb']/1e3:.1f} GB for the download with its workers: it does not grow with the number of clips"]]
+            ['memory', '', f"about {full['peak_mb']/1e3:.1f} GB for the download with its four workers: it hardly grows with the number of clips (0.6 GB for 204)"]]
     part = [f"The {names[k]} run has {g['rows_of_the_lists']:,} of the 14,072 rows." for k, g in got.items() if k in names and g['rows_of_the_lists'] < 14_072]
     text = f"""# Kinetics, rehearsed
 
@@ -230,8 +230,7 @@ the id needs (96×72 pixels, 4 frames a second; up to 6,000 s). 8.1 % of the ids
 a while, down for good, *too many requests* (429), connections that are reset, files that are cut, pages in the place of videos, empty files, slow ones. The mirror's
 tars had empty, cut, short and false clips in them, and their transfers broke in six ways. What must become of each row was known before.
 
-The run was killed twice (`kill -9`): once the runner alone, in the middle of the download, and once it and all its processes, in the middle of the frames.
-{' '.join(part)}
+Each run was killed twice (`kill -9`): once the runner alone, in the middle of the download, and once it and all its processes, in the middle of the frames.{''.join(' ' + x for x in part)}
 
 {md(['', *(n for n, _ in runs)], rows)}
 

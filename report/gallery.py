@@ -120,7 +120,7 @@ def find(root, study, folder):
 def card(c, folder, media, strips=True):
     "HTML of one clip; `media.save` gives the address that its files have on the site"
     url = lambda k: media.save((folder/c[k]).read_bytes(), c[k].rsplit('.', 1)[1])
-    label, where = html.escape(c['label']), ''
+    label, where = html.escape(c['label'].replace('_', ' ')), ''
     if c.get('source') in ('youtube', 'cvdf'):        # a clip of somebody else's: say whose
         where = f' <a href="https://www.youtube.com/watch?v={html.escape(c["upload"])}">from YouTube</a>'
     still = f'<img class="strip" src="{url("strip")}" alt="{FRAMES} frames of the clip {label}, from first to last" loading="lazy">' if strips else ''

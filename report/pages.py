@@ -7,7 +7,7 @@ from .common import UserError
 from .results import table
 
 # prose pages in the order of the sidebar; what is not named here comes after these
-GUIDES, REFERENCE = ['own_videos', 'kinetics', 'cluster', 'real_files', 'real_motion', 'threats'], ['glossary', 'citation', 'changelog']
+GUIDES, REFERENCE = ['own_videos', 'kinetics', 'kinetics_rehearsal', 'cluster', 'real_files', 'real_motion', 'threats'], ['glossary', 'citation', 'changelog']
 # the lettered notebooks by the first two digits and the letter: (name of the page, title, what it is about, which)
 THEMES = [('built-clips', 'Clips: where they come from', 'From a list of uploads to a folder of clips, some of them gone and some of them broken.', r'00[a-c]'),
           ('built-frames', 'Frames: from files to batches', 'Which frames a model sees, that they are the right ones, and how they get to it fast enough.', r'00'),

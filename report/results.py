@@ -4,11 +4,13 @@ from . import gallery
 from .common import read_json
 
 NAMES = {'per_frame': 'per-frame vote', 'cnn_lstm': 'CNN-LSTM', 'video_transformer': 'video transformer', 'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
-PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='half of the frames', consecutive='neighbouring frames')
+PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='every second frame', consecutive='neighbouring frames')
 # figure: (caption, what is seen by one who cannot see it)
 FIGURES = dict(
-    accuracy=('Accuracy on the test clips with 95 % intervals (bars) and single training runs (hollow). Dashed, where it is known: the most that single frames can give.', 'One row a model: a dot with a bar for its interval.'),
-    differences=('Paired differences between models: full dots are real; a grey bar spans what could not be told from zero.', 'One row a pair of models: a dot with a bar for its interval, and a vertical line at zero.'),
+    accuracy=('Accuracy on the test clips with 95 % intervals (bars) and single training runs (hollow). Dashed, where it is known: '
+              'the most that single frames can give.', 'One row a model: a dot with a bar for its interval.'),
+    differences=('Paired differences between models: full dots are real; a grey bar spans what could not be told from zero.',
+                 'One row a pair of models: a dot with a bar for its interval, and a vertical line at zero.'),
     gain=('Which classes need time: points won over the per-frame vote, class by class, with 95 % intervals.', 'One row a class, a dot with a bar for each model with time.'),
     probes=('Accuracy when the frames are tampered with.', 'One row a way to tamper, a dot with a bar for each model.'),
     frames=('Accuracy against the number of frames.', 'A line a model, from one frame to many.'),
@@ -32,10 +34,11 @@ def named(text, models):
 def studies(root, runs, study):
     """{study: folder with its report.json}: the one the site is of, then what was run here, then what is kept. The smoke study is
     there to test the road, and has a page only on a site of its own."""
-    res = {study: root/runs/study} if (root/runs/study/'report.json').exists() else {}
+    def whole(f): return any(isinstance(m, dict) and 'accuracy' in m for m in ((read_json(f) or {}).get('models') or {}).values())
+    res = {study: root/runs/study} if whole(root/runs/study/'report.json') else {}
     for folder in (root/runs, root/'results'):
         for p in sorted(folder.glob('*/report.json')):
-            if p.parent.name not in (*res, 'smoke'): res[p.parent.name] = p.parent
+            if p.parent.name not in (*res, 'smoke') and whole(p): res[p.parent.name] = p.parent
     return res
 
 
@@ -78,7 +81,8 @@ def lead(r):
 def known(r, models):
     "The checks of the known answer, and what follows from them"
     checks = r.get('known_answer') or []
-    if not checks: return 'The right answer of this study is not known beforehand, so there is nothing to check it against; a study of [rendered dancers](demo.ipynb) has such checks.'
+    if not checks: return 'The right answer of this study is not known beforehand, so there is nothing to check it against; ' \
+                          'a study of rendered dancers has such checks.'
     bad = [c for c in checks if not c['passes']]
     verdict = f'**{len(bad)} of {len(checks)} checks fail, so none of the results counts.**' if bad else f':::{{admonition}} The study found its known answer\n:class: tip\nAll {len(checks)} checks pass.\n:::'
     num = lambda x: '' if x is None else f'{x:.3f}'
@@ -105,7 +109,10 @@ def page(root, study, folder, media, downloads):
     if r.get('notes'): out.append(':::{admonition} Note\n:class: note\n' + '\n\n'.join(named(x, models) for x in r['notes']) + '\n:::')
     ceiling = f" The most that a model of single frames can have here is **{pct(r['ceiling'])}**." if r.get('ceiling') else ''
     bad = [c for c in r.get('known_answer') or [] if not c['passes']]
-    out += ['## The answer', bad and ':::{admonition} The study did not find its known answer\n:class: warning\nSome [checks](#the-known-answer) fail, so none of its results counts.\n:::', f"The {name(best, models)} is right on **{span(models[best]['accuracy'])}** of the clips" +
+    out += ['## The answer',
+            bad and ':::{admonition} The study did not find its known answer\n:class: warning\n'
+                    'Some [checks](#the-known-answer) fail, so none of its results counts.\n:::',
+            f"The {name(best, models)} is right on **{span(models[best]['accuracy'])}** of the clips" +
             (f", the {name('per_frame', models)} on **{span(models['per_frame']['accuracy'])}**" if 'per_frame' in models and best != 'per_frame' else '') + '.' + ceiling,
             fig('accuracy'), '\n'.join(f'- {named(v, models)}' for v in r.get('verdicts') or [])]
     if found := gallery.find(root, study, folder):

@@ -223,7 +223,7 @@ def test_quarto_files():
     cfg = settings(ROOT)
     val = {k: re.sub(r'%\((\w+)\)s', lambda m: cfg.get(m[1], raw=True), cfg.get(k, raw=True)) for k in ('title', 'description', 'branch', 'git_url', 'doc_host', 'doc_baseurl', 'doc_path')}
     assert (ROOT/'nbs/nbdev.yml').read_text() == _nbdev_yml.format(**val), 'nbs/nbdev.yml is not what nbdev makes of settings.ini'
-    obj = lambda props, *need: dict(type='object', properties=props, required=need, additionalProperties=False)
+    obj = lambda props, *need: dict(type='object', properties=props, required=list(need), additionalProperties=False)
     text, flag = dict(type='string'), dict(type='boolean')
     site = obj({**{k: text for k in ('title', 'site-url', 'description', 'repo-branch', 'repo-url', 'favicon')}, 'open-graph': flag, 'twitter-card': flag,
                 'repo-actions': dict(type='array', items=dict(enum=['edit', 'source', 'issue', 'none'])), 'navbar': obj(dict(background=text, search=flag)), 'sidebar': obj(dict(style=dict(enum=['floating', 'docked'])))})
