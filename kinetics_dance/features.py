@@ -55,7 +55,7 @@ def features_key(
     crop,               # Height and width of the middle of the picture
 )->str: # 16 characters
     "Digest of all that decides a feature"
-    h = hashlib.sha256(f'1{net}{tuple(crop)}'.encode()+(frames.folder/'index.parquet').read_bytes())
+    h = hashlib.sha256(f"2{net}{getattr(net, 'places', '')}{tuple(crop)}{frames.version}".encode())
     for k,v in sorted(net.state_dict().items()): h.update(k.encode()+v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 

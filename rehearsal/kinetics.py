@@ -234,7 +234,7 @@ Each run was killed twice (`kill -9`): once the runner alone, in the middle of t
 
 {md(['', *(n for n, _ in runs)], rows)}
 
-The machine has two cores, and had ten to twenty other jobs beside this one, so the times are long and the CPU seconds are what to go by. Settings that were not those of the study file:
+The machine has two cores, and had ten to twenty other jobs beside this one, so the times are long and the CPU seconds are what to go by. In the part from the mirror the CPU seconds of the two starts that were killed are an estimate: their ffmpeg processes were not counted, so they were taken from the rate of the parts that were. Settings that were not those of the study file:
 addresses, `sleep: 0`, `jobs: 4`, and `compression: jpeg`, because the frames as they are would have filled the disk.
 
 ## What the real thing will take

@@ -446,3 +446,12 @@ def test_the_leak_is_as_large_as_we_say():
     shared = set(ours.label) & set(k400.label)
     val = k400[k400.label.isin(shared)]
     assert len(shared) == 13 and len(val) == 645 and val.youtube_id.isin(set(ours.youtube_id)).sum() == 475
+
+
+def test_features_of_another_grid_are_other_features():
+    from types import SimpleNamespace
+    from kinetics_dance.backbones import FrameFeatures
+    from kinetics_dance.features import features_key
+    nets = [FrameFeatures('small', grid=g) for g in (1, 2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    assert len({features_key(n, SimpleNamespace(version='v'), (44, 60)) for n in nets}) == 2
