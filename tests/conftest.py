@@ -104,7 +104,7 @@ def command(*args, timeout=900):
 @pytest.fixture(scope='session')
 def smoke(tmp_path_factory, worker_id):
     "Folder of the smoke study: run once for all workers, so a test must not change it"
-    return once(tmp_path_factory, worker_id, 'smoke', lambda runs: command('report.run', ROOT/'studies/smoke.yaml', '--runs', runs, '--only', *STUDY_NOTEBOOKS))/'smoke'
+    return once(tmp_path_factory, worker_id, 'smoke', lambda runs: command('report.run', ROOT/'studies/smoke.yaml', '--runs', runs, '--only', *STUDY_NOTEBOOKS, 'index'))/'smoke'
 
 
 @pytest.fixture(scope='session')

@@ -168,7 +168,7 @@ def test_a_study_clip_gets_the_numbers_of_the_study(predictor, here):
 def test_train_hands_over(monkeypatch, args, wanted):
     from kinetics_dance import command_line, units
     asked = []
-    monkeypatch.setattr(units, 'train_study', lambda study, model=None, seed=None, runs=None, log=print: asked.append((study, model, seed, runs)) or [])
+    monkeypatch.setattr(units, 'train_study', lambda study, model=None, seed=None, runs=None, log=print, packed=None: asked.append((study, model, seed, runs)) or [])
     assert cli('train', *args, '--json', main=command_line.main)[:2] == (0, '[]\n') and asked == [wanted]
 
 
