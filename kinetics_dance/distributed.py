@@ -123,10 +123,10 @@ class Together(DistributedTrainer):
         if self.dls.train.bs < self.team.size:
             raise StudyError(f'{self.dls.train.bs} training clips cannot be shared among {self.team.size} processes; '
                              'start fewer')
-        done = torch.tensor([len(self.learn.history.rows)])
+        done = torch.tensor([len(self.learn.history.rows), self.dls.train.resume[1]])
         known = [torch.empty_like(done) for _ in range(self.team.size)]
         dist.all_gather(known, done)
-        if len(set(map(int, known))) > 1:
+        if any((k != done).any() for k in known):
             raise StudyError('runs: the processes do not see the same checkpoint; '
                              'put runs on a disk that all machines share')
         for cb in [cb for cb in self.learn.cbs if type(cb) is MixUp]:

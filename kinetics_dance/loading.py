@@ -99,6 +99,7 @@ class ClipLoader(DataLoader):
         self.clips,self.train,self.light,self.zoom = clips,train,light,zoom
         self.epoch,self.step = -1,0 # epoch: of the batches that come, or came last; step: those of it that are out
         self.part = 0,1 # which process this is, and of how many
+        self.resume = -1,0 # an epoch, and the batch of it to begin with
         pin = num_workers > 0 and str(device).startswith('cuda') # then copies to the device start from locked memory
         super().__init__(range(len(clips)), bs=min(bs, len(clips)), shuffle=train, drop_last=train,
                          num_workers=num_workers, device=device, pin_memory=pin)
@@ -115,8 +116,9 @@ class ClipLoader(DataLoader):
     def wif(self): self.clips.store.threads = 1 # a worker is one of several already
     def before_iter(self):
         self.epoch += 1
-        self.step = 0
+        self.step = self.resume[1] if self.resume[0] == self.epoch else 0
     def shuffle_fn(self, idxs): return self._rng(1).permutation(idxs).tolist()
+    def get_idxs(self): return super().get_idxs()[self.step*self.bs:]
     def create_item(self, i): return i
     def create_batch(self, idxs):
         lo,hi = share(len(idxs), *self.part)
@@ -137,6 +139,18 @@ class ClipLoader(DataLoader):
         "Which clips are in a batch"
         order = self.shuffle_fn(range(len(self.clips))) if self.train else range(len(self.clips))
         return self.clips.ids[list(order[step*self.bs:(step+1)*self.bs])].tolist()
+
+    def state(self)->dict: # epoch, step: plain numbers
+        "How far the loader is; ask it after a batch"
+        return dict(epoch=self.epoch, step=self.step)
+
+    def load_state(self,
+        state:dict, # From `state`
+    ):
+        "Go on after the batch at which `state` was asked for, with exactly what is left of that epoch"
+        done = state['step'] >= len(self)
+        self.epoch = state['epoch']-(not done)
+        self.resume = (-1,0) if done else (state['epoch'],state['step'])
 
     def one_batch(self):
         "A batch to look at; it does not count as the beginning of an epoch"

@@ -79,9 +79,9 @@ class StreamLoader(ClipLoader):
     buffer = 512 # clips that wait to be drawn
 
     def __init__(self, clips, bs=8, train=True, num_workers=0, device=None, light=.2, start=None, zoom=0.):
-        # one reader: several would each read all shards
-        super().__init__(clips, bs, train, 0, device, light, start, zoom)
-        self.resume = -1,0 # an epoch, and the batch of it to begin with
+        # one reader, ahead of the training: several would each read all shards
+        super().__init__(clips, bs, train, min(num_workers, 1), device, light, start, zoom)
+        self.decoders = num_workers # threads of the reader
         place = {c: k for k,c in enumerate(clips.ids)}
         self.rows = [(name, [place[c] for c in ids if c in place]) for name,ids in clips.store.shards]
         if (n := sum(len(r) for _,r in self.rows)) < len(clips):
@@ -109,10 +109,7 @@ class StreamLoader(ClipLoader):
 
     def batch_ids(self, step): return self.clips.ids[self.batches()[step]].tolist()
 
-    def before_iter(self):
-        super().before_iter()
-        if self.resume[0] == self.epoch: self.step = self.resume[1]
-
+    def wif(self): self.clips.store.threads = self.decoders
     def get_idxs(self): return [k for b in self.batches()[self.step:] for k in b]
 
 # %% ../nbs/00h1_streaming.ipynb #710737be
@@ -144,18 +141,3 @@ def create_batches(self:StreamLoader, samps):
     finally: store.held.clear()
 
 PackedStore.train_loader = StreamLoader # what `ClipDataLoaders` takes for training
-
-# %% ../nbs/00h1_streaming.ipynb #b14d54cd
-@patch
-def state(self:StreamLoader)->dict: # epoch, step: plain numbers
-    "How far the loader is; ask it after a batch"
-    return dict(epoch=self.epoch, step=self.step)
-
-@patch
-def load_state(self:StreamLoader,
-    state:dict, # From `state`
-):
-    "Go on after the batch at which `state` was asked for"
-    done = state['step'] >= len(self)
-    self.epoch = state['epoch']-(not done)
-    self.resume = (-1,0) if done else (state['epoch'],state['step'])

@@ -89,7 +89,8 @@ class StopOnNaN(Callback):
     "Stop at the first loss that is not a number, naming the clips of the batch"
     def after_loss(self):
         if torch.isfinite(self.learn.loss).all(): return
-        ids = self.dl.batch_ids(self.iter) if hasattr(self.dl, 'batch_ids') else []
+        # `iter` counts from where an epoch was taken up
+        ids = self.dl.batch_ids(self.dl.step-1) if hasattr(self.dl, 'batch_ids') else []
         raise FloatingPointError(
             f'loss is {self.learn.loss.item()} in epoch {self.epoch}, batch {self.iter}'
             + (f", clips {', '.join(map(str, ids))}" if len(ids) else '')
