@@ -1,10 +1,10 @@
 """Past one machine: cost a clip from 100 to 20,000 clips, two workers against one, the scheduler's share, a table of 650,000 rows, 64 workers.
 
     python bench/scale.py                    # all of it, about a quarter of an hour on two cores
-    python bench/scale.py table workers      # parts: growth table store cost workers overhead simulated
+    python bench/scale.py table workers      # parts: growth table cost workers overhead simulated
 
 What it measures of the constants of the page "What all of Kinetics-700 costs" goes to results/constants.json."""
-import json, os, platform, random, re, sys, tempfile, time
+import json, os, platform, random, re, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -44,65 +44,61 @@ def ids(n):
     return [''.join(r.choices(letters, k=11)) for _ in range(n)]
 
 
+def quiet(line): pass
+
+
 def rows(names): return pd.DataFrame(dict(label=[f'class {i % 700:03}' for i in range(len(names))], youtube_id=names, time_start=0., time_end=2., split='train', source='folder'))
 
 
-def memory(): return 1024*int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+def memory(key='VmRSS'): return 1024*int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
 
 
-def fake_fetch(rows, folder, source, settings, short_side=256, fps=None, timeout=300, own_disk=False):
-    "In place of fetching and cutting: a file of a few bytes"
-    out = []
-    for r in rows:
-        path = f"videos/{r['clip_id']}.mp4"
-        (folder/path).write_bytes(b'clip')
-        out.append(dict(clip_id=r['clip_id'], status='ok', reason=None, path=path, bytes=4, sha256='0'*64, width=64, height=48, fps=15., frames=30, seconds=2., detail=''))
-    return out
+def downloaded(d, n):
+    "Really fetched from a folder, cut, decoded, counted: clips of eight tiny frames"
+    from kinetics_dance.download import download
+    from kinetics_dance.video import numbered_clip
+    f = d/f'growth{n}'
+    (f/'videos').mkdir(parents=True)
+    up, t = numbered_clip(d/'u.mp4', n=8, fps=8, size=(32, 32)), ClipTable(f/'clips.sqlite')
+    t.set(rows(ids(n)).assign(url=str(up), time_end=1.))
+    assert (download(t, f, pool=Here(), short_side=32).status == 'ok').all()
+    return sum(p.stat().st_size for p in f.glob('clips.sqlite*'))
 
 
-def growth(d):
-    "The downloader's own cost: queue, news, table, files; a clip itself costs nothing here"
-    from kinetics_dance import download as lib
-    real, lib.fetch_upload = lib.fetch_upload, fake_fetch
-    n, seconds, grown, size = [100, 500, 2500, 20_000], [], [], []
-    try:
-        for k in n:
-            best = []
-            for turn in range(3 if k <= 2500 else 2):
-                f = d/f'growth{k}-{turn}'
-                (f/'videos').mkdir(parents=True)
-                table = ClipTable(f/'clips.sqlite')
-                table.set(rows(ids(k)).assign(source='youtube'))
-                before, start = memory(), time.process_time()
-                lib.download(table, f, url_template='http://127.0.0.1:9/{id}', pool=Here())
-                best.append(time.process_time() - start)
-            seconds.append(min(best))
-            grown.append(max(1, memory() - before))
-            size.append(sum(p.stat().st_size for p in f.glob('clips.sqlite*')))
-    finally: lib.fetch_upload = real
-    print(pd.DataFrame(dict(clips=n, cpu_ms_a_clip=[1e3*s/k for s, k in zip(seconds, n)], memory_MB=[g/1e6 for g in grown], table_kB=[s/1e3 for s in size])).round(3).to_string(index=False))
-    row('downloader: exponent of CPU time over clips, 100 to 20,000', exponent(n, seconds), 1.05)
-    row('  of the table\'s size (from 500 on: pages and WAL of a small one)', exponent(n[1:], size[1:]), 1.05)
-    print(f'  memory at 20,000 clips: {grown[-1]/1e6:.1f} MB more than before, {grown[-1]/20_000/1e3:.2f} kB a clip')
-
-
-def store(d):
-    "Frames of tiny clips, really decoded and stored, in this process: CPU time a clip"
-    import shutil
+def stored(d, n):
+    "Frames of tiny clips, decoded and stored"
     from kinetics_dance.store import build_store
     from kinetics_dance.video import normalise_clip, numbered_clip
-    normalise_clip(numbered_clip(d/'u.mp4', n=15, fps=15, size=(48, 64)), d/'tiny.mp4', 0, 1)
-    n, seconds = [100, 500, 2000], []
-    for k in n:
-        f = d/f'store{k}'
-        f.mkdir()
-        clips = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(k)], path='../tiny.mp4'))
+    if not (d/'tiny.mp4').exists(): normalise_clip(numbered_clip(d/'v.mp4', n=8, fps=8, size=(32, 32)), d/'tiny.mp4', 0, 1, 32)
+    clips = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(n)], path=str(d/'tiny.mp4')))
+    assert (build_store(clips, d/f'store{n}', n_frames=2, size=(24, 24), pool=Here(), log=quiet).status == 'ok').all()
+    return sum(p.stat().st_size for p in (d/f'store{n}').glob('index.parquet'))
+
+
+def grow(what, n):
+    "CPU seconds, memory above that of a small run before, bytes of the table; in this process, which did nothing else"
+    with tempfile.TemporaryDirectory() as d:
+        WORK[what](Path(d), 50)
+        before = memory()
+        Path('/proc/self/clear_refs').write_text('5')  # the peak from here on
         start = time.process_time()
-        assert (build_store(clips, f/'frames', n_frames=2, size=(24, 32), pool=Here(), log=lambda line: None).status == 'ok').all()
-        seconds.append(time.process_time() - start)
-        shutil.rmtree(f)
-    print('  CPU ms a clip: ' + ', '.join(f'{k}: {1e3*s/k:.2f}' for k, s in zip(n, seconds)))
-    row('frame store: exponent of CPU time over clips, 100 to 2,000', exponent(n, seconds), 1.05)
+        size = WORK[what](Path(d), n)
+        return dict(clips=n, seconds=time.process_time() - start, memory=max(4096, memory('VmHWM') - before), table=size)
+
+
+WORK = dict(downloaded=downloaded, stored=stored)
+
+def growth(d):
+    "Cost a clip from 100 to 20,000 clips: time, memory, the table; each number of clips in a process of its own"
+    for what in WORK:
+        out = pd.DataFrame([json.loads(subprocess.run([sys.executable, __file__, '--grow', what, str(n)], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+                            for n in (100, 500, 2500, 20_000)])
+        print(out.assign(cpu_ms_a_clip=1e3*out.seconds/out.clips, memory_MB=out.memory/1e6, table_kB=out.table/1e3).drop(columns=['seconds', 'memory', 'table']).round(3).to_string(index=False))
+        row(f'{what}, 100 to 20,000 clips: exponent of CPU time', exponent(out.clips, out.seconds), 1.05)
+        row('  of memory', exponent(out.clips, out.memory), 1.05)
+        row('  of the table (from 500 on: a small one is pages and headers)', exponent(out.clips[1:], out.table[1:]), 1.05)
+        last = out.iloc[-1]
+        print(f'  memory at 20,000 clips: {last.memory/1e6:.1f} MB more than before, {last.memory/last.clips/1e3:.2f} kB a clip')
 
 
 def table(d, n=650_000):
@@ -146,28 +142,37 @@ def cost(d):
     print(f'  a numbered clip as JPEG takes {stored/(32*128*171*3):.3f} of its pixels; real ones are in bench/frames.py')
 
 
-def quiet(line): pass
+def burn(path, n):
+    "The work of the workers alone: the same clip decoded and stored, n times over"
+    from kinetics_dance.store import build_store
+    with tempfile.TemporaryDirectory() as d:
+        build_store(pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(n)], path=path)), Path(d)/'f', n_frames=16, size=(72, 96), pool=Here(), log=quiet)
 
-def tiny(d, n=150):
-    from kinetics_dance.video import normalise_clip, numbered_clip
-    normalise_clip(numbered_clip(d/'v.mp4', n=150, fps=15, size=(240, 320)), d/'clip.mp4', 0, 10)
-    return pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(n)], path=str(d/'clip.mp4')))
 
-
-def workers(d):
-    "Frames by one worker and by two, processes warm, in turns"
+def workers(d, n=60):
+    "Frames by one worker and by two, processes warm, in turns; and what two bare processes gain over one here"
+    import multiprocessing
+    from bench import scale as lib
     from kinetics_dance.cluster import workers as cluster
     from kinetics_dance.store import build_store
-    clips, seconds = tiny(d), {1: [], 2: []}
-    with cluster('local:1', d, log=quiet) as one, cluster('local:2', d, log=quiet) as two:
+    from kinetics_dance.video import normalise_clip, numbered_clip
+    normalise_clip(numbered_clip(d/'v.mp4', n=300, fps=30, size=(360, 640)), d/'clip.mp4', 0, 10)  # as the downloader leaves them
+    clips = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(n)], path=str(d/'clip.mp4')))
+    seconds, bare = {1: [], 2: []}, {1: [], 2: []}
+    with cluster('local:1', d, log=quiet) as one, cluster('local:2', d, log=quiet) as two, multiprocessing.get_context('spawn').Pool(2) as pool2:
+        pool2.starmap(lib.burn, [(str(d/'clip.mp4'), 2)]*2, chunksize=1)
         for turn in range(4):
             for k, pool in ((1, one), (2, two)):
                 start = time.perf_counter()
-                out = build_store(clips[:20] if not turn else clips, d/f'w{k}-{turn}', n_frames=16, size=(72, 96), pool=pool, log=quiet)
+                out = build_store(clips[:10] if not turn else clips, d/f'w{k}-{turn}', n_frames=16, size=(72, 96), pool=pool, log=quiet)
                 assert (out.status == 'ok').all()
                 if turn: seconds[k].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                pool2.starmap(lib.burn, [(str(d/'clip.mp4'), n//k)]*k, chunksize=1)
+                if turn: bare[k].append(time.perf_counter() - start)
     row('frames: two local workers against one (best of 3)', min(seconds[1])/min(seconds[2]), 1.7, '×', 'high')
-    print('  seconds: ' + str({k: [round(x, 1) for x in s] for k, s in seconds.items()}))
+    print('  two bare processes against one, the same clips: {:.2f} ×'.format(min(bare[1])/min(bare[2])))
+    print('  seconds: ' + str({k: [round(x, 1) for x in s] for k, s in seconds.items()}) + ', bare: ' + str({k: [round(x, 1) for x in s] for k, s in bare.items()}))
 
 
 def nothing(k): return k
@@ -229,10 +234,11 @@ def simulated(d, workers=64, rounds=12):
     print(f'  {len(jobs)} clips in {seconds:.1f} s; {max(free):.1f} s if nobody ever waited; {100*sum(jobs)/workers/seconds:.1f} % with the end counted')
 
 
-PARTS = dict(growth=growth, store=store, table=table, cost=cost, workers=workers, overhead=overhead, simulated=simulated)
+PARTS = dict(growth=growth, table=table, cost=cost, workers=workers, overhead=overhead, simulated=simulated)
 
 
 def main():
+    if sys.argv[1:2] == ['--grow']: return print(json.dumps(grow(sys.argv[2], int(sys.argv[3]))))
     parts = sys.argv[1:] or list(PARTS)
     if wrong := set(parts) - set(PARTS): sys.exit(f'{sorted(wrong)[0]}: none of {", ".join(PARTS)}')
     print(f'{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {time.strftime("%Y-%m-%d")}')

@@ -86,27 +86,35 @@ def _is_there(row, folder):
     return f.st_size == row['bytes'] and (untouched or file_digest(folder/row['path'])['sha256'] == row['sha256'])
 
 def _listed(folder):
-    "Path of each clip on disk → bytes and time of the last change"
-    if is_far(folder): return {f'videos/{k}': (n, 0.) for k, n in sizes(folder/'videos').items()}
-    found = {}
+    "Names of the clips on disk, their bytes, and the times of their last change"
+    if is_far(folder): return [*(there := sizes(folder/'videos'))], [*there.values()], [0.]*len(there)
+    names, size, changed = [], [], [] # half a million need be no objects
     with os.scandir(folder/'videos') as files:
         for f in files:
-            with suppress(FileNotFoundError): found[f'videos/{f.name}'] = (x := f.stat()).st_size, x.st_mtime
-    return found
+            try: x = f.stat()
+            except FileNotFoundError: continue
+            names.append(f.name)
+            size.append(x.st_size)
+            changed.append(x.st_mtime)
+    return names, size, changed
 
 def is_lost(status:str, reason:str) -> bool:
     "Is a clip gone for good? One that is cut short at its source had all its bytes come, and `failed`"
     return status in ('missing', 'failed') and (is_final(reason) or status == 'failed' and reason == 'truncated')
 
-def _lost(clips): return pd.Series([is_lost(*r) for r in zip(clips.status, clips.reason)], clips.index, dtype=bool)
+def _lost(clips):
+    "Which clips are gone for good; what came of them are few different things"
+    what = pd.MultiIndex.from_frame(clips[['status', 'reason']])
+    return pd.Series(what.isin([k for k in what.unique() if is_lost(*k)]), clips.index)
 
 def _look(table, folder, version, short_side, fps):
     "The table's clips, with `made_of` as it would be now, whether it is the `same`, and whether the clip is `there`"
-    clips, listed = table.frame(), _listed(folder)
+    clips, (names, *facts) = table.frame(), _listed(folder)
     local, now = clips.source == 'folder', pd.Series(_made_of(dict(source=None), version, short_side, fps), clips.index, object)
     now[local] = [_made_of(r, version, short_side, fps) for r in clips[local].to_dict('records')]
     clips = clips.assign(same=clips.made_of.astype(object) == now, made_of=now)
-    disk = pd.DataFrame([listed.get(p, (-1, 0.)) for p in clips.path], clips.index, ['bytes', 'time'])
+    disk = pd.DataFrame(dict(zip(('bytes', 'time'), facts)), 'videos/' + pd.Index(names, dtype='str'))
+    disk = disk.reindex(clips.path).set_axis(clips.index).fillna(dict(bytes=-1, time=0.))
     touched = disk.time > clips.updated.fillna(0)
     clips['there'] = clips.same & (disk.bytes == clips.bytes) & ~touched
     # few: those that somebody touched, and those that lie elsewhere
@@ -394,13 +402,15 @@ def download(table:ClipTable,   # The study's clips
         if attempt: _sweep(to)
     # what was read last is still true if nothing was done: half a million rows are not read twice
     clips = table.frame() if attempt or pace.why or len(found) else clips.drop(columns=['same', 'there'])
-    return clips.assign(detail=[details.get(c, '') for c in clips.clip_id])
+    return clips.assign(detail=clips.clip_id.map(details).fillna('') if details else '')
 
 def _sweep(folder):
     "Remove what killed workers left; in a bucket they leave nothing"
     if is_far(folder): return
-    with os.scandir(folder/'videos') as files: left = [Path(f.path) for f in files if f.name.startswith('.')]
-    for p in left: shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    for f in os.listdir(folder/'videos'):
+        if not f.startswith('.'): continue
+        p = folder/'videos'/f
+        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 def _check_sources(names, settings):
     "What would make every clip fail is said before the first is asked for"

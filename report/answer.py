@@ -1,8 +1,8 @@
 "The answer of a study in one figure and one sentence, for README: `python -m report.answer demo`. What it needs is kept beside the figure."
 import argparse, hashlib, json
 from .common import ROOT, UserError, main, read_json, write_json
+from .results import NAMES, name, pct
 
-NAMES = dict(per_frame='per-frame vote', cnn_lstm='CNN-LSTM', video_transformer='video transformer')
 COLOURS, MARKS = ['#0173b2', '#de8f05', '#029e73', '#cc78bc', '#ca9161'], 'osD^v'   # of the other figures
 
 
@@ -14,7 +14,7 @@ def digest(report, record):
     order = sorted(models, key=lambda m: (m != 'per_frame', list(NAMES).index(m) if m in NAMES else 9, m))
     return dict(study=report['study'], n_test=report['n_test'], n_uploads=report['n_uploads'], ceiling=report['ceiling'],
                 models={m: dict(seeds=models[m]['seeds'], **triples[m]) for m in order},
-                failed=[f"{NAMES.get(c['model'], c['model'])}: {c['check']}" for c in report.get('known_answer') or [] if not c['passes']],
+                failed=[f"{name(c['model'])}: {c['check']}" for c in report.get('known_answer') or [] if not c['passes']],
                 checks=len(report.get('known_answer') or []), finished=(record.get('finished') or '')[:10],
                 machine=f"{(record.get('machine') or {}).get('cores', '?')} CPU cores" if not (record.get('machine') or {}).get('gpu') else record['machine']['gpu'])
 
@@ -22,19 +22,14 @@ def digest(report, record):
 def stamp(answer): return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def percent(x): return f'{100*x:.1f} %'
-
-
 def sentence(a):
     "The answer in words; every number out of the digest"
     def of(m, k='accuracy'): return a['models'][m][k]
-    def named(m): return NAMES.get(m, m)
-    said = [f"{'the ' + named(m) if i else 'The ' + named(m)} is right on **{percent(of(m)['mean'])}** [{100*of(m)['low']:.1f}, {100*of(m)['high']:.1f}]"
-            for i, m in enumerate(a['models'])]
-    text = f"On {a['n_test']} test clips of rendered dancers: " + '; '.join(s[0].lower() + s[1:] for s in said) + ' (intervals of 95 % over uploads and training runs).'
-    if a['ceiling']: text += f" A model that looks at one frame at a time cannot be expected to pass {percent(a['ceiling'])} here, because the classes come in pairs that share every picture."
+    said = [f"the {name(m)} is right on **{pct(of(m)['mean'])}** [{100*of(m)['low']:.1f}, {100*of(m)['high']:.1f}]" for m in a['models']]
+    text = f"On {a['n_test']} test clips of rendered dancers: " + '; '.join(said) + ' (intervals of 95 % over uploads and training runs).'
+    if a['ceiling']: text += f" A model that looks at one frame at a time cannot be expected to pass {pct(a['ceiling'])} here, because the classes come in pairs that share every picture."
     if all('shuffled' in v for v in a['models'].values()):
-        text += ' With the frames shuffled, the same weights reach ' + ', '.join(percent(of(m, 'shuffled')['mean']) for m in a['models']) + '.'
+        text += ' With the frames shuffled, the same weights reach ' + ', '.join(pct(of(m, 'shuffled')['mean']) for m in a['models']) + '.'
     if a['checks']:
         text += (f" All {a['checks']} checks of the known answer pass." if not a['failed'] else
                  f" **{len(a['failed'])} of {a['checks']} checks of the known answer did not pass ({'; '.join(a['failed'])}), so none of this counts.**")
@@ -48,8 +43,8 @@ def caption(a):
 
 
 def alt(a):
-    return 'Accuracy of ' + ', '.join(f"{NAMES.get(m, m)} {percent(v['accuracy']['mean'])}" + (f" (frames shuffled {percent(v['shuffled']['mean'])})" if 'shuffled' in v else '')
-                                      for m, v in a['models'].items()) + (f"; at most {percent(a['ceiling'])} for single frames" if a['ceiling'] else '')
+    return 'Accuracy of ' + ', '.join(f"{name(m)} {pct(v['accuracy']['mean'])}" + (f" (frames shuffled {pct(v['shuffled']['mean'])})" if 'shuffled' in v else '')
+                                      for m, v in a['models'].items()) + (f"; at most {pct(a['ceiling'])} for single frames" if a['ceiling'] else '')
 
 
 def draw(a, path):
@@ -68,7 +63,7 @@ def draw(a, path):
         ax.plot([x['low'], x['high']], [i - .08]*2, color=c, lw=3.5, solid_capstyle='butt')
         ax.plot(x['mean'], i - .08, mark, color=c, ms=10)
         left = x['mean'] > .85
-        ax.annotate(percent(x['mean']), (x['low'] if left else x['high'], i - .08), xytext=(-9 if left else 9, 0), textcoords='offset points',
+        ax.annotate(pct(x['mean']), (x['low'] if left else x['high'], i - .08), xytext=(-9 if left else 9, 0), textcoords='offset points',
                     va='center', ha='right' if left else 'left', color='#222222', fontweight='bold')
     if a['ceiling']:
         ax.axvline(a['ceiling'], color='#555555', ls='--', lw=1.4, zorder=0)
@@ -77,7 +72,7 @@ def draw(a, path):
     ax.plot([], [], 'o', color='#555555', ms=8, label='frames in their order')
     ax.plot([], [], 'o', mfc='white', mec='#555555', mew=1.8, ms=8, label='frames shuffled, same weights')
     fig.legend(loc='outside lower right', ncols=2, frameon=False, fontsize=11, handletextpad=.3)
-    ax.set(yticks=range(len(a['models'])), yticklabels=[NAMES.get(m, m) for m in a['models']], ylim=(len(a['models']) - .4, -.55), xlim=(0, 1.02),
+    ax.set(yticks=range(len(a['models'])), yticklabels=[name(m) for m in a['models']], ylim=(len(a['models']) - .4, -.55), xlim=(0, 1.02),
            xlabel='share of test clips that is right')
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='x', color='#e5e5e5', lw=.8)

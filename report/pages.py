@@ -37,13 +37,13 @@ def links(s, names, root, here=Path('.')):
     `names`: {stem: page}."""
     def f(m):
         text, path, anchor = m[1], m[2], m[3] or ''
-        p = Path(path)
-        if p.suffix == '.md' and p.stem in names: return f'[{text}]({names[p.stem]}.md{anchor})'
+        p, inside = Path(path), re.sub(r'^(\.{1,2}/)+', '', path)
+        stem = {'LICENSE': 'licence', 'CITATION.cff': 'citation'}.get(p.name, p.stem if p.suffix == '.md' else None)
         if p.name == 'README.md': return f'[{text}](index.ipynb)'
-        if p.name in ('LICENSE', 'CITATION.cff') and p.name.split('.')[0].lower().replace('license', 'licence') in names:
-            return f"[{text}]({names[p.name.split('.')[0].lower().replace('license', 'licence')]}.md)"
+        if stem in names: return f'[{text}]({names[stem]}.md{anchor})'
         if p.suffix == '.ipynb': return m[0]
-        return text if text.startswith('`') else f'{text} (`{re.sub(r"^([.]{1,2}/)+", "", path)}`)' if (root/re.sub(r'^(\.{1,2}/)+', '', path)).exists() else m[0]
+        if text.startswith('`'): return text
+        return f'{text} (`{inside}`)' if (root/inside).exists() else m[0]
     if '](' not in s: return s
     def outside_code(part): return re.sub(r'(?<!!)\[([^\[\]]+)\]\((?!\w+:|#|_)([\w./-]+)(#[\w.-]+)?\)', f, part)
     return ''.join(p if i % 2 else outside_code(p) for i, p in enumerate(re.split(r'(^```.*?^```[^\n]*$)', s, flags=re.M | re.S)))

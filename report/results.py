@@ -35,10 +35,11 @@ def studies(root, runs, study):
     """{study: folder with its report.json}: the one the site is of, then what was run here, then what is kept. The smoke study is
     there to test the road, and has a page only on a site of its own."""
     def whole(f): return any(isinstance(m, dict) and 'accuracy' in m for m in ((read_json(f) or {}).get('models') or {}).values())
-    res = {study: root/runs/study} if whole(root/runs/study/'report.json') else {}
-    for folder in (root/runs, root/'results'):
-        for p in sorted(folder.glob('*/report.json')):
-            if p.parent.name not in (*res, 'smoke') and whole(p): res[p.parent.name] = p.parent
+    here = root/runs/study/'report.json'
+    others = [p for folder in (root/runs, root/'results') for p in sorted(folder.glob('*/report.json')) if p.parent.name != 'smoke']
+    res = {}
+    for p in [here, *others]:
+        if p.parent.name not in res and whole(p): res[p.parent.name] = p.parent
     return res
 
 
