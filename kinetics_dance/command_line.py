@@ -53,7 +53,8 @@ def _status(study, runs, as_json):
     _tell(ClipTable(at).frame(), as_json)
 
 def _tell(clips, as_json):
-    from kinetics_dance.download import REFERENCE, rot_report, status_line, status_table
+    from kinetics_dance.progress import status_line, status_table
+    from kinetics_dance.rot import REFERENCE, rot_report
     table = status_table(clips)
     if as_json:
         return print(json.dumps(dict(classes=table.to_dict('index'), reasons=rot_report(clips).loc['all'].to_dict())))

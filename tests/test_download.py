@@ -5,7 +5,9 @@ from pathlib import Path
 import av, numpy as np, pandas as pd, pytest
 from faults import Fault, Faults
 from kinetics_dance.data import ClipTable, StudyError
-from kinetics_dance.download import Pace, download, rot_report
+from kinetics_dance.download import download
+from kinetics_dance.progress import Pace
+from kinetics_dance.rot import rot_report
 from kinetics_dance.sources import YouTube, get_source
 from kinetics_dance.video import (Unavailable, killable, normalise_clip, numbered_clip, open_video,
                                   probe, read_numbers)

@@ -4,7 +4,8 @@ from functools import partial
 import pandas as pd, pytest
 from faults import Fault, Faults
 from kinetics_dance.data import ClipTable, StudyError, wanted
-from kinetics_dance.download import Pace, download
+from kinetics_dance.download import download
+from kinetics_dance.progress import Pace
 from kinetics_dance.sources import YouTube, is_final
 from kinetics_dance.video import Unavailable, numbered_clip, probe
 
@@ -54,7 +55,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from kinetics_dance.data import ClipTable
-from kinetics_dance.download import Pace, download
+from kinetics_dance.download import download
+from kinetics_dance.progress import Pace
 if __name__ == '__main__':
     f = Path(sys.argv[1])
     download(ClipTable(f/'clips.sqlite'), f, url_template=sys.argv[2], short_side=48, wait=.05, attempts=4, timeout=60,
