@@ -122,24 +122,52 @@ def table(d, n=650_000):
 
 
 def cost(d):
-    "Seconds of one core for a clip of ordinary size"
+    "What a real clip of ten seconds takes of one core and of the disk, and how many of them a process reads out of shards: medians over real videos"
+    from bench.kinetics import MEDIA, best, length
+    from kinetics_dance.decoding import numbered_clip
+    from kinetics_dance.download import cut_video
     from kinetics_dance.store import build_store
-    from kinetics_dance.video import normalise_clip, numbered_clip
-    up = numbered_clip(d/'upload.mp4', n=420, fps=30, size=(360, 640), options={'g': '250'})
-    times, children = [], lambda: sum(os.times()[:4])
-    for k in range(3):
-        start = children()
-        normalise_clip(up, d/'cut.mp4', 2, 12)
-        times.append(children() - start)
-    measured('cut_seconds', min(times), 'core s')
-    times = []
-    for k in range(3):
+    files = [f for f in MEDIA if f.exists()]
+    where = f'{len(files)} real videos' if files else 'a numbered clip: real videos (../shared/data/media) are not here'
+    files = files or [numbered_clip(d/'upload.mp4', n=300, fps=30, size=(360, 640), options={'g': '250'})]
+    clips, facts = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(len(files))], path=[str(d/f'{i}.mp4') for i in range(len(files))])), []
+    for i, f in enumerate(files):
+        cut, info = best(lambda: cut_video(f, d/f'{i}.mp4', 0, min(10, length(f)), 256))
+        def keep(): # another folder each time: what is there is not made again
+            at = Path(tempfile.mkdtemp(dir=d))/'f'
+            return at, build_store(clips[i:i+1], at, n_frames=32, size=(128, 171), pool=Here(), log=quiet, compression='jpeg')
+        stored, (at, out) = best(keep)
+        assert (out.status == 'ok').all(), out.detail.tolist()
+        jpeg = sum(p.stat().st_size for p in at.glob('c*') if p.suffix != '.json')
+        ten = 10/info['seconds']
+        facts.append((cut*ten, stored*ten, (d/f'{i}.mp4').stat().st_size*ten, jpeg/(32*128*171*3)))
+    print(f'  of {where}')
+    for name, unit, values in zip(('cut_seconds', 'store_seconds', 'clip_bytes', 'jpeg_share'), ('core s', 'core s', 'bytes', 'share'), zip(*facts)):
+        measured(name, float(np.median(values)), unit)
+        print('    each: ' + ', '.join(f'{v:.3g}' for v in values))
+    measured('read_rate', 1/reading(d, clips), 'clips/core s')
+
+
+def reading(d, clips, n=400):
+    "CPU seconds of one process for a clip out of shards: 16 frames of 112×112, decoded, cut, normalised, augmented, in batches of 16"
+    from kinetics_dance.loading import ClipDataLoaders
+    from kinetics_dance.shards import pack_store
+    from kinetics_dance.store import build_store
+    from kinetics_dance.streaming import PackedStore
+    import torch
+    torch.set_num_threads(1)
+    table = pd.DataFrame(dict(clip_id=[f'r{i:06}' for i in range(n)], path=[clips.path[i % len(clips)] for i in range(n)],
+                              label=[f'class {i % 2}' for i in range(n)], split=['train' if i < n - 2 else 'valid' for i in range(n)]))
+    build_store(table, d/'read', n_frames=32, size=(128, 171), pool=Here(), log=quiet, compression='jpeg')
+    pack_store(d/'read', d/'packs', 64, log=None)
+    store, took = PackedStore(d/'packs'), []
+    store.threads = 1
+    dl = ClipDataLoaders.from_store(store, table, n_frames=16, crop=(112, 112), bs=16, flip=True).train
+    for _ in range(3):
         start = time.process_time()
-        build_store(pd.DataFrame(dict(clip_id=['c'], path=['cut.mp4'])), d/f'frames{k}', n_frames=32, size=(128, 171), pool=Here(), log=lambda line: None, compression='jpeg')
-        times.append(time.process_time() - start)
-    measured('store_seconds', min(times), 'core s')
-    stored = sum(p.stat().st_size for p in (d/'frames0').iterdir() if p.suffix not in ('.json', '.parquet', '.npy'))
-    print(f'  a numbered clip as JPEG takes {stored/(32*128*171*3):.3f} of its pixels; real ones are in bench/frames.py')
+        seen = sum(len(x) for x, _ in dl)
+        took.append((time.process_time() - start)/seen)
+    return min(took)
 
 
 def burn(path, n):

@@ -8,7 +8,7 @@ pytest.importorskip('accelerate', reason='several processes need accelerate')
 SETTINGS = dict(study='tiny', seeds=[0], epochs=5, lr=[.0005, .001], lr_epochs=1, clip_frames=4, batch_size=3, crop_height=44, crop_width=60,
                 batch_norm='frozen', mixup=.2, balance=True)
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-ACCELERATE = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
+ACCELERATE = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '3', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
 
 
 def study(tiny, at, **changes):  # noqa: F811
@@ -79,7 +79,7 @@ def test_a_killed_process_is_started_again_and_the_end_is_the_same(tiny, two, tm
         if f.endswith(('.safetensors', 'history.csv', '.parquet')): assert a[f].read_bytes() == b[f].read_bytes(), f
 
 
-def test_accelerate_launches_the_same(tiny, two, tmp_path):  # noqa: F811
+def test_three_processes_of_accelerate_make_the_same(tiny, two, tmp_path):  # noqa: F811
     done(start(ACCELERATE, study(tiny, tmp_path/'r')))
     # accelerate sets threads and affinities of its own, so the last digits may differ
     one, other = files(two[0]), files(tmp_path/'r')
