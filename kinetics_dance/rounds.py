@@ -101,7 +101,11 @@ def one_round(table:ClipTable, # The study's clips
               folder,        # Where clips go, as `storage.place` gives it
               uploads:list,  # (source, rows of one upload)
               settings:dict, # Of the sources
-              jobs:int, timeout:float, log:Callable, pace:Pace, every:float|None, # As `download` takes them
+              jobs:int,      # Worker processes
+              timeout:float, # Seconds that one upload with all its clips may take
+              log:Callable,  # Called with a line of progress
+              pace:Pace,     # Who may ask when
+              every:float=None, # Seconds between lines of progress (see `Progress.due`)
               workers=None,  # A pool that is there already, in place of `jobs` processes
               **options      # For `fetch_upload` and `cut_clip`
              ) -> dict:      # Clip id → the words behind its reason

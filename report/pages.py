@@ -9,9 +9,9 @@ from .results import table
 # prose pages in the order of the sidebar; what is not named here comes after these
 GUIDES, REFERENCE = ['own_videos', 'kinetics', 'kinetics_rehearsal', 'cluster', 'real_files', 'real_motion', 'threats'], ['glossary', 'citation', 'changelog']
 # the lettered notebooks by the first two digits and the letter: (name of the page, title, what it is about, which)
-THEMES = [('built-clips', 'Clips: where they come from', 'From a list of uploads to a folder of clips, some of them gone and some of them broken.', r'00[a-c]'),
-          ('built-frames', 'Frames: from files to batches', 'Which frames a model sees, that they are the right ones, and how they get to it fast enough.', r'00'),
-          ('built-training', 'Training: one recipe for all', 'What is the same for every model, so that what differs can be the answer.', r'0[1-3]'),
+THEMES = [('built-clips', 'Clips: where they come from', 'From a list of uploads to a folder of clips, some of them gone and some of them broken.', r'00(?!b1)[a-c]'),
+          ('built-frames', 'Frames: from files to batches', 'Which frames a model sees, that they are the right ones, and how they get to it fast enough.', r'00[d-h]'),
+          ('built-training', 'Training: one recipe for all', 'What is the same for every model, so that what differs can be the answer.', r'0[1-3]|00b1'),
           ('built-statistics', 'Statistics: what the numbers allow to say', 'Scores, intervals, tests, probes, and the pictures of them.', r'04'),
           ('built-use', 'Use: models at work', 'A trained model, a video, an answer; and the command line to all of it.', r'')]
 
