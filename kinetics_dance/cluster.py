@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Workers', 'workers']
 
-# %% ../nbs/00b2_cluster.ipynb #ff74f0a8
-import asyncio, importlib.util, itertools, logging, multiprocessing, pickle, platform, re, secrets, threading, time
-import warnings
-from concurrent.futures import CancelledError, Future
+# %% ../nbs/00b2_cluster.ipynb #b4c2f7ba
+import asyncio, importlib.util, itertools, json, logging, multiprocessing, pickle, platform, re, secrets, threading
+import time, warnings
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -64,19 +64,21 @@ def _about(folder, token):
     return out
 
 def _unfit(got, want, folder):
-    "Why a worker gets no clips, or None"
+    "Why a worker gets no clips, in one line, or None"
     if isinstance(got, BaseException):
         if isinstance(got, (TimeoutError, OSError)): return 'does not answer'
-        if isinstance(got, ImportError): return f'cannot load kinetics_dance ({got}); install it there'
-        return f'fails: {got!r}'
+        if isinstance(got, ImportError) or re.match(r'(ModuleNotFound|Import)Error\(', str(got)): # Dask may pass on its text
+            return f'cannot load kinetics_dance ({_line(got)}); install it there'
+        return f'fails: {_line(repr(got))}'
     other = [f"{k} {_text(got[k])} and not {_text(want[k])}"
              for k in ('python', 'dask', 'distributed', 'kinetics_dance') if got[k] != want[k]]
     if other: return f'has {", ".join(other)}; install the same there'
     if not got['av']: return 'has no decoder (the package av); install kinetics_dance there with all it needs'
     if got['trouble']:
-        return f'does not see or cannot write {folder} ({got["trouble"]}); it must be shared by all machines'
+        return f'does not see or cannot write {folder} ({_line(got["trouble"])}); it must be shared by all machines'
 
 def _text(version): return '.'.join(version) if isinstance(version, tuple) else version
+def _line(text): return ' '.join(str(text).split())
 
 # %% ../nbs/00b2_cluster.ipynb #747e9ee6
 _SILENT = '30s' # a worker of this machine that says nothing for so long is dead
@@ -84,7 +86,7 @@ _SILENT = '30s' # a worker of this machine that says nothing for so long is dead
 def _connect(where, stack, timeout):
     "A client of the cluster that `where` means, closed with `stack`"
     try:
-        import dask
+        import dask, distributed
         from distributed import Client, LocalCluster
     except ImportError:
         raise StudyError("scheduler: dask is not installed; pip install 'kinetics_dance[cluster]'") from None
@@ -99,12 +101,30 @@ def _connect(where, stack, timeout):
     if re.fullmatch(r'[\w.-]+:\d+', where): where = f'tcp://{where}'
     if '://' not in where and not Path(where).is_file():
         raise StudyError(f'scheduler: {where!r} is no address (tcp://host:8786), not local:N, and there is no such file')
-    how = dict(address=where) if '://' in where else dict(scheduler_file=where)
-    try: return stack.enter_context(Client(**how, timeout=timeout))
-    except (OSError, TimeoutError, ValueError) as e:
-        why = (str(e) or 'no word').splitlines()[0]
-        raise StudyError(f'scheduler: {where} does not answer within {timeout:g} s ({why}); is it running, and does a '
-                         'firewall stand between?') from None
+    try:
+        address = where if '://' in where else json.loads(Path(where).read_text())['address']
+        theirs, ours = _versions(address, timeout), dict(dask=dask.__version__, distributed=distributed.__version__)
+        if other := [f'{k} {theirs[k]} and not {v}' for k, v in ours.items() if theirs[k] != v]:
+            raise StudyError(f'scheduler: {where} has {", ".join(other)}; install the same here and there')
+        return stack.enter_context(Client(address, timeout=timeout))
+    except StudyError: raise
+    except (OSError, TimeoutError) as e:
+        while e.__cause__: e = e.__cause__ # the first thing that went wrong
+        raise StudyError(f'scheduler: {where} does not answer within {timeout:g} s ({_line(e) or "no word"}); is it '
+                         'running, and does a firewall stand between?') from None
+    except Exception as e:
+        raise StudyError(f'scheduler: {where} cannot be used ({type(e).__name__}: {_line(e)}); is it the address of a '
+                         'Dask scheduler, or the file that one has written?') from None
+
+def _versions(address, timeout):
+    "What a scheduler runs on. Dask's own client waits for ever where somebody takes the call and says nothing"
+    from distributed.core import rpc
+    from distributed.security import Security
+    async def ask():
+        how = dict(timeout=.9*timeout, connection_args=Security().get_connection_args('client'))
+        async with rpc(address, **how) as scheduler: return (await scheduler.versions())['packages']
+    with ThreadPoolExecutor(1) as other: # in this thread a loop may be running already: a notebook's
+        return other.submit(lambda: asyncio.run(asyncio.wait_for(ask(), timeout))).result()
 
 # %% ../nbs/00b2_cluster.ipynb #e464e284
 class Workers:
@@ -121,7 +141,6 @@ class Workers:
         self.known, self.fit, self.out, self.lock = {}, {}, set(), threading.Lock()
         self.name, self.number, self.ended = f'clips-{secrets.token_hex(4)}', itertools.count(), False
         self.looked, self.had = -1e9, time.monotonic() # when there was last a look, and a worker
-        self.executor = client.get_executor(pure=False)
 
     def room(self) -> int: # At least 1
         "How many jobs may be out; `StudyError` if the scheduler is gone, or all workers are"
@@ -130,10 +149,10 @@ class Workers:
         return max(1, self.ahead*sum(self.fit.values()))
 
     def _look(self):
-        if self.client.status != 'running' and time.monotonic() - self.had > self.patience:
-            raise StudyError('scheduler: it went away; what is done is kept, and the same line goes on from here')
-        there = self.client.sync(self._answer, self.client.nthreads) if self.client.status == 'running' else {}
-        if not isinstance(there, dict): there = {}
+        there = self.client.sync(self._answer, self.client.nthreads) if self.client.status == 'running' else None
+        if not isinstance(there, dict):
+            if self._closed() or time.monotonic() - self.had > self.patience: raise self._gone()
+            there = {}
         if new := [w for w in there if w not in self.known]: self._check(new)
         self.fit = {w: n for w, n in there.items() if self.known.get(w, '') is None}
         self.looked = time.monotonic()
@@ -141,6 +160,12 @@ class Workers:
         elif self.looked - self.had > self.patience:
             why = next((f': {w} {y}' for w, y in self.known.items() if y), '')
             raise StudyError(f'scheduler: no worker is fit for work{why}')
+
+    def _closed(self): return self.client.status in ('closing', 'closed') # Dask has given the scheduler up
+
+    def _gone(self):
+        how = 'does not answer any more' if self.client.status == 'running' else 'went away'
+        return StudyError(f'scheduler: it {how}; what is done is kept, and the same line goes on from here')
 
     async def _answer(self, ask, *args, **kwargs):
         try: return await asyncio.wait_for(ask(*args, **kwargs), self.patience)
@@ -157,7 +182,11 @@ class Workers:
     def _check(self, new):
         "Note of each new worker why it gets no clips, or None; say it"
         token = secrets.token_hex(8)
-        with writing(probe := place(self.folder)/f'.probe-{token}') as p: p.write_text(token)
+        try:
+            with writing(probe := place(self.folder)/f'.probe-{token}') as p: p.write_text(token)
+        except Exception as e:
+            raise StudyError(f'storage: this machine cannot write {self.folder} '
+                             f'({type(e).__name__}: {_line(e)})') from None
         try: got = self._ask(_about, new, str(self.folder), token)
         finally: probe.unlink(missing_ok=True)
         import dask, distributed
@@ -174,9 +203,12 @@ class Workers:
 def schedule(self:Workers, fn:Callable, # An importable function
              args:tuple=(), kwargs:dict=None, timeout:float=None # Seconds; then the process that does it is killed
             ) -> Future:                # Of what `fn` returns; a `TimeoutError` if it was killed
-    "Give a job to some worker"
+    "Give a job to some worker; `StudyError` if the scheduler is gone"
     job = Future()
-    self._start(job, pickle.dumps((fn, args, kwargs or {})), timeout)
+    try: self._start(job, pickle.dumps((fn, args, kwargs or {})), timeout)
+    except Exception:
+        if self._closed(): raise self._gone() from None
+        raise
     return job
 
 @patch
@@ -184,19 +216,20 @@ def _start(self:Workers, job, *what):
     from kinetics_dance import cluster as lib
     some = dict(workers=list(self.fit), allow_other_workers=True) if any(self.known.values()) and self.fit else {}
     # one name for all of them: then Dask hands a worker no more of them than it can take
-    out = self.executor.submit(lib._on_worker, *what, key=(self.name, next(self.number)), **some)
+    out = self.client.submit(lib._on_worker, *what, key=(self.name, next(self.number)), pure=False, **some)
     self.out.add(out)
-    out.add_done_callback(partial(self._done, job, what))
+    self.client.loop.add_callback(self._follow, job, what, out)
 
 @patch
-def _done(self:Workers, job, what, out):
-    self.out.discard(out)
-    try: worker, result = out.result()
-    except CancelledError: job.set_exception(ConnectionError('the scheduler dropped the job'))
-    except BaseException as e: job.set_exception(e)
-    else:
+async def _follow(self:Workers, job, what, out):
+    "Pass on what came of a job, or that nothing will: whoever waits for it must not wait for ever"
+    try:
+        try: worker, result = await out
+        finally: self.out.discard(out)
         if _no_room(result) and self._leave(worker) and not self.ended: self._start(job, *what)
         else: job.set_result(result)
+    except (CancelledError, asyncio.CancelledError): job.set_exception(ConnectionError('the scheduler dropped the job'))
+    except BaseException as e: job.set_exception(e)
 
 @patch
 def _leave(self:Workers, worker):
@@ -209,7 +242,7 @@ def _leave(self:Workers, worker):
 @patch
 def stop(self:Workers):
     "Take back what is not done"
-    for out in list(self.out): out.cancel()
+    if self.client.status == 'running': self.client.sync(self._answer, self.client.cancel, list(self.out))
 
 def _no_room(result):
     "Did a job fail for want of disk? It returns a row, rows, or (reason, detail)"
@@ -227,31 +260,26 @@ def workers(where:str,  # `tcp://host:8786`, `local:2`, or a scheduler file
             patience:float=20   # Seconds for a worker to come, and to answer
            ):                   # Yields `Workers`, for `download` and `build_store` as `pool`
     "Workers of a Dask cluster; `StudyError`, one line, where there are none to be had"
-    logger = logging.getLogger('distributed')
-    level = logger.level
-    logger.setLevel(logging.CRITICAL) # what matters of it is said here, in one line
-    try:
-        with ExitStack() as stack, warnings.catch_warnings():
-            warnings.filterwarnings('ignore', module='distributed')
-            client = _connect(where, stack, timeout)
-            _check_scheduler(client, where, patience)
-            out = Workers(client, place(folder), log, ahead, patience, where.startswith('local:'))
-            while out.room() and not out.fit: time.sleep(.2)
-            log(f'{where}: {len(out.fit)} worker{"s"*(len(out.fit) != 1)} with {sum(out.fit.values())} threads; '
-                f'dashboard at {client.dashboard_link}')
-            try: yield out
-            finally:
-                out.ended, out.patience = True, 5
-                out.stop()
-                with suppress(Exception): out._ask(_let_go, list(out.fit))
-    finally: logger.setLevel(level)
+    with ExitStack() as stack, warnings.catch_warnings(), _quiet():
+        warnings.filterwarnings('ignore', module='distributed')
+        client = _connect(where, stack, timeout)
+        out = Workers(client, place(folder), log, ahead, patience, where.startswith('local:'))
+        while out.room() and not out.fit: time.sleep(.2)
+        log(f'{where}: {len(out.fit)} worker{"s"*(len(out.fit) != 1)} with {sum(out.fit.values())} threads; '
+            f'dashboard at {client.dashboard_link}')
+        try: yield out
+        finally:
+            out.ended, out.patience = True, 5
+            out.stop()
+            with suppress(Exception): out._ask(_let_go, list(out.fit))
 
-def _check_scheduler(client, where, patience):
-    import dask, distributed
-    async def ask(): return (await asyncio.wait_for(client.get_versions(), patience))['scheduler']['packages']
-    try: got = client.sync(ask)
-    except Exception: return # a worker does not answer; each is looked at by itself
-    for name, ours in (('dask', dask.__version__), ('distributed', distributed.__version__)):
-        if got[name] != ours:
-            raise StudyError(f'scheduler: {where} has {name} {got[name]} and not {ours}; '
-                             'install the same here and there')
+@contextmanager
+def _quiet():
+    "What matters of Dask's own lines is said here, in one"
+    with suppress(ImportError): import distributed # which gives some of its loggers a level of their own
+    levels = {logger: logger.level for logger in map(logging.getLogger, list(logging.root.manager.loggerDict))
+              if logger.name.split('.')[0] in ('distributed', 'tornado')}
+    for logger in levels: logger.setLevel(logging.CRITICAL)
+    try: yield
+    finally:
+        for logger, level in levels.items(): logger.setLevel(level)

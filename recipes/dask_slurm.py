@@ -6,7 +6,7 @@
 
 The environment and runs/ (or --storage) must lie where all nodes see them. Partition, memory and time are the cluster's business: change them here.
 """
-import argparse, json, signal, tempfile, time
+import argparse, json, shutil, signal, sys, tempfile, time
 from pathlib import Path
 
 
@@ -26,13 +26,19 @@ def main():
         job_script_prologue=['export OMP_NUM_THREADS=1'],
         scheduler_options={'dashboard_address': ':0'}, local_directory=tempfile.gettempdir())
     if a.script: return print(cluster.job_script())
+    if not shutil.which('sbatch'): sys.exit('there is no sbatch here: run this where jobs are submitted')
     cluster.scale(jobs=a.jobs)
     Path(a.file).write_text(json.dumps(dict(address=cluster.scheduler_address)))
     print(f'scheduler {cluster.scheduler_address}, dashboard {cluster.dashboard_link}; Ctrl-C ends it', flush=True)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     try:
-        while True: time.sleep(60)
-    except KeyboardInterrupt: cluster.close()
+        while True:
+            time.sleep(60)
+            cluster.scale(jobs=a.jobs) # for a job that has come to the end of its time, another one
+    except KeyboardInterrupt: pass
+    finally:
+        Path(a.file).unlink(missing_ok=True)
+        cluster.close()
 
 
 if __name__ == '__main__': main()

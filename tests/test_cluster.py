@@ -1,5 +1,5 @@
-"""Many machines: workers that are killed, cut off, unfit or full, a driver that is killed, and storage that is no folder."""
-import os, signal, subprocess, sys, threading, time
+"""Many machines: workers that are killed, cut off, unfit, silent or full, a driver and a scheduler that are killed, and storage that is no folder."""
+import inspect, os, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 import pandas as pd, pytest
@@ -12,9 +12,10 @@ from kinetics_dance.cluster import workers
 from kinetics_dance.data import ClipTable, StudyError
 from kinetics_dance.download import download
 from kinetics_dance.store import build_store
-from kinetics_dance.video import numbered_clip
+from kinetics_dance.sources import is_final
+from kinetics_dance.video import file_digest, numbered_clip
 
-N = 24
+N, SOON = 24, 30 # clips; seconds in which trouble must be said, from when it could be seen
 NAMES = [f'upload_{i:04}' for i in range(N)]
 HOW = dict(short_side=48, wait=.05, timeout=60)
 
@@ -51,16 +52,29 @@ def alone(upload, tmp_path_factory):
 def frames_of(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
+class News(list):
+    "Lines of news, and how long after the first look each came"
+    def __init__(self): self.start, self.at = time.monotonic(), []
+    def __call__(self, line):
+        self.append(line)
+        self.at.append(time.monotonic() - self.start)
+    def when(self, text):
+        at = [t for line, t in zip(self, self.at) if text in line]
+        assert len(at) == 1, (text, self)
+        return at[0]
+
+
 @contextmanager
-def dask(folder, *kinds, tmp=None):
-    "A scheduler and workers as processes of their own; a kind is (Python to run in it first, wrapper of the command)"
+def dask(folder, *kinds, tmp=None, scheduler=''):
+    "A scheduler and workers as processes of their own, all awake; a kind is (Python to run in it first, wrapper of the command)"
     env = os.environ | dict(DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL='20s', OMP_NUM_THREADS='1', DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED='False')
     file, started = folder/'scheduler.json', []
     def start(*command, **more):
         started.append(subprocess.Popen([str(c) for c in command], cwd=folder, env=env | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
         return started[-1]
     try:
-        start(sys.executable, '-m', 'dask', 'scheduler', '--host', '127.0.0.1', '--port', 0, '--dashboard-address', '127.0.0.1:0', '--scheduler-file', file)
+        (folder/'first.py').write_text(scheduler)
+        start(sys.executable, '-m', 'dask', 'scheduler', '--host', '127.0.0.1', '--port', 0, '--dashboard-address', '127.0.0.1:0', '--scheduler-file', file, '--preload', folder/'first.py')
         for i, (first, wrap) in enumerate(kinds):
             (folder/f'first{i}.py').write_text(first)
             start(*wrap, sys.executable, '-m', 'dask', 'worker', '--scheduler-file', file, '--host', '127.0.0.1', '--nthreads', 1, '--name', f'kind{i}', '--no-dashboard',
@@ -68,12 +82,15 @@ def dask(folder, *kinds, tmp=None):
         limit = time.monotonic() + 150
         while not file.exists() and time.monotonic() < limit: time.sleep(.05)
         from distributed import Client
-        with Client(scheduler_file=str(file), timeout=30) as c: c.wait_for_workers(len(kinds), timeout=60)
+        if kinds:
+            with Client(scheduler_file=str(file), timeout=30) as c:
+                c.wait_for_workers(len(kinds), timeout=60)
+                c.run(exec, 'import kinetics_dance.cluster', on_error='return') # how long that takes is the test machine's affair
         yield file
     finally:
-        for p in started:
-            with suppress(psutil.Error): [c.kill() for c in psutil.Process(p.pid).children(recursive=True)]
-            p.kill(), p.wait()
+        for p in started: # each with all that it has started, also where that is orphaned by now
+            os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
 
 
 class Here:
@@ -113,21 +130,45 @@ def test_workers_killed_and_cut_off(upload, alone, tmp_path, monkeypatch):
 
 
 DRIVER = """
-import sys
+import itertools, os, signal, sys, time
 from pathlib import Path
-from kinetics_dance.cluster import workers
-from kinetics_dance.data import ClipTable
+from kinetics_dance.cluster import Workers, workers
+from kinetics_dance.data import ClipTable, StudyError
 from kinetics_dance.download import download
+folder, scheduler, goal, victim, timeout, patience = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+came, schedule = itertools.count(1), Workers.schedule
+def log(line): print(time.monotonic(), line, flush=True)
+def kill(job):
+    if next(came) == goal:
+        log('kill')
+        os.kill(victim or os.getpid(), signal.SIGKILL)
+def until(self, *args, **kwargs):
+    job = schedule(self, *args, **kwargs)
+    job.add_done_callback(kill)
+    return job
+Workers.schedule = until
 if __name__ == '__main__':
-    f = Path(sys.argv[1])
-    with workers(sys.argv[2], f) as pool:
-        download(ClipTable(f/'clips.sqlite'), f, pool=pool, short_side=48, wait=.05, timeout=60)
+    log('begin')
+    try:
+        with workers(scheduler, folder, log, timeout=timeout, patience=patience) as pool:
+            download(ClipTable(folder/'clips.sqlite'), folder, pool=pool, short_side=48, wait=.05, timeout=60)
+    except StudyError as e: sys.exit(str(e))
 """
+
+
+def drive(folder, file, goal, victim=0, timeout=60, patience=150):
+    "Download as a process of its own, which kills itself, or `victim`, once `goal` jobs have come back: (exit status, News, lines of its stderr)"
+    (file.parent/'driver.py').write_text(DRIVER)
+    p = subprocess.run([sys.executable, *map(str, (file.parent/'driver.py', folder, file, goal, victim, timeout, patience))], capture_output=True, text=True, timeout=300)
+    news, lines = News(), [line.split(' ', 1) for line in p.stdout.splitlines()]
+    news.start = float(lines[0][0])
+    for at, text in lines: news.append(text), news.at.append(float(at) - news.start)
+    return p.returncode, news, p.stderr.splitlines()
 
 
 def test_the_driver_is_killed_and_unfit_workers_get_nothing(upload, alone, tmp_path):
     "A real cluster: one good worker, others of another version, without a decoder, without the shared folder, without decord"
-    f, news = tmp_path/'shared', []
+    f = tmp_path/'shared'
     f.mkdir()
     table_in(f, upload)
     hide = ['unshare', '-m', 'sh', '-c', f'mount -t tmpfs none {f} && exec "$@"', 'sh']
@@ -135,14 +176,12 @@ def test_the_driver_is_killed_and_unfit_workers_get_nothing(upload, alone, tmp_p
     kinds = [('', []), ("import kinetics_dance; kinetics_dance.__version__ = '0.0.9'", []), ("import sys; sys.modules['av'] = None", []),
              ("import sys; sys.modules['decord'] = None", [])] + ([('', hide)] if blind else [])
     with dask(tmp_path, *kinds) as file:
-        (tmp_path/'driver.py').write_text(DRIVER)
         for goal in (1, 9):
-            p = subprocess.Popen([sys.executable, tmp_path/'driver.py', f, file], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
-            limit = time.monotonic() + 150
-            while len(list(f.glob('videos/[!.]*.mp4'))) < goal and p.poll() is None and time.monotonic() < limit: time.sleep(.02)
-            assert p.poll() is None, p.stderr.read()
-            p.kill(), p.wait()
-        with workers(str(file), f, log=news.append, patience=150) as pool:
+            status, _, err = drive(f, file, goal)
+            assert status == -signal.SIGKILL and not err, err
+        assert 0 < len(list(f.glob('videos/[!.]*.mp4'))) < N
+        news = News()
+        with workers(str(file), f, log=news, patience=150) as pool:
             assert len(pool.fit) == 2, news
             # what is left of the driver that was killed may still be writing; it is not in the way
             out = download(ClipTable(f/'clips.sqlite'), f, pool=pool, **HOW)
@@ -151,19 +190,56 @@ def test_the_driver_is_killed_and_unfit_workers_get_nothing(upload, alone, tmp_p
     said = [line for line in news if line.startswith('worker ')]
     for why in ('has kinetics_dance 0.0.9 and not', 'has no decoder', 'has no decord: it reads with PyAV', *(['does not see or cannot write'] if blind else [])):
         assert sum(why in line for line in said) == 1, (why, news)
-    assert len(said) == len(kinds) - 1 and not any('\n' in line for line in news)
+    assert len(said) == len(kinds) - 1 and not any('\n' in line for line in news) and max(news.at) < SOON, (news, news.at)
     assert not [p for p in f.iterdir() if p.name.startswith('.probe')]
 
 
+def test_a_silent_worker_and_the_scheduler_is_killed(upload, alone, tmp_path):
+    "One line each, soon; what is done is kept, and the same line goes on from there: here without a cluster"
+    f, usual, more = tmp_path/'shared', inspect.signature(workers).parameters, 7
+    f.mkdir()
+    table_in(f, upload)
+    with dask(tmp_path, ('', []), ('', [])) as file:
+        from distributed import Client
+        with Client(scheduler_file=str(file)) as c: scheduler, pids = c.run_on_scheduler(os.getpid), list(c.run(os.getpid).values())
+        os.kill(pids[0], signal.SIGSTOP)
+        status, news, err = drive(f, file, 9, scheduler, timeout=5, patience=8)
+        ended = time.monotonic()
+    assert status == 1 and err == ['scheduler: it went away; what is done is kept, and the same line goes on from here'], (err, news)
+    # shorter times are given here than one has without: what comes on top of them counts
+    assert max(usual[k].default for k in ('timeout', 'patience')) + more <= SOON
+    assert news.when('does not answer; it gets no clips') < 8 + more and ended - news.start - news.when('kill') < 8 + more, (news, news.at)
+    clips = ClipTable(f/'clips.sqlite').frame()
+    ok = clips[clips.status == 'ok']
+    assert 0 < len(ok) < N and [file_digest(f/p) for p in ok.path] == ok[['bytes', 'sha256']].to_dict('records')
+    assert not [r for r in clips.reason.dropna() if is_final(r)] and not (clips.status == 'failed').any()
+    again = download(ClipTable(f/'clips.sqlite'), f, **HOW)
+    assert (again.status == 'ok').all() and state(f) == state(alone) and again.attempts[ok.index].tolist() == ok.attempts.tolist()
+
+
+def test_a_scheduler_of_another_version(tmp_path):
+    other = 'import distributed.node as n, distributed.versions as v\nn.get_versions = lambda packages=None: (x := v.get_versions(packages), x["packages"].update(distributed="2024.1.0"))[0]'
+    with dask(tmp_path, scheduler=other) as file:
+        start = time.monotonic()
+        with pytest.raises(StudyError, match='has distributed 2024.1.0 and not .*; install the same here and there') as e:
+            with workers(str(file), tmp_path, timeout=60): pass
+    assert '\n' not in str(e.value) and time.monotonic() - start < SOON
+
+
 def test_one_worker_with_a_full_disk(upload, alone, tmp_path):
-    f, small, news = tmp_path/'shared', tmp_path/'small', []
+    "It is full when the work has begun"
+    f, small, news = tmp_path/'shared', tmp_path/'small', News()
     f.mkdir(), small.mkdir()
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'none', small], capture_output=True).returncode: pytest.skip('no right to mount a small disk here')
     try:
         with dask(tmp_path, ('', []), ('', []), tmp={0: dict(TMPDIR=str(small))}) as file, Faults({f'/{n}.mp4': upload for n in NAMES}) as s:
-            (small/'fill').write_bytes(bytes(max(0, 4096*(psutil.disk_usage(small).free//4096 - 1))))
-            with workers(str(file), f, log=news.append, patience=150) as pool: out = download(table_in(f, None), f, url_template=s.template(), pool=pool, settings=dict(sleep=0, retries=1), **HOW)
-            assert (out.status == 'ok').all() and sum('no room left on its disk' in line for line in news) == 1, (news, out.reason.tolist())
+            with workers(str(file), f, log=news, patience=150) as pool:
+                how = HOW | dict(url_template=s.template(), pool=pool, settings=dict(sleep=0, retries=1))
+                assert (download(table_in(f, None, 4), f, **how).status == 'ok').all()
+                (small/'fill').write_bytes(bytes(max(0, 4096*(psutil.disk_usage(small).free//4096 - 1))))
+                news.start = time.monotonic()
+                out = download(table_in(f, None), f, **how)
+            assert (out.status == 'ok').all() and 0 < news.when('no room left on its disk') < SOON and not any('\n' in line for line in news), (news, news.at, out.reason.tolist())
             assert state(f) == state(alone)
     finally: subprocess.run(['umount', '-l', small])
 
@@ -175,6 +251,33 @@ def test_no_scheduler(tmp_path, where, why):
     with pytest.raises(StudyError, match=why) as e:
         with workers(where, tmp_path, timeout=1): pass
     assert '\n' not in str(e.value) and time.monotonic() - start < 30
+
+
+def test_what_takes_the_call_is_no_scheduler(tmp_path):
+    "A port that somebody else has, or a scheduler that hangs: nothing ever comes back"
+    said = []
+    def look():
+        try:
+            with workers(f'tcp://127.0.0.1:{s.getsockname()[1]}', tmp_path, timeout=1): pass
+        except StudyError as e: said.append(str(e))
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        t = threading.Thread(target=look, daemon=True)
+        t.start()
+        t.join(SOON)
+        assert said and 'does not answer within 1 s' in said[0] and '\n' not in said[0]
+    (tmp_path/'other.json').write_text('{}')
+    with pytest.raises(StudyError, match="cannot be used .KeyError: 'address'"):
+        with workers(str(tmp_path/'other.json'), tmp_path, timeout=1): pass
+
+
+def test_one_transfer_is_not_for_a_bucket_and_workers_elsewhere(tmp_path):
+    "Its clips would lie on the disk of this machine: said before a byte is asked for"
+    class Elsewhere(Here): here = False
+    t = ClipTable(tmp_path/'clips.sqlite')
+    t.set(pd.DataFrame([dict(label='tango dancing', youtube_id='a'*11, time_start=0., time_end=2., split='train', source='cvdf', url='train/k700_train_032.tar.gz')]))
+    with pytest.raises(StudyError, match='source cvdf: its clips come in one transfer, and workers elsewhere cannot see where it ends up') as e:
+        download(t, tmp_path, storage=f'memory://{tmp_path.name}', pool=Elsewhere(), settings=dict(base='http://127.0.0.1:9'), **HOW)
+    assert '\n' not in str(e.value) and t.frame().status.tolist() == ['pending']
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path):
