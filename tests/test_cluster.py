@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 import pandas as pd, pytest
 pytest.importorskip('distributed', reason="needs kinetics_dance[cluster]")
 import psutil
+from conftest import ROOT
 from faults import Faults
 from kinetics_dance import cluster, storage
 from kinetics_dance.batches import FrameStore
@@ -345,9 +346,45 @@ def test_clips_and_frames_in_a_bucket(kind, upload, alone, tmp_path, monkeypatch
     assert len(storage.sizes(at/'frames')) == 6 and FrameStore(at/'frames').shape[0] == 5
 
 
-def test_recipes_can_be_read():
-    import ast, yaml
-    from conftest import ROOT
-    ast.parse((ROOT/'recipes/dask_slurm.py').read_text())
+SLURM = dict( # the commands of a cluster of one machine: a job is a process group of its own
+    sbatch='for script; do :; done; cp "$script" "$JOBS/script-$$"; setsid bash "$JOBS/script-$$" >"$JOBS/log-$$" 2>&1 & echo $! >>"$JOBS/pids"; echo "Submitted batch job $!"',
+    scancel='for id; do kill -9 -- "-$id"; done', squeue='true')
+
+
+def test_the_recipe_for_slurm(upload, alone, tmp_path):
+    "It asks for the jobs, they are workers, the file that it writes is what --scheduler takes; Ctrl-C ends the jobs and takes the file away"
+    pytest.importorskip('dask_jobqueue', reason='needs dask-jobqueue')
+    recipe, file, f = ROOT/'recipes'/'dask_slurm.py', tmp_path/'scheduler.json', tmp_path/'shared'
+    for name, does in SLURM.items():
+        (tmp_path/name).write_text(f'#!/bin/bash\n{does}\n')
+        (tmp_path/name).chmod(0o755)
+    env = os.environ | dict(JOBS=str(tmp_path), DASK_JOBQUEUE__SLURM__INTERFACE='lo')
+    line = [sys.executable, recipe, '--jobs', '2', '--cores', '1', '--partition', 'short', '--file', file]
+    script = subprocess.run([*line, '--script'], env=env, capture_output=True, text=True, check=True).stdout
+    assert '#SBATCH -p short' in script and '--cpus-per-task=1' in script and '--memory-limit 0' in script and not file.exists()
+    subprocess.run(['bash', '-n'], input=script, text=True, check=True)
+    nothing = subprocess.run(line, env=env | dict(PATH=str(tmp_path/'none')), capture_output=True, text=True)
+    assert nothing.returncode == 1 and nothing.stderr.strip().splitlines()[-1].startswith('there is no sbatch here'), nothing.stderr
+    p = subprocess.Popen(line, env=env | dict(PATH=f"{tmp_path}:{os.environ['PATH']}"), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert p.stdout.readline().startswith('scheduler tcp://')
+        f.mkdir()
+        with workers(str(file), f, log=News(), patience=150) as pool: out = download(table_in(f, upload), f, pool=pool, **HOW)
+        assert (out.status == 'ok').all() and state(f) == state(alone)
+        jobs = [int(x) for x in (tmp_path/'pids').read_text().split()]
+        assert len(jobs) == 2
+        p.send_signal(signal.SIGINT)
+        assert p.wait(60) == 0 and not file.exists()
+        psutil.wait_procs([psutil.Process(j) for j in jobs if psutil.pid_exists(j)], timeout=20)
+        assert not [j for j in jobs if psutil.pid_exists(j)]
+    finally:
+        p.stdout.close()
+        for g in [p.pid, *map(int, (tmp_path/'pids').read_text().split() if (tmp_path/'pids').exists() else [])]:
+            with suppress(ProcessLookupError): os.killpg(g, signal.SIGKILL)
+        p.wait()
+
+
+def test_the_recipe_for_kubernetes_can_be_read():
+    import yaml
     spec = yaml.safe_load((ROOT/'recipes/dask_kubernetes.yaml').read_text())
     assert spec['kind'] == 'DaskCluster' and {'worker', 'scheduler'} <= set(spec['spec'])

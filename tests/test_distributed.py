@@ -1,5 +1,6 @@
 "Several processes train what one process trains: launched as a user launches them, on the CPU, with a handful of clips."
 import json, os, re, shutil, signal, subprocess, sys, time
+from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, yaml
 from conftest import ROOT
 from test_training import copy, tiny   # noqa: F401  a study of two dances, nothing trained
@@ -121,5 +122,6 @@ def test_the_sbatch_script(tmp_path):
         assert part in line, line
     without = run({k: v for k, v in job.items() if k != 'MODEL'})
     assert without.returncode and 'give MODEL' in without.stderr
-    shellcheck = shutil.which('shellcheck', path=f"{ROOT/'.venv'/'bin'}:{os.environ['PATH']}")
-    if shellcheck: subprocess.run([shellcheck, script], check=True)
+    shellcheck = shutil.which('shellcheck', path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not shellcheck: pytest.skip('the script runs as it should; whether shellcheck finds anything was not asked: it is not installed')
+    subprocess.run([shellcheck, script], check=True)
