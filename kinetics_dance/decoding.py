@@ -79,9 +79,9 @@ def open_video(path:str|Path # A video file, of any origin
         if isinstance(e, OSError) and e.errno == errno.ENOENT: raise
         raise Unavailable(_what_is(path), e.strerror) from None
     with c:
-        if not c.streams.video: raise Unavailable('not a video', 'no video stream')
+        if not c.streams.video: raise Unavailable(_without(path), 'no video stream')
         v = c.streams.best('video')
-        if v.codec_context is None: raise Unavailable('not a video', 'nobody knows how its pictures are coded')
+        if v.codec_context is None: raise Unavailable(_without(path), 'nobody knows how its pictures are coded')
         v.thread_type, v.thread_count = 'NONE', 1
         yield c, v
 
@@ -90,6 +90,20 @@ def _what_is(path):
     head = Path(path).open('rb').read(12)
     video = head[4:8] in (b'ftyp', b'moov', b'mdat', b'free') or head[:4] in (b'\x1a\x45\xdf\xa3', b'RIFF', b'OggS')
     return 'truncated' if video or not head else 'not a video'
+
+def _without(path):
+    "Why a file that did open shows no pictures: the header of an MP4 may be cut where it would have named them"
+    at, size = 0, Path(path).stat().st_size
+    with Path(path).open('rb') as f:
+        for _ in range(1000): # boxes, each of which says how long it is
+            head = f.read(16)
+            if not at and head[4:8] != b'ftyp': break
+            n = int.from_bytes(head[:4], 'big')
+            at += int.from_bytes(head[8:], 'big') if n == 1 else n
+            if at > size: return 'truncated'
+            if n == 0 or at == size: break
+            f.seek(at)
+    return 'not a video'
 
 # %% ../nbs/00a0_decoding.ipynb #874aa25a
 class Damaged(Unavailable):

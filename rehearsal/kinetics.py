@@ -203,7 +203,7 @@ def summary():
             ['files too many, too few, damaged', *(f"{g['files_not_in_the_table']}, {g['clips_without_a_file']}, {g['damaged_of_200']}" for _, g in runs)],
             ['asked more than once', *(f"{g['asked_again']:,}" for _, g in runs)],
             ['in the frame store', *(f"{g['stored_clips']:,}" for _, g in runs)],
-            ['time, all three starts', *(minutes(g['seconds']) for _, g in runs)],
+            ['time, all starts', *(minutes(g['seconds']) for _, g in runs)],
             ['CPU seconds a clip, all of it', *(f"{g['cpu_seconds']/g['rows_of_the_table']:.2f}" for _, g in runs)],
             ['memory at its peak, all processes (PSS)', *(f"{g['peak_mb']:,} MB" for _, g in runs)],
             ['clips, MB', *(f"{g['disk_mb']['videos']:,.0f}" for _, g in runs)], ['frames (JPEG), MB', *(f"{g['disk_mb']['frames']:,.0f}" for _, g in runs)],
@@ -220,6 +220,7 @@ def summary():
             ['frames on disk, 32 of 128×171', f"{REAL['store_mb']} MB", f"{ok*REAL['store_mb']/1e3:.0f} GB"],
             ['memory', '', f"about {full['peak_mb']/1e3:.1f} GB for the download with its four workers: it hardly grows with the number of clips (0.6 GB for 204)"]]
     part = [f"The {names[k]} run has {g['rows_of_the_lists']:,} of the 14,072 rows." for k, g in got.items() if k in names and g['rows_of_the_lists'] < 14_072]
+    notes = [leg['note'] for _, g in runs for leg in g['legs'] if 'note' in leg] # what was done by hand between two starts
     text = f"""# Kinetics, rehearsed
 
 > The real lists at their real size through the real notebooks, with a server of our own in the place of YouTube and of the mirror.
@@ -230,7 +231,7 @@ the id needs (96×72 pixels, 4 frames a second; up to 6,000 s). 8.1 % of the ids
 a while, down for good, *too many requests* (429), connections that are reset, files that are cut, pages in the place of videos, empty files, slow ones. The mirror's
 tars had empty, cut, short and false clips in them, and their transfers broke in six ways. What must become of each row was known before.
 
-Each run was killed twice (`kill -9`): once the runner alone, in the middle of the download, and once it and all its processes, in the middle of the frames.{''.join(' ' + x for x in part)}
+Each run was killed twice (`kill -9`): once the runner alone, in the middle of the download, and once it and all its processes, in the middle of the frames.{''.join(' ' + x for x in part + notes)}
 
 {md(['', *(n for n, _ in runs)], rows)}
 

@@ -100,6 +100,26 @@ def test_probe_believes_nothing(folder, tmp_path):
     slow = probe(tmp_path/'slow.mkv')
     assert slow['fps'] == pytest.approx(7.5, rel=.01) and slow['constant']
 
+def test_a_transfer_that_ends_in_the_header_is_asked_for_again(tmp_path):
+    "Wherever in the header it ends: ffmpeg opens some of these files and finds no stream in them, or one of no known kind"
+    normalise_clip(numbered_clip(tmp_path/'u.mp4', n=30, fps=15), tmp_path/'c.mp4', 0, 2)
+    whole, cut = (tmp_path/'c.mp4').read_bytes(), tmp_path/'cut.mp4'
+    said = set()
+    for n in [*range(8, 500), *range(500, whole.find(b'mdat') + 8, 50)]:
+        cut.write_bytes(whole[:n])
+        with pytest.raises(Unavailable) as e: probe(cut)
+        assert e.value.reason == 'truncated', (n, str(e.value))
+        said.add(e.value.detail)
+    assert {'no video stream', 'Invalid data found when processing input'} < said
+    # what is whole and shows nothing is no video, however often one asks: sound alone, and boxes that never end
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-f', 'lavfi', '-i', 'sine', '-t', '1', tmp_path/'sound.mp4'], check=True)
+    sound = (tmp_path/'sound.mp4').read_bytes()
+    (tmp_path/'boxes.mp4').write_bytes(sound + bytes([0, 0, 0, 8]) + b'free' + 2000*(bytes([0, 0, 0, 8]) + b'free'))
+    for name in ('sound', 'boxes'):
+        with pytest.raises(Unavailable) as e: probe(tmp_path/f'{name}.mp4')
+        assert e.value.reason == 'not a video'
+
+
 def test_a_clip_with_one_wrong_byte_is_not_read_the_fast_way(tmp_path):
     numbered_clip(tmp_path/'a.mp4', n=90, size=(96, 128), options={'g': '250'})
     normalise_clip(tmp_path/'a.mp4', tmp_path/'clip.mp4')
