@@ -218,7 +218,7 @@ def summary():
             ['waiting for YouTube, 300 an hour', '12 s a clip', f'{n/300:.0f} h'],
             ['clips on disk', f"{REAL['clip_mb']} MB", f"{ok*REAL['clip_mb']/1e3:.0f} GB"],
             ['frames on disk, 32 of 128×171', f"{REAL['store_mb']} MB", f"{ok*REAL['store_mb']/1e3:.0f} GB"],
-            ['memory', '', f"about {full['peak_mb']/1e3:.1f} GB for the download with its four workers: it hardly grows with the number of clips (0.6 GB for 204)"]]
+            ['memory', '', ' to '.join(dict.fromkeys(f"{f(g['peak_mb'] for _, g in runs)/1e3:.1f}" for f in (min, max))) + ' GB, all processes of a download with four workers']]
     part = [f"The {names[k]} run has {g['rows_of_the_lists']:,} of the 14,072 rows." for k, g in got.items() if k in names and g['rows_of_the_lists'] < 14_072]
     notes = [leg['note'] for _, g in runs for leg in g['legs'] if 'note' in leg] # what was done by hand between two starts
     text = f"""# Kinetics, rehearsed
