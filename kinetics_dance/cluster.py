@@ -70,12 +70,15 @@ def _unfit(got, want, folder):
         if isinstance(got, ImportError) or re.match(r'(ModuleNotFound|Import)Error\(', str(got)): # Dask may pass on its text
             return f'cannot load kinetics_dance ({_line(got)}); install it there'
         return f'fails: {_line(repr(got))}'
-    other = [f"{k} {_text(got[k])} and not {_text(want[k])}"
-             for k in ('python', 'dask', 'distributed', 'kinetics_dance') if got[k] != want[k]]
-    if other: return f'has {", ".join(other)}; install the same there'
+    if other := _other(got, want, 'python', 'dask', 'distributed', 'kinetics_dance'):
+        return f'has {other}; install the same there'
     if not got['av']: return 'has no decoder (the package av); install kinetics_dance there with all it needs'
     if got['trouble']:
         return f'does not see or cannot write {folder} ({_line(got["trouble"])}); it must be shared by all machines'
+
+def _other(got, want, *names):
+    "What of these versions is another one, in words"
+    return ', '.join(f'{k} {_text(got[k])} and not {_text(want[k])}' for k in names if got[k] != want[k])
 
 def _text(version): return '.'.join(version) if isinstance(version, tuple) else version
 def _line(text): return ' '.join(str(text).split())
@@ -104,8 +107,8 @@ def _connect(where, stack, timeout):
     try:
         address = where if '://' in where else json.loads(Path(where).read_text())['address']
         theirs, ours = _versions(address, timeout), dict(dask=dask.__version__, distributed=distributed.__version__)
-        if other := [f'{k} {theirs[k]} and not {v}' for k, v in ours.items() if theirs[k] != v]:
-            raise StudyError(f'scheduler: {where} has {", ".join(other)}; install the same here and there')
+        if other := _other(theirs, ours, *ours):
+            raise StudyError(f'scheduler: {where} has {other}; install the same here and there')
         return stack.enter_context(Client(address, timeout=timeout))
     except StudyError: raise
     except (OSError, TimeoutError) as e:

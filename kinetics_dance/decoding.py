@@ -95,14 +95,14 @@ def _without(path):
     "Why a file that did open shows no pictures: the header of an MP4 may be cut where it would have named them"
     at, size = 0, Path(path).stat().st_size
     with Path(path).open('rb') as f:
-        for _ in range(1000): # boxes, each of which says how long it is
-            head = f.read(16)
-            if not at and head[4:8] != b'ftyp': break
+        head = f.read(16)
+        for _ in range(1000 if head[4:8] == b'ftyp' else 0): # boxes, each of which says how long it is
             n = int.from_bytes(head[:4], 'big')
             at += int.from_bytes(head[8:], 'big') if n == 1 else n
             if at > size: return 'truncated'
-            if n == 0 or at == size: break
+            if not n: break # up to the end, or there is no other box
             f.seek(at)
+            head = f.read(16)
     return 'not a video'
 
 # %% ../nbs/00a0_decoding.ipynb #874aa25a

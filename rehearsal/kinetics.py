@@ -235,7 +235,7 @@ Each run was killed twice (`kill -9`): once the runner alone, in the middle of t
 
 {md(['', *(n for n, _ in runs)], rows)}
 
-{'Both ran' if len(runs) > 1 else 'It ran'} on {full['machine']}, with little beside {'them' if len(runs) > 1 else 'it'}. Settings that were not those of the study file:
+It ran on {full['machine']}. Settings that were not those of the study file:
 addresses, `sleep: 0`, `jobs: 4`, and `compression: jpeg`, because the frames as they are would have filled the disk.
 
 ## What the real thing will take

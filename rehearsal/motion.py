@@ -138,7 +138,7 @@ def readme(report, cards):
 
 Made by `python -m rehearsal.motion` from `studies/motion.yaml`, {datetime.now(timezone.utc):%d %B %Y}, commit {(cards[0].get('commit') if cards else None) or git_commit() or 'unknown'}.
 
-- Machine: {machine()}.
+- Machine: {machine()}; its cores were shared with other work, so the times say little.
 - {len(cards)} trainings, {seconds/60:.0f} minutes in all (up to three side by side). Versions: {versions}.
 - Input: `penn_action_2d_joints.npz`, the joint labels of Penn Action (Zhang, Zhu and Derpanis 2013), 2,326 sequences, official split.
 

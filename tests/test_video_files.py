@@ -105,7 +105,7 @@ def test_a_transfer_that_ends_in_the_header_is_asked_for_again(tmp_path):
     normalise_clip(numbered_clip(tmp_path/'u.mp4', n=30, fps=15), tmp_path/'c.mp4', 0, 2)
     whole, cut = (tmp_path/'c.mp4').read_bytes(), tmp_path/'cut.mp4'
     said = set()
-    for n in [*range(8, 500), *range(500, whole.find(b'mdat') + 8, 50)]:
+    for n in range(8, whole.find(b'mdat') + 8):
         cut.write_bytes(whole[:n])
         with pytest.raises(Unavailable) as e: probe(cut)
         assert e.value.reason == 'truncated', (n, str(e.value))
