@@ -24,7 +24,7 @@ def colour_matrix(
     g = mean.new_tensor(GREY)
     b,c,s = (v[:, None, None] for v in (brightness, contrast, saturation))
     A = b*c*(s*torch.eye(3, device=mean.device) + (1-s)*g.expand(3, 3))
-    return A, (b*(1-c))[:, 0]*(mean@g)[:, None].expand(-1, 3)
+    return A, (b*(1-c))[:, 0]*(mean*g).sum(-1, keepdim=True).expand(-1, 3)
 
 def change_colour(
     x:Tensor,          # Clips `(B,T,3,h,w)`, normalised
@@ -37,7 +37,7 @@ def change_colour(
     pixels = x.permute(0, 1, 3, 4, 2)                                               # (B,T,h,w,3)
     mean = pixels.flatten(3).flatten(1, 2).mean(1).unflatten(1, (-1, 3)).mean(1)    # rows of pixels first: twice as fast
     A,o = colour_matrix(mean*S+m, brightness, contrast, saturation)
-    A,o = A*S/S[:, None], (A@m+o-m)/S                       # the same map for normalised colours
+    A,o = A*S/S[:, None], ((A*m).sum(-1)+o-m)/S             # the same map for normalised colours
     # four pixels side by side where that comes out even: a matrix of 12 rows is multiplied four times as fast as one of 3
     k = 4 if x.shape[3]*x.shape[4] % 4 == 0 else 1
     blocks = (torch.eye(k, device=x.device)[:, None, :, None]*A.mT[:, None, :, None]).reshape(-1, 3*k, 3*k)
