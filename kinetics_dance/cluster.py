@@ -268,8 +268,8 @@ def workers(where:str,  # `tcp://host:8786`, `local:2`, or a scheduler file
         client = _connect(where, stack, timeout)
         out = Workers(client, place(folder), log, ahead, patience, where.startswith('local:'))
         while out.room() and not out.fit: time.sleep(.2)
-        log(f'{where}: {len(out.fit)} worker{"s"*(len(out.fit) != 1)} with {sum(out.fit.values())} threads; '
-            f'dashboard at {client.dashboard_link}')
+        n, threads = len(out.fit), sum(out.fit.values())
+        log(f'{where}: {n} worker{"s"*(n != 1)} with {threads} thread{"s"*(threads != 1)}; dashboard at {client.dashboard_link}')
         try: yield out
         finally:
             out.ended, out.patience = True, 5

@@ -227,6 +227,20 @@ def test_a_scheduler_of_another_version(tmp_path):
     assert '\n' not in str(e.value) and time.monotonic() - start < SOON
 
 
+def test_a_scheduler_with_certificates(tmp_path):
+    "Encrypted, as the page on clusters advises; who has no certificate is told so"
+    import math, dask
+    from distributed import LocalCluster, Security
+    security = Security.temporary()
+    keys = {'ca-file': security.tls_ca_file, 'client.cert': security.tls_client_cert, 'client.key': security.tls_client_key}
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol='tls://', security=security, silence_logs=50) as c:
+        with pytest.raises(StudyError, match=r'^scheduler: tls://127.0.0.1:\d+ cannot be used \(.*TLS configuration'):
+            with workers(c.scheduler_address, tmp_path): pass
+        with dask.config.set({f'distributed.comm.tls.{k}': v for k, v in keys.items()}), workers(c.scheduler_address, tmp_path, log=(news := []).append) as pool:
+            assert pool.schedule(math.sqrt, (9,)).result(60) == 3
+    assert len(news) == 1 and '1 worker with 1 thread;' in news[0], news
+
+
 def test_one_worker_with_a_full_disk(upload, alone, tmp_path):
     "It is full when the work has begun"
     f, small, news = tmp_path/'shared', tmp_path/'small', News()
