@@ -5,7 +5,7 @@
     python -m rehearsal.motion transfer      # a frozen MobileNetV2, ImageNet weights against random ones, on the same videos
     python -m rehearsal.motion publish       # results/motion, results/motion_transfer and the page of the site from what was run
 
-Needs ../shared/data/motion (and ../shared/data/weights). On two cores that nobody else uses: study about 30 minutes, transfer about 10."""
+Needs ../shared/data/motion (and ../shared/data/weights). On two cores that nobody else uses: study about 30 minutes, transfer about 45."""
 import argparse, json, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,9 +13,12 @@ import pandas as pd, torch
 from safetensors.torch import save_file
 from kinetics_dance.backbones import make_backbone
 from kinetics_dance.batches import FrameStore, normalise
+from kinetics_dance.comparison import compare
 from kinetics_dance.data import writing
 from kinetics_dance.motion_source import MotionFile, joint_reference
+from kinetics_dance.resampling import bootstrap
 from kinetics_dance.saving import git_commit, study_clips
+from kinetics_dance.statistics import read_predictions, stack_predictions
 from kinetics_dance.store import build_store
 from kinetics_dance.study import collect, prepare, read_settings
 from kinetics_dance.units import train_unit
@@ -24,9 +27,9 @@ from report.results import NAMES, table
 
 ROOT = Path(__file__).resolve().parent.parent
 MOTION, WEIGHTS = (ROOT.parent/'shared'/'data'/d for d in ('motion/penn_action_2d_joints.npz', 'weights/mobilenet_v2_torchvision_keys.npz'))
-RESULTS, PAGE = ROOT/'results', ROOT/'nbs'/'pages'/'real_motion.md'
+RESULTS, PAGE, CURVES = ROOT/'results', ROOT/'nbs'/'pages'/'real_motion.md', ROOT/'nbs'/'images'/'transfer.svg'
 STAGES = ['00_data', '01_frames', '02_per_frame', '03_cnn_lstm', '04_video_transformer', '05_comparison']
-HEADS = 'per_frame', 'cnn_lstm'
+HEADS = 'per_frame', 'cnn_lstm', 'video_transformer'
 PROBES = 'shuffled', 'reversed'                      # predictions that are kept beside the plain ones
 
 
@@ -49,12 +52,13 @@ def transfer(runs, heads=HEADS):
             for seed in p['seeds']:
                 card = train_unit(head, p, seed, log=print)
                 said = folder/'predictions'/head/f'seed{seed}.parquet'
-                kept = folder/'kept'/kind.lower()/head
-                kept.mkdir(parents=True, exist_ok=True)
-                shutil.copy(said, kept/said.name)
+                for probe in ('', 'shuffled'):
+                    kept = folder/'kept'/kind.lower()/head/probe
+                    kept.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(said.parent/probe/said.name, kept)
                 history = pd.read_csv(folder/'models'/head/f'seed{seed}'/'history.csv')
                 curves.append(history.assign(weights=kind, model=head, seed=seed))
-                rows.append(dict(weights=kind, model=head, seed=seed, test=accuracy(said), seconds=card['seconds']))
+                rows.append(dict(weights=kind, model=head, seed=seed, lr=card['recipe']['lr'], test=accuracy(said), seconds=card['seconds']))
                 pd.DataFrame(rows).to_csv(folder/'transfer.csv', index=False)
                 pd.concat(curves).to_csv(folder/'curves.csv', index=False)
 
@@ -92,8 +96,16 @@ def accuracy(file, split='test'):
 # ---- what is kept
 
 def publish(runs):
-    "Small results into results/, and the page"
-    run, out = ROOT/runs/'motion', RESULTS/'motion'
+    "Small results of what was run into results/, and the page"
+    ran = [(publish_study, ROOT/runs/'motion', 'report.json'), (publish_transfer, ROOT/runs/'motion_transfer', 'transfer.csv')]
+    for f, run, last in ran:
+        if (run/last).exists(): f(run)
+        else: print(f'{run.name}: was not run here, what is kept of it stays as it is')
+    write_page()
+
+
+def publish_study(run):
+    out = RESULTS/'motion'
     out.mkdir(parents=True, exist_ok=True)
     report = json.loads((run/'report.json').read_text())
     if MOTION.exists():
@@ -113,8 +125,6 @@ def publish(runs):
     if (run/'videos').is_dir(): gallery.make(run, out/'media')
     cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/card.json'))]
     (out/'README.md').write_text(readme(report, cards))
-    if (ROOT/runs/'motion_transfer'/'transfer.csv').exists(): publish_transfer(ROOT/runs/'motion_transfer')
-    write_page()
 
 
 def keep(file, to):
@@ -163,14 +173,36 @@ def publish_transfer(run):
     for name in ('transfer.csv', 'curves.csv'): shutil.copy(run/name, out/name)
     for f in sorted((run/'kept').rglob('*.parquet')):
         keep(f, out/'predictions'/f.relative_to(run/'kept'))
+    (out/'summary.json').write_text(json.dumps(transfer_summary(out), indent=1)+'\n')
     plot_curves(pd.read_csv(out/'curves.csv'), pd.read_csv(out/'transfer.csv'), out/'curves.svg')
+    shutil.copy(out/'curves.svg', CURVES)
     (out/'README.md').write_text(f'''# What pretrained weights are worth on real motion
 
 Made by `python -m rehearsal.motion transfer` from `studies/motion_transfer.yaml`, {datetime.now(timezone.utc):%d %B %Y}. Machine: {machine()}.
 
-`transfer.csv`: accuracy on the test clips, one row a training. `curves.csv`: loss and accuracy on valid after each epoch. `curves.svg`: the curves.
-`predictions/<weights>/<model>/seed<k>.parquet`: probabilities of each valid and test clip.
+`transfer.csv`: learning rate that valid chose and accuracy on the test clips, one row a training. `curves.csv`: loss and accuracy on valid after each epoch. `curves.svg`: the curves.
+`predictions/<weights>/<model>/seed<k>.parquet`: probabilities of each valid and test clip; the folder `shuffled` holds those of the test clips with their frames
+shuffled. `summary.json`: accuracies and differences with 95 % intervals, from the predictions alone.
 ''')
+
+
+def transfer_summary(out):
+    "Accuracies, what ImageNet weights add to each head, and what tells the heads apart, with intervals over sequences and training runs"
+    def runs(w, probe=''):
+        heads = {d.name: {int(f.stem[4:]): f for f in sorted((d/probe).glob('seed*.parquet'))} for d in sorted((out/'predictions'/w).iterdir())}
+        return {m: heads[m] for m in NAMES if m in heads}
+    def triple(e): return dict(zip(('mean', 'low', 'high'), (round(float(x), 6) for x in (e.value, *e.interval(.95)))))
+    found = {(w, m, probe): r for w in ('imagenet', 'random') for probe in ('', 'shuffled') for m, r in runs(w, probe).items()}
+    tables = {k: {s: read_predictions(f) for s, f in r.items()} for k, r in found.items()}
+    test = stack_predictions({' '.join(k): r for k, r in tables.items()})
+    boot = bootstrap(test, 2000, 0)
+    score = {k: boot[' '.join(k)]['accuracy'] for k in found}
+    heads = list(runs('imagenet'))
+    return dict(n_test=len(test.clips), seeds=list(next(iter(tables.values()))),
+                accuracy={w: {m: triple(score[w, m, '']) for m in heads} for w in ('imagenet', 'random')},
+                shuffled={w: {m: triple(score[w, m, 'shuffled']) for m in heads} for w in ('imagenet', 'random')},
+                gained={m: triple(score['imagenet', m, '']-score['random', m, '']) for m in heads},
+                verdicts=compare(runs('imagenet')).verdicts)
 
 
 def plot_curves(curves, scores, path):
@@ -186,7 +218,7 @@ def plot_curves(curves, scores, path):
         ax.set(title=NAMES[m], xlabel='epoch', ylim=(0, 100))
         ax.spines[['top', 'right']].set_visible(False)
     axs[0][0].set_ylabel('right on valid, %')
-    axs[0][0].legend(frameon=False, loc='lower right')
+    axs[0][0].legend(frameon=False, loc='center right')
     fig.savefig(path, metadata={'Date': None})
     plt.close(fig)
 
@@ -213,18 +245,15 @@ def numbers():
     res['reading'] = reading(r, ref)
     res['gains'] = gains(pd.read_csv(RESULTS/'motion'/'tables'/'gains.csv'), NAMES)
     res['alike'] = alike(r)
-    f = RESULTS/'motion_transfer'/'transfer.csv'
+    f = RESULTS/'motion_transfer'/'summary.json'
     if f.exists():
-        t = pd.read_csv(f)
-        rows = []
-        for m in dict.fromkeys(t.model):
-            x = {w: t[(t.model == m) & (t.weights == w)].test for w in ('ImageNet', 'random')}
-            if min(map(len, x.values())) == 0: continue
-            cell = lambda v: f'{100*v.mean():.1f} % ({100*v.min():.1f} to {100*v.max():.1f})'
-            rows.append([NAMES[m], cell(x['ImageNet']), cell(x['random']), f"{100*(x['ImageNet'].mean()-x['random'].mean()):+.1f} points"])
-        res['transfer'] = table(['head', 'ImageNet weights', 'random weights', 'difference'], rows)
+        t = json.loads(f.read_text())
+        res['transfer'] = table(['head', 'ImageNet weights', 'random weights', 'difference', 'ImageNet, frames shuffled'],
+            [[NAMES[m], span(a), span(t['accuracy']['random'][m]), '{:+.1f} points [{:.1f}, {:.1f}]'.format(*(100*x for x in t['gained'][m].values())), span(t['shuffled']['imagenet'][m])]
+             for m, a in t['accuracy']['imagenet'].items()])
+        res['heads'] = '\n'.join(f'- {v}' for v in named(dict(verdicts=t['verdicts'], models=t['gained'])))
         c = pd.read_csv(f.with_name('curves.csv'))
-        at = [e for e in (0, 2, 4, 9, c.epoch.max()) if e in set(c.epoch)]
+        at = [e for e in (0, 2, 4, 9, 19, c.epoch.max()) if e in set(c.epoch)]
         means = c.groupby(['model', 'weights', 'epoch']).top1.mean()
         res['curves'] = table(['head', 'weights', *(f'epoch {e+1}' for e in dict.fromkeys(at))],
                               [[NAMES[m], w, *(f'{100*means[m, w, e]:.0f}' for e in dict.fromkeys(at))] for m in dict.fromkeys(c.model) for w in ('ImageNet', 'random')

@@ -27,6 +27,7 @@ def prose_pages(root, taken):
             s = f"# {head.get('title', p.stem)}\n" + (f'\n:::{{div}} lead\n{lead}\n:::\n' if lead else '') + s[m.end():]
         elif m := re.match(r'(# .+\n)\n?> (.+(?:\n> ?.+)*)\n', s):
             s = f"{m[1]}\n:::{{div}} lead\n{re.sub(chr(10) + '> ?', ' ', m[2])}\n:::\n" + s[m.end():]
+        s = re.sub(r'(!\[[^\[\]]*\]\()\.\./images/', r'\1images/', s)        # the pages of the site lie beside the pictures
         if not s.lstrip().startswith('# '): raise UserError(f'{p.relative_to(root)}: must begin with a title, `# …`')
         res[p.stem + '-guide' if p.stem in taken else p.stem] = (p, prose(s))
     return res
@@ -34,12 +35,13 @@ def prose_pages(root, taken):
 
 def links(s, names, root, here=Path('.')):
     """Links to prose pages by their names on the site; links to other files of the repository, which are not on it, become plain text.
-    `names`: {stem: page}."""
+    `names`: {stem, or path from the root: page}."""
     def f(m):
         text, path, anchor = m[1], m[2], m[3] or ''
         p, inside = Path(path), re.sub(r'^(\.{1,2}/)+', '', path)
         stem = {'LICENSE': 'licence', 'CITATION.cff': 'citation'}.get(p.name, p.stem if p.suffix == '.md' else None)
-        if p.name == 'README.md': return f'[{text}](index.ipynb)'
+        if inside in names: return f'[{text}]({names[inside]}.md{anchor})'
+        if inside == 'README.md': return f'[{text}](index.ipynb)'
         if stem in names: return f'[{text}]({names[stem]}.md{anchor})'
         if p.suffix == '.ipynb': return m[0]
         if text.startswith('`'): return text

@@ -49,6 +49,9 @@ def stamp(root, runs, study):
     return [f.read_bytes() if f.suffix in ('.json', '.csv') else f'{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}'.encode() for f in files if f.exists()]
 
 
+def page_name(study): return 'results-' + re.sub(r'[^a-z0-9]+', '-', study.lower())
+
+
 def table(head, rows): return '\n'.join(['| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---']*len(head), *rows]])
 
 

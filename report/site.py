@@ -80,7 +80,7 @@ def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
         return f'_static/results/{label}/{Path(name).name}'
     found, made = results.studies(root, runs, study), {}
     for s, folder in found.items():
-        made['results-' + re.sub(r'[^a-z0-9]+', '-', s.lower())] = results.page(root, s, folder, media, downloads)
+        made[results.page_name(s)] = results.page(root, s, folder, media, downloads)
     prosaic = pages.prose_pages(root, taken)
     names = {p.stem: name for name, (p, _) in prosaic.items()}
     made |= {name: text for name, (_, text) in prosaic.items()}
@@ -89,13 +89,14 @@ def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
     known = {m for nb in nbs.values() for c in nb['cells'] if c['cell_type'] == 'markdown' for m in re.findall(r'^\((api-[\w.-]+)\)=', source(c), re.M)}
     if modules: made['api'] = pages.api_page(root, lib, modules, known)
     if rec := read_json(root/runs/study/'record.json'): made['record'] = pages.record_page(rec)
+    goals = names | {f'results/{s}/README.md': results.page_name(s) for s in found}
     lettered = pages.themes([s for s in stems if LETTERED.match(s)], heads(nbs))
     for nb in nbs.values():
         for c in nb['cells']:
-            if c['cell_type'] == 'markdown': c['source'] = pages.links(source(c), names, root)
+            if c['cell_type'] == 'markdown': c['source'] = pages.links(source(c), goals, root)
     for name, text in {**made, **lettered}.items():
         if name in taken: raise UserError(f'two pages of the site are called {name}')
-        write_atomic(src/f'{name}.md', pages.links(text, names, root))
+        write_atomic(src/f'{name}.md', pages.links(text, goals, root))
     prosaic = [n for n in pages.GUIDES if n in names] + sorted(n for n in names if n not in pages.GUIDES + pages.REFERENCE + ['licence', 'CHANGELOG'])
     trees = [('The study', [page(s) for s in stems if NUMBERED.match(s)]), ('Results', [n for n in made if n.startswith('results-')]), ('Guides', [names[n] for n in prosaic]),
              ('How it is built', list(lettered)), ('Reference', [n for n in ('api', *(names.get(k) for k in pages.REFERENCE), 'record', 'licence') if n in made])]
@@ -110,7 +111,7 @@ def hero(home, root, found, media):
         if not g or not any(c['differs'] == 'order' for c in g[0]['clips']): continue
         i = next((i for i, c in enumerate(home['cells']) if c['cell_type'] == 'markdown' and re.match(r'## What is real', source(c))), None)
         if i is None: return
-        text = f"Two clips of the study. Every frame of the one is a frame of the other; only their order differs. [All classes](results-{re.sub(r'[^a-z0-9]+', '-', s.lower())}.md)."
+        text = f"Two clips of the study. Every frame of the one is a frame of the other; only their order differs. [All classes]({results.page_name(s)}.md)."
         first = [c for c in g[0]['clips'] if c['differs'] == 'order'][:2]
         home['cells'].insert(i, dict(cell_type='markdown', metadata={}, id='hero', source=text + '\n\n````{raw} html\n' + gallery.show(dict(clips=first), g[1], media) + '\n````'))
         return

@@ -174,9 +174,16 @@ def test_page_says_what_the_results_say():
 
 @pytest.mark.skipif(not (ROOT/'results'/'motion_transfer'/'transfer.csv').exists(), reason='the study of transfer has not been published (results/motion_transfer)')
 def test_pretrained_weights_buy_something():
-    from rehearsal.motion import accuracy
+    from rehearsal.motion import accuracy, transfer_summary
     folder = ROOT/'results'/'motion_transfer'
     t = pd.read_csv(folder/'transfer.csv')
     for r in t.itertuples(): assert accuracy(folder/'predictions'/r.weights.lower()/r.model/f'seed{r.seed}.parquet') == pytest.approx(r.test, abs=1e-6)
+    assert set(t.model) == {'per_frame', 'cnn_lstm', 'video_transformer'} and (t.groupby(['weights', 'model']).seed.nunique() >= 3).all()
     for _, d in t.groupby('model'): assert d[d.weights == 'ImageNet'].test.min() > d[d.weights == 'random'].test.max()
+    said = json.loads((folder/'summary.json').read_text())
+    again = transfer_summary(folder)
+    assert said['verdicts'] == again['verdicts'] and said['n_test'] == again['n_test'] == 1068
+    for m, a in again['gained'].items():
+        assert a == pytest.approx(said['gained'][m], abs=1e-5) and a['low'] > 0
+        assert again['accuracy']['imagenet'][m]['mean'] == pytest.approx(t[(t.model == m) & (t.weights == 'ImageNet')].test.mean(), abs=1e-5)
     assert set(pd.read_csv(folder/'curves.csv').weights) == {'ImageNet', 'random'}
