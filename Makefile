@@ -54,9 +54,9 @@ release: env ## pack wheel, demo model and checksums into dist/ (after make repo
 bench: env ## run the benchmarks
 	@set -e; for f in bench/*.py; do echo "== $$f"; $(PY) $$f; done
 
-rehearsal: rehearsal-files rehearsal-motion rehearsal-kinetics rehearsal-outside ## all on real input, where ../shared/data is: hours
+rehearsal: rehearsal-motion rehearsal-files rehearsal-kinetics rehearsal-outside ## all on real input, where ../shared/data is: hours
 
-rehearsal-files: env ## real files through frames and predict: nbs/pages/real_files.md
+rehearsal-files: env ## real files through frames and the newest model: nbs/pages/real_files.md
 	@$(PY) -m rehearsal.files
 
 rehearsal-motion: env ## real human motion: results/motion and results/motion_transfer

@@ -16,7 +16,7 @@ from typing import Callable
 from fastcore.basics import patch
 from . import __version__
 from .data import StudyError
-from .storage import place, writing
+from .storage import place, probing, writing
 
 # %% ../nbs/00b2_cluster.ipynb #4f07cccc
 _LOCK, _POOL = threading.Lock(), '_kinetics_dance_pool'
@@ -184,14 +184,7 @@ class Workers:
 
     def _check(self, new):
         "Note of each new worker why it gets no clips, or None; say it"
-        token = secrets.token_hex(8)
-        try:
-            with writing(probe := place(self.folder)/f'.probe-{token}') as p: p.write_text(token)
-        except Exception as e:
-            raise StudyError(f'storage: this machine cannot write {self.folder} '
-                             f'({type(e).__name__}: {_line(e)})') from None
-        try: got = self._ask(_about, new, str(self.folder), token)
-        finally: probe.unlink(missing_ok=True)
+        with probing(self.folder) as token: got = self._ask(_about, new, str(self.folder), token)
         import dask, distributed
         want = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__,
                     distributed=distributed.__version__, kinetics_dance=__version__)

@@ -22,11 +22,10 @@ def _number(text, name):
 def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None):
     from kinetics_dance import study as lib
     from kinetics_dance.data import run_dir
-    from kinetics_dance.storage import home
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = lib.prepare(p)
-    at = home(run_dir(p['study'], p['runs']), storage)
+    at = _at(run_dir(p['study'], p['runs']), storage)
     with _hands(scheduler, at) as pool, _Screen() as screen:
         try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
         except KeyboardInterrupt:
@@ -35,6 +34,20 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
     _tell(out, as_json)
     if len(gone): print(f'{len(gone)} clips of the lists were left out: '
                         + ', '.join(f'{n} {w}' for w, n in gone.why.value_counts().items()), file=sys.stderr)
+
+def _at(run, storage, clips=()):
+    "Where videos and frames lie, once it is known that this machine can write there, and that the videos of these clips do"
+    from kinetics_dance.storage import home, is_far, place, probing, sizes
+    where = home(run) if storage is None else place(storage)
+    if is_far(where):
+        with probing(where): pass
+    if len(clips):
+        try: there = sizes(where/'videos')
+        except OSError: there = {}
+        if not any(Path(p).name in there for p in clips.path):
+            raise StudyError(f'storage: none of the {len(clips)} videos of the study is in {where/"videos"}; give the '
+                             '--storage that the download had, or download again')
+    return home(run, storage)
 
 @contextmanager
 def _hands(scheduler, shared):
@@ -81,7 +94,6 @@ class _Screen:
 # %% ../nbs/06a_command_line.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.data import ClipTable, run_dir
-    from kinetics_dance.storage import home
     from kinetics_dance.store import build_store
     from kinetics_dance.study import read_settings
     p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
@@ -89,10 +101,12 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
     run = run_dir(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
-    table, at = ClipTable(run/'clips.sqlite'), home(run, storage)
+    table = ClipTable(run/'clips.sqlite')
+    clips = table.frame().dropna(subset=['path'])
+    at = _at(run, storage, clips)
     size = p['frame_height'], p['frame_width']
     with _hands(scheduler, at) as pool:
-        out = build_store(table.frame().dropna(subset=['path']), at/'frames', p['n_frames'], size, jobs=p['jobs'],
+        out = build_store(clips, at/'frames', p['n_frames'], size, jobs=p['jobs'],
                           compression=p['compression'], log=_news, pool=pool)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONSTANTS', 'measured', 'constants', 'table', 'data_cost', 'bottleneck', 'balanced_cores', 'training_cost',
-           'workers_fed', 'summary']
+           'training_bottleneck', 'workers_fed', 'summary']
 
 # %% ../nbs/06d_scale.ipynb #eb6803cd
 import json, math
@@ -102,9 +102,24 @@ def training_cost(c:dict,      # From `constants`
         'GPU hours': seen/c['gpu_rate']/3600,
         f'hours on {gpus}': seen/asked/3600,
         'clips a second they ask for': asked,
-        'readers to keep them busy': math.ceil(asked/c['read_rate']),
+        'decoding threads for each (workers)': math.ceil(c['gpu_rate']/c['read_rate']),
+        'decoding threads, all': gpus*math.ceil(c['gpu_rate']/c['read_rate']),
         'MB a second, packed': asked*pixels*c['jpeg_share']/1e6,
-        'MB a second, raw': asked*pixels/1e6})
+        'GPUs that the network feeds, packed': c['link']/(c['gpu_rate']*pixels*c['jpeg_share']),
+        'MB a second, raw': asked*pixels/1e6,
+        'GPUs that the network feeds, raw': c['link']/(c['gpu_rate']*pixels)})
+
+def training_bottleneck(c:dict,      # From `constants`
+                        gpus:int=8,  # GPUs side by side
+                        cores:int=None # That decode for them (default: one machine of `c['cores']`)
+                       ) -> pd.Series: # Hours of each part for packed clips, the slowest first
+    "What a training waits for when its clips come packed over the network"
+    cores = cores or c['cores']
+    seen = c['clips']*c['alive']*c['epochs']
+    packed = c['frames']*c['height']*c['width']*3*c['jpeg_share']
+    hours = pd.Series({'GPUs': seen/(gpus*c['gpu_rate']), 'decoding': seen/(cores*c['read_rate']),
+                       'network': seen*packed/c['link']})/3600
+    return hours.sort_values(ascending=False)
 
 # %% ../nbs/06d_scale.ipynb #81785f04
 def workers_fed(c:dict # From `constants`
@@ -118,10 +133,15 @@ def summary(c:dict,    # From `constants`
            ) -> str:   # Markdown
     "The page in a paragraph"
     d, t, first = data_cost(c), training_cost(c, gpus), bottleneck(c)
+    slow = training_bottleneck(c, gpus)
     hours = d['cut, core hours'] + d['store, core hours']
     return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. To cut them and to store their "
             f"frames takes {hours:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, their frames "
             f"{d['frames raw, TB']:.1f} TB raw or {d['frames packed, TB']:.1f} TB packed. With {c['cores']:.0f} cores "
             f"the slowest part is {first.index[0]} ({first.iloc[0]:,.0f} hours). A training of {c['epochs']:.0f} epochs "
-            f"takes {t['GPU hours']:,.0f} GPU hours; {t['readers to keep them busy']:.0f} reading processes keep {gpus} "
-            'GPUs busy.')
+            f"takes {t['GPU hours']:,.0f} GPU hours. To keep {gpus} GPUs busy takes "
+            f"{t['decoding threads, all']:.0f} decoding threads and {t['MB a second, packed']:,.0f} MB a second of packed "
+            f"clips; a network of {c['link']/1e6:,.0f} MB a second feeds "
+            f"{t['GPUs that the network feeds, packed']:.1f} GPUs"
+            + (f", so that over it a training takes {slow.iloc[0]:,.0f} hours and not {slow['GPUs']:,.0f}: copy the pack to a "
+               'disk beside them.' if slow.index[0] == 'network' else '.'))

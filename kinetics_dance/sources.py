@@ -18,7 +18,7 @@ from .video import Unavailable, probe
 
 # %% ../nbs/00a2_sources.ipynb #3b8c78b8
 FINAL = 'removed', 'private', 'age', 'region', 'not a video', 'too short', 'too large'
-TEMPORARY = 'rate-limited', 'truncated', 'timeout', 'disk full', 'other'
+TEMPORARY = 'rate-limited', 'truncated', 'timeout', 'disk full', 'file gone', 'other'
 REASONS = FINAL + TEMPORARY
 
 _SIGNS = [ # (reason, what a message that means it looks like), first match wins

@@ -10,6 +10,7 @@ __all__ = ['SUFFIX', 'QUALITY', 'FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', '
 
 # %% ../nbs/00f_store.ipynb #87f4876c
 import io, json, re, shutil, sys, time, warnings
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from contextlib import nullcontext
 from pathlib import Path
@@ -85,7 +86,7 @@ def _says(note, params, source):
 def _try_clip(clip_id, path, folder, params, source):
     try:
         if is_far(folder) and source and _valid_note(folder, clip_id, path, source, params): return None, ''
-        if not path.exists(): raise Unavailable('removed', f'{path.name}: no such file')
+        if not path.exists(): raise Unavailable('file gone', f'{path.name}: no such file any more; download again')
         if source and source['bytes'] != path.stat().st_size:
             raise Unavailable('other', f'{path.name} is not what was downloaded')
         with warnings.catch_warnings(record=True) as said, near(path) as file: # of frames that are missing at the end
@@ -202,20 +203,29 @@ def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
     "{clip_id: (reason or None, detail)}"
     if not todo: return {}
     from kinetics_dance import store as lib # a worker imports the module, so it is sent the module's function
-    why, shown, left, out = {}, time.monotonic(), iter(todo), {} # out: handed to workers
+    why, shown, left, out = {}, time.monotonic(), deque(todo), {} # out: handed to workers
     room = pool.room if pool else lambda: 2*jobs
     with _bar() as bar, nullcontext(pool) if pool else worker_pool(min(jobs, len(todo))) as p:
         task = bar.add_task('frames', total=len(todo))
         while len(why) < len(todo):
-            while len(out) < room() and (job := next(left, None)):
-                c, path, source = job
-                out[p.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout)] = c
+            while len(out) < room() and left: # `room` says, too, if there is nobody any more
+                c, path, source = job = left.popleft()
+                out[p.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout)] = job
             for f in wait(out, timeout=1, return_when=FIRST_COMPLETED).done:
-                why[out.pop(f)] = _finished(f)
+                job = out.pop(f)
+                if _lost(f):
+                    left.append(job)
+                    time.sleep(.05)
+                    continue
+                why[job[0]] = _finished(f)
                 bar.advance(task)
             if bar.disable and time.monotonic() - shown > 20:
                 shown = log(f'frames: {len(why)} of {len(todo)} clips') or time.monotonic()
     return why
+
+def _lost(future):
+    "Did a scheduler lose it, so that nothing is known of the clip?"
+    return not future.cancelled() and isinstance(future.exception(), ConnectionError)
 
 def _bar():
     "A progress bar on a terminal, and nothing anywhere else"

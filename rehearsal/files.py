@@ -1,11 +1,11 @@
 """Files that others made, watched and stored: `predict` and `frames` on each file of shared/data/media, as a page of the site.
 
     python -m rehearsal.files            # writes nbs/pages/real_files.md"""
-import argparse, tempfile, time
+import argparse, sys, tempfile, time
 from pathlib import Path
 import pandas as pd, yaml
 from kinetics_dance.cards import find_model
-from kinetics_dance.data import writing
+from kinetics_dance.data import StudyError, writing
 from kinetics_dance.decoding import Unavailable, open_video, probe
 from kinetics_dance.inference import Predictor
 from kinetics_dance.store import build_store
@@ -118,7 +118,11 @@ def main():
     a.add_argument('--out', type=Path, default=PAGE)
     a = a.parse_args()
     if not MEDIA.is_dir(): raise SystemExit('the files (shared/data/media) are not beside this checkout')
-    rows = table(find_model(a.model))
+    try: model = find_model(a.model)
+    except StudyError as e:
+        print(f'error: {e}', file=sys.stderr)
+        raise SystemExit(2) from None
+    rows = table(model)
     with writing(a.out) as p: p.write_text(page(rows), encoding='utf-8')
     print(f'{a.out}: {len(rows)} files')
 

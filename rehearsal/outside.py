@@ -4,7 +4,10 @@
 
 Clones the last commit, takes the commands out of README and of "Use it on your videos", and runs them in the order in which they stand there. A
 command that is neither run nor named in `LEFT_OUT` with its reason is an error: then the text has changed, and this must follow. The user's own
-videos are bodies that move as people did (shared/data/motion), or made up where that is absent."""
+videos are bodies that move as people did (shared/data/motion), or made up where that is absent.
+
+What a new user had to know that the text did not say, and what became of it: a package was missing from the pins (universal_pathlib; they are whole now);
+how long the first command is silent while it installs 5.5 GB, and what it prints then (README shows it); how long `make test` takes (it says so)."""
 import argparse, json, os, re, shutil, subprocess, time
 from pathlib import Path
 
@@ -77,7 +80,7 @@ def follow(user, study, brief=False):
         for c in commands(text):
             why = next((w for r, w in LEFT_OUT.items() if re.match(r + '( |$)', c)), None)
             if why: print(f'   not run: {c} ({why})')
-            elif c not in seen: user.types(dict(changes).get(c, c), c)
+            elif c not in seen: user.types(d := dict(changes).get(c, c), c if d == c else f'{d}   (in the place of {c})')
             seen.add(c)
     readme, user.listed = (user.clone/'README.md').read_text(encoding='utf-8'), user.types('make')
     for target in ('report', 'test', 'env', 'clean'): assert re.search(rf'^ +{target} ', user.listed, re.M), f'make does not list {target}'
@@ -120,6 +123,8 @@ def main():
     a.add_argument('--brief', action='store_true', help='only the numbered notebooks, and no site')
     a = a.parse_args()
     user = User(a.folder.resolve())
+    head = lambda at: subprocess.run(['git', '-C', str(at), 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout
+    if user.clone.exists() and head(user.clone) != head(ROOT): raise SystemExit(f'{user.clone}: the clone of another commit; take it away, or name another folder')
     if not user.clone.exists(): user.types(f'git clone -q {ROOT} {user.clone}', 'git clone', user.work)
     try:
         follow(user, a.study, a.brief)

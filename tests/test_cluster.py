@@ -1,7 +1,8 @@
 """Many machines: workers that are killed, cut off, unfit, silent or full, a driver and a scheduler that are killed, and storage that is no folder."""
-import inspect, os, signal, socket, subprocess, sys, threading, time
+import inspect, itertools, os, shutil, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 import pandas as pd, pytest
 pytest.importorskip('distributed', reason="needs kinetics_dance[cluster]")
 import psutil
@@ -218,6 +219,31 @@ def test_a_silent_worker_and_the_scheduler_is_killed(upload, alone, tmp_path):
     assert (again.status == 'ok').all() and state(f) == state(alone) and again.attempts[ok.index].tolist() == ok.attempts.tolist()
 
 
+def test_the_scheduler_is_killed_when_all_frames_are_handed_out(alone, tmp_path, monkeypatch, capfd):
+    "Nothing is known of what was out: no clip is called bad for it, and the same line goes on"
+    f = tmp_path/'shared'
+    shutil.copytree(alone/'videos', f/'videos')
+    clips, lines, came, schedule = ClipTable(alone/'clips.sqlite').frame(), [], itertools.count(1), cluster.Workers.schedule
+    with dask(tmp_path, ('', [])) as file:
+        from distributed import Client
+        with Client(scheduler_file=str(file)) as c: scheduler = c.run_on_scheduler(os.getpid)
+        def until(self, *args, **kwargs):
+            job = schedule(self, *args, **kwargs)
+            if next(came) == N: os.kill(scheduler, signal.SIGKILL)
+            return job
+        monkeypatch.setattr(cluster.Workers, 'schedule', until)
+        start = time.monotonic()
+        with pytest.raises(StudyError, match='scheduler: it (went away|does not answer any more); what is done is kept') as e:
+            with workers(str(file), f, log=lines.append, ahead=N, timeout=5, patience=8) as pool:
+                build_store(clips, f/'frames', n_frames=4, size=(24, 32), log=lambda line: None, pool=pool)
+    assert '\n' not in str(e.value) and time.monotonic() - start < SOON and next(came) > N
+    assert not (f/'frames/index.parquet').exists()
+    said = capfd.readouterr().err
+    assert 'Traceback' not in said, said
+    again = build_store(clips, f/'frames', n_frames=4, size=(24, 32), log=lambda line: None)
+    assert (again.status == 'ok').all() and frames_of(f/'frames') == frames_of(alone/'frames')
+
+
 def test_a_scheduler_of_another_version(tmp_path):
     other = 'import distributed.node as n, distributed.versions as v\nn.get_versions = lambda packages=None: (x := v.get_versions(packages), x["packages"].update(distributed="2024.1.0"))[0]'
     with dask(tmp_path, scheduler=other) as file:
@@ -310,6 +336,46 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
     assert p.returncode == 2 and 'there is no such file' in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
 
 
+def command(folder, *args, **env):
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', *map(str, args), '--study', folder/'s.yaml', '--runs', folder/'runs'], capture_output=True, text=True,
+                       env=os.environ | env, cwd=folder)
+    return p.returncode, p.stdout, p.stderr.strip()
+
+
+def study_of_files(folder, upload):
+    for k, label in itertools.product(range(6), 'ab'):
+        (folder/'mine'/label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(upload, folder/'mine'/label/f'{k}.mp4')
+    (folder/'s.yaml').write_text(f'study: s\nsource: folder\nfolder: {folder}/mine\ncontains: ""\nn_valid: 1\nn_test: 1\nshort_side: 48\nn_frames: 4\nframe_height: 24\nframe_width: 32\nclip_frames: 2\ncrop_height: 20\ncrop_width: 24\n')
+
+
+def test_a_video_that_is_gone_is_fetched_again(upload, tmp_path):
+    "Frames says that it is not there; that is no word about its source"
+    study_of_files(tmp_path, upload)
+    assert command(tmp_path, 'download')[0] == 0
+    table = ClipTable(tmp_path/'runs/s/clips.sqlite')
+    before = table.frame()
+    assert (before.status == 'ok').all() and len(before) == 12
+    (tmp_path/'runs/s'/before.path[3]).unlink()
+    status, out, err = command(tmp_path, 'frames')
+    assert status == 0 and '11 ok, 1 file gone' in out, (out, err)
+    assert command(tmp_path, 'download')[0] == 0 and '12 ok' in command(tmp_path, 'frames')[1]
+    same = ['clip_id', 'path', 'bytes', 'sha256', 'status', 'reason']
+    pd.testing.assert_frame_equal(table.frame()[same], before[same])
+    # another storage, where nothing is: said, nothing is called bad, and it is not remembered
+    status, out, err = command(tmp_path, 'frames', '--storage', tmp_path/'elsewhere')
+    assert status == 2 and err.splitlines()[-1].count('storage: none of the 12 videos of the study is in') == 1 and 'Traceback' not in err, err
+    assert (table.frame().status == 'ok').all() and '12 ok' in command(tmp_path, 'frames')[1]
+
+
+@pytest.mark.parametrize('where', ['/proc/nothere', 'http://127.0.0.1:9/x', 's3://clips/kinetics'])
+def test_a_storage_that_cannot_be_written_is_not_remembered(upload, tmp_path, where):
+    study_of_files(tmp_path, upload)
+    status, out, err = command(tmp_path, 'download', '--storage', where, AWS_ENDPOINT_URL='http://127.0.0.1:9', AWS_ACCESS_KEY_ID='x', AWS_SECRET_ACCESS_KEY='x', AWS_MAX_ATTEMPTS='1')
+    assert status == 2 and len(err.splitlines()) == 1 and f'storage: this machine cannot write {where}' in err, err
+    assert command(tmp_path, 'download')[0] == 0 and len(list((tmp_path/'runs/s/videos').glob('*.mp4'))) == 12
+
+
 @pytest.fixture
 def s3(monkeypatch, tmp_path):
     "A server that speaks the S3 protocol, on loopback"
@@ -398,7 +464,31 @@ def test_the_recipe_for_slurm(upload, alone, tmp_path):
         p.wait()
 
 
-def test_the_recipe_for_kubernetes_can_be_read():
-    import yaml
-    spec = yaml.safe_load((ROOT/'recipes/dask_kubernetes.yaml').read_text())
-    assert spec['kind'] == 'DaskCluster' and {'worker', 'scheduler'} <= set(spec['spec'])
+def test_the_recipe_for_kubernetes_agrees_with_the_operator_and_with_itself():
+    "By the schema that the operator gives to Kubernetes; a field that is not in it is an error"
+    import importlib.util, yaml
+    from jsonschema import Draft7Validator
+    found = importlib.util.find_spec('dask_kubernetes') or pytest.skip('needs dask-kubernetes')
+    crd = yaml.safe_load((Path(found.origin).parent/'operator/deployment/helm/dask-kubernetes-operator/crds/daskcluster.yaml').read_text())
+    schema = next(v['schema']['openAPIV3Schema'] for v in crd['spec']['versions'] if v['name'] == 'v1')
+    def closed(x):
+        if isinstance(x, list): return [closed(v) for v in x]
+        if not isinstance(x, dict): return x
+        if x.get('x-kubernetes-int-or-string'): return {}
+        known = isinstance(x.get('properties'), dict) and not x.get('x-kubernetes-preserve-unknown-fields') and 'additionalProperties' not in x
+        return {k: closed(v) for k, v in x.items()} | (dict(additionalProperties=False) if known else {})
+    schema = closed(schema)
+    schema['properties'] |= dict.fromkeys(('apiVersion', 'kind', 'metadata'), {})
+    wrong = lambda spec: [e.message for e in Draft7Validator(schema).iter_errors(spec)]
+    text = (ROOT/'recipes/dask_kubernetes.yaml').read_text()
+    spec = yaml.safe_load(text)
+    assert spec['apiVersion'] == f"{crd['spec']['group']}/v1" and spec['kind'] == crd['spec']['names']['kind'] and not wrong(spec)
+    for good, bad in (('replicas: 16', 'replica: 16'), ('args: [dask-sch', 'arg: [dask-sch'), ('containerPort: 8786', 'containerPort: a'), ('envFrom', 'envform'), ('readinessProbe', 'readynessProbe')):
+        assert good in text and wrong(yaml.safe_load(text.replace(good, bad))), bad
+    worker, scheduler = (spec['spec'][k]['spec']['containers'][0] for k in ('worker', 'scheduler'))
+    service = spec['spec']['scheduler']['service']
+    assert worker['image'] == scheduler['image'] and worker['args'][0] == 'dask-worker' and scheduler['args'] == ['dask-scheduler']
+    ports = {p['name']: p['containerPort'] for p in scheduler['ports']}
+    assert {p['targetPort']: p['port'] for p in service['ports']} == ports == {'tcp-comm': 8786, 'http-dashboard': 8787} and scheduler['readinessProbe']['httpGet']['port'] in ports
+    assert service['selector'] == {'dask.org/cluster-name': spec['metadata']['name'], 'dask.org/component': 'scheduler'}
+    assert int(worker['args'][worker['args'].index('--nthreads') + 1]) == int(worker['resources']['requests']['cpu'])
