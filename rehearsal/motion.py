@@ -1,15 +1,16 @@
 """Real human motion: the joints of Penn Action as video, all three models, and what pretrained weights are worth.
 
-    python -m rehearsal.motion               # all of it: study, transfer, publish
+    python -m rehearsal.motion               # all of it: study, transfer, longer, publish
     python -m rehearsal.motion study         # studies/motion.yaml through the notebooks; what is fresh is not run again
     python -m rehearsal.motion transfer      # a frozen MobileNetV2, ImageNet weights against random ones, on the same videos
+    python -m rehearsal.motion longer        # each model with twice as many epochs: was the study long enough?
     python -m rehearsal.motion publish       # results/motion, results/motion_transfer and the page of the site from what was run
 
-Needs ../shared/data/motion (and ../shared/data/weights). On two cores that nobody else uses: study about 30 minutes, transfer about 45."""
+Needs ../shared/data/motion (and ../shared/data/weights). On two cores that nobody else uses: study about 25 minutes, transfer about 45, longer about 40."""
 import argparse, json, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
-import pandas as pd, torch
+import pandas as pd, torch, yaml
 from safetensors.torch import save_file
 from kinetics_dance.backbones import make_backbone
 from kinetics_dance.batches import FrameStore, normalise
@@ -30,12 +31,13 @@ MOTION, WEIGHTS = (ROOT.parent/'shared'/'data'/d for d in ('motion/penn_action_2
 RESULTS, PAGE, CURVES = ROOT/'results', ROOT/'nbs'/'pages'/'real_motion.md', ROOT/'nbs'/'images'/'transfer.svg'
 STAGES = ['00_data', '01_frames', '02_per_frame', '03_cnn_lstm', '04_video_transformer', '05_comparison']
 HEADS = 'per_frame', 'cnn_lstm', 'video_transformer'
+LONGER = dict(study='motion_longer', epochs=60)
 PROBES = 'shuffled', 'reversed'                      # predictions that are kept beside the plain ones
 
 
-def study(runs):
+def study(runs, settings='studies/motion.yaml', stages=STAGES):
     "The notebooks, from joints to comparison"
-    subprocess.run([sys.executable, '-m', 'report.run', 'studies/motion.yaml', '--runs', runs, '--only', *STAGES], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, '-m', 'report.run', str(settings), '--runs', runs, '--only', *stages], cwd=ROOT, check=True)
 
 
 def transfer(runs, heads=HEADS):
@@ -61,6 +63,14 @@ def transfer(runs, heads=HEADS):
                 rows.append(dict(weights=kind, model=head, seed=seed, lr=card['recipe']['lr'], test=accuracy(said), seconds=card['seconds']))
                 pd.DataFrame(rows).to_csv(folder/'transfer.csv', index=False)
                 pd.concat(curves).to_csv(folder/'curves.csv', index=False)
+
+
+def longer(runs):
+    "The same study with more epochs, as far as the predictions"
+    settings = yaml.safe_load((ROOT/'studies'/'motion.yaml').read_text()) | LONGER
+    borrow(ROOT/runs/'motion', ROOT/runs/settings['study'])
+    with writing(ROOT/runs/'motion_longer.yaml') as tmp: tmp.write_text(yaml.safe_dump(settings))
+    study(runs, ROOT/runs/'motion_longer.yaml', STAGES[:-1])
 
 
 def random_weights(p, folder, n=64):
@@ -97,7 +107,8 @@ def accuracy(file, split='test'):
 
 def publish(runs):
     "Small results of what was run into results/, and the page"
-    ran = [(publish_study, ROOT/runs/'motion', 'report.json'), (publish_transfer, ROOT/runs/'motion_transfer', 'transfer.csv')]
+    ran = [(publish_study, ROOT/runs/'motion', 'report.json'), (publish_transfer, ROOT/runs/'motion_transfer', 'transfer.csv'),
+           (publish_longer, ROOT/runs/'motion_longer', 'predictions')]
     for f, run, last in ran:
         if (run/last).exists(): f(run)
         else: print(f'{run.name}: was not run here, what is kept of it stays as it is')
@@ -124,7 +135,7 @@ def publish_study(run):
                 keep(f, out/'predictions'/model/probe/f.name)
     if (run/'videos').is_dir(): gallery.make(run, out/'media')
     cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/card.json'))]
-    (out/'README.md').write_text(readme(report, cards))
+    (out/'README.md').write_text(readme(report, cards, date(run/'report.json')))
 
 
 def keep(file, to):
@@ -134,6 +145,11 @@ def keep(file, to):
     t.astype({c: 'float32' for c in t.columns if c.startswith('p_')}).to_parquet(to, index=False, compression='zstd')
 
 
+def date(file):
+    "When a result was made, not when it was published"
+    return datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
+
+
 def machine():
     "What the numbers were made on"
     try: cpu = next(l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
@@ -141,12 +157,12 @@ def machine():
     return f'{cpu}, {os.cpu_count()} cores, no GPU, {platform.system()}, Python {platform.python_version()}'
 
 
-def readme(report, cards):
+def readme(report, cards, made):
     seconds = sum(c['seconds'] for c in cards)
     versions = ', '.join(f'{k} {v}' for k, v in (cards[0]['versions'].items() if cards else ()))
     return f'''# Real human motion: what was kept
 
-Made by `python -m rehearsal.motion` from `studies/motion.yaml`, {datetime.now(timezone.utc):%d %B %Y}, commit {(cards[0].get('commit') if cards else None) or git_commit() or 'unknown'}.
+Made by `python -m rehearsal.motion` from `studies/motion.yaml`, {made:%d %B %Y}, commit {(cards[0].get('commit') if cards else None) or git_commit() or 'unknown'}.
 
 - Machine: {machine()}; its cores were shared with other work, so the times say little.
 - {len(cards)} trainings, {seconds/60:.0f} minutes in all (up to three side by side). Versions: {versions}.
@@ -157,6 +173,7 @@ Made by `python -m rehearsal.motion` from `studies/motion.yaml`, {datetime.now(t
 | `report.json` | all numbers of the comparison |
 | `predictions/<model>/seed<k>.parquet` | probabilities of each valid and test clip; the folders `shuffled` and `reversed` hold those of the tampered test clips |
 | `tables/`, `figures/` | as the comparison wrote them |
+| `longer/` | predictions of trainings with twice as many epochs |
 | `media/` | a short loop and a film strip of one test clip of each action |
 | `reference.json` | extremely randomised trees on the joints themselves |
 | `clips.csv` | the clip table |
@@ -178,7 +195,7 @@ def publish_transfer(run):
     shutil.copy(out/'curves.svg', CURVES)
     (out/'README.md').write_text(f'''# What pretrained weights are worth on real motion
 
-Made by `python -m rehearsal.motion transfer` from `studies/motion_transfer.yaml`, {datetime.now(timezone.utc):%d %B %Y}. Machine: {machine()}.
+Made by `python -m rehearsal.motion transfer` from `studies/motion_transfer.yaml`, {date(run/'transfer.csv'):%d %B %Y}. Machine: {machine()}.
 
 `transfer.csv`: learning rate that valid chose and accuracy on the test clips, one row a training. `curves.csv`: loss and accuracy on valid after each epoch. `curves.svg`: the curves.
 `predictions/<weights>/<model>/seed<k>.parquet`: probabilities of each valid and test clip; the folder `shuffled` holds those of the test clips with their frames
@@ -186,11 +203,32 @@ shuffled. `summary.json`: accuracies and differences with 95 % intervals, from t
 ''')
 
 
+def publish_longer(run):
+    shutil.rmtree(RESULTS/'motion'/'longer', ignore_errors=True)
+    for model in HEADS:
+        for f in sorted((run/'predictions'/model).glob('seed*.parquet')): keep(f, RESULTS/'motion'/'longer'/model/f.name)
+
+
+def kept_runs(folder):
+    "{model: {seed: predictions}} of what is kept in a folder, in the order of the models"
+    return {m: {int(f.stem[4:]): read_predictions(f) for f in sorted((folder/m).glob('seed*.parquet'))} for m in HEADS if (folder/m).is_dir()}
+
+
+def longer_table():
+    "Accuracies and differences to the vote, by the length of the training"
+    text = lambda e, f='{:.1f} % [{:.1f}, {:.1f}]': f.format(*(100*float(x) for x in (e.value, *e.interval(.95))))
+    rows = []
+    for epochs, folder in ((read_settings('motion')['epochs'], 'predictions'), (LONGER['epochs'], 'longer')):
+        runs = kept_runs(RESULTS/'motion'/folder)
+        boot = {m: b['accuracy'] for m, b in bootstrap(stack_predictions(runs), 2000, 0).items()}
+        rows.append([f"{epochs} epochs, {len(runs['per_frame'])} runs", *map(text, boot.values()),
+                     *(text(boot[m]-boot['per_frame'], '{:+.1f} [{:.1f}, {:.1f}]') for m in HEADS[1:])])
+    return table(['trained for', *(NAMES[m] for m in HEADS), *(f'{NAMES[m]} less vote' for m in HEADS[1:])], rows)
+
+
 def transfer_summary(out):
     "Accuracies, what ImageNet weights add to each head, and what tells the heads apart, with intervals over sequences and training runs"
-    def runs(w, probe=''):
-        heads = {d.name: {int(f.stem[4:]): f for f in sorted((d/probe).glob('seed*.parquet'))} for d in sorted((out/'predictions'/w).iterdir())}
-        return {m: heads[m] for m in NAMES if m in heads}
+    def runs(w, probe=''): return {m: {int(f.stem[4:]): f for f in sorted((out/'predictions'/w/m/probe).glob('seed*.parquet'))} for m in HEADS}
     def triple(e): return dict(zip(('mean', 'low', 'high'), (round(float(x), 6) for x in (e.value, *e.interval(.95)))))
     found = {(w, m, probe): r for w in ('imagenet', 'random') for probe in ('', 'shuffled') for m, r in runs(w, probe).items()}
     tables = {k: {s: read_predictions(f) for s, f in r.items()} for k, r in found.items()}
@@ -209,6 +247,7 @@ def plot_curves(curves, scores, path):
     "Accuracy on valid over epochs, weights by colour, heads by panel"
     import matplotlib
     matplotlib.use('agg')
+    matplotlib.rcParams['svg.hashsalt'] = 'transfer'          # the same curves, the same bytes
     import matplotlib.pyplot as plt
     models = list(dict.fromkeys(curves.model))
     fig, axs = plt.subplots(1, len(models), figsize=(7.5, 3), sharey=True, layout='constrained', squeeze=False)
@@ -245,6 +284,7 @@ def numbers():
     res['reading'] = reading(r, ref)
     res['gains'] = gains(pd.read_csv(RESULTS/'motion'/'tables'/'gains.csv'), NAMES)
     res['alike'] = alike(r)
+    if (RESULTS/'motion'/'longer').is_dir(): res['longer'] = longer_table()
     f = RESULTS/'motion_transfer'/'summary.json'
     if f.exists():
         t = json.loads(f.read_text())
@@ -316,12 +356,12 @@ def write_page():
 
 def main():
     ap = argparse.ArgumentParser(prog='python -m rehearsal.motion', description=__doc__.splitlines()[0])
-    ap.add_argument('what', nargs='*', choices=['study', 'transfer', 'publish', []], help='parts (default: all)')
+    ap.add_argument('what', nargs='*', choices=['study', 'transfer', 'longer', 'publish', []], help='parts (default: all)')
     ap.add_argument('--runs', default='runs', help='folder of all runs (default: runs)')
     a = ap.parse_args()
     if not MOTION.exists(): sys.exit(f'skipped: {MOTION.relative_to(ROOT.parent)} is not there')
     start = time.time()
-    for what in a.what or ['study', 'transfer', 'publish']:
+    for what in a.what or ['study', 'transfer', 'longer', 'publish']:
         if what == 'transfer' and not WEIGHTS.exists(): print(f'transfer: skipped: {WEIGHTS.relative_to(ROOT.parent)} is not there')
         else: globals()[what](a.runs)
     print(f'done in {time.time()-start:.0f} s')
