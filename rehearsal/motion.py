@@ -272,14 +272,14 @@ def numbers():
     res = {}
     r = json.loads((RESULTS/'motion'/'report.json').read_text())
     ref = json.loads((RESULTS/'motion'/'reference.json').read_text())
-    models = list(r['models'])
-    rows = [[NAMES[m], span(x['accuracy']), *(span(x['probes'][p]) for p in ('shuffled', 'reversed', 'frozen'))] for m, x in r['models'].items()]
+    said = {m: r['models'][m] for m in HEADS}
+    rows = [[NAMES[m], span(x['accuracy']), *(span(x['probes'][p]) for p in ('shuffled', 'reversed', 'frozen'))] for m, x in said.items()]
     rows.append(['trees on joints, moments vote', f"{100*ref['vote']:.1f} %", '', '', ''])
     rows.append(['trees on joints, moments in order', f"{100*ref['ordered']:.1f} %", f"{100*ref['probe']:.1f} %", '', ''])
     rows.append(['trees on joints, trained on shuffled moments', f"{100*ref['shuffled']:.1f} %", '', '', ''])
     rows.append(['trees that know only which joints are missing', f"{100*ref['missing']:.1f} %", '', '', ''])
     res['accuracy'] = table(['model', 'accuracy', 'frames shuffled', 'backwards', 'one frame repeated'], rows)
-    res['size'] = f"{r['n_test']:,} test clips, {len(r['classes'])} actions, {len(r['models'][models[0]]['seeds'])} training runs of each model."
+    res['size'] = f"{r['n_test']:,} test clips, {len(r['classes'])} actions, {len(said[HEADS[0]]['seeds'])} training runs of each model."
     res['pairs'] = '\n'.join(f'- {v}' for v in named(r))
     res['reading'] = reading(r, ref)
     res['gains'] = gains(pd.read_csv(RESULTS/'motion'/'tables'/'gains.csv'), NAMES)

@@ -186,6 +186,8 @@ def test_twice_the_epochs_say_the_same():
 def test_page_says_what_the_results_say():
     from rehearsal.motion import PAGE, numbers
     text = PAGE.read_text()
+    models = json.loads((RESULTS/'report.json').read_text())['models']
+    for m in models.values(): assert f"on {100*m['accuracy']['mean']:.1f} %" in (ROOT/'README.md').read_text(), 'nbs/index.ipynb: numbers of real motion are out of date'
     for name, block in numbers().items(): assert block.strip() in text, f'{PAGE.name}: {name} is out of date: python -m rehearsal.motion publish'
 
 
