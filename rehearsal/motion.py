@@ -19,12 +19,12 @@ from kinetics_dance.data import writing
 from kinetics_dance.motion_source import MotionFile, joint_reference
 from kinetics_dance.resampling import bootstrap
 from kinetics_dance.saving import git_commit, study_clips
-from kinetics_dance.statistics import read_predictions, stack_predictions
+from kinetics_dance.statistics import load_predictions, read_predictions, stack_predictions
 from kinetics_dance.store import build_store
 from kinetics_dance.study import collect, prepare, read_settings
 from kinetics_dance.units import train_unit
 from report import gallery
-from report.results import NAMES, table
+from report.results import NAMES, span, table
 
 ROOT = Path(__file__).resolve().parent.parent
 MOTION, WEIGHTS = (ROOT.parent/'shared'/'data'/d for d in ('motion/penn_action_2d_joints.npz', 'weights/mobilenet_v2_torchvision_keys.npz'))
@@ -128,14 +128,17 @@ def publish_study(run):
         (out/folder).mkdir()
         for f in sorted((run/folder).iterdir()):
             if f.suffix != '.png' or not f.with_suffix('.svg').exists() or f.with_suffix('.svg').stat().st_size > 250_000: shutil.copy(f, out/folder/f.name)
-    shutil.rmtree(out/'predictions', ignore_errors=True)
-    for model in report['models']:
-        for probe in ('', *PROBES):
-            for f in sorted((run/'predictions'/model/probe).glob('seed*.parquet')):
-                keep(f, out/'predictions'/model/probe/f.name)
+    keep_predictions(run, out, report['models'], ('', *PROBES))
     if (run/'videos').is_dir(): gallery.make(run, out/'media')
     cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/card.json'))]
     (out/'README.md').write_text(readme(report, cards, date(run/'report.json')))
+
+
+def keep_predictions(run, out, models=HEADS, probes=('',)):
+    shutil.rmtree(out/'predictions', ignore_errors=True)
+    for model in models:
+        for probe in probes:
+            for f in sorted((run/'predictions'/model/probe).glob('seed*.parquet')): keep(f, out/f.relative_to(run))
 
 
 def keep(file, to):
@@ -203,25 +206,23 @@ shuffled. `summary.json`: accuracies and differences with 95 % intervals, from t
 ''')
 
 
-def publish_longer(run):
-    shutil.rmtree(RESULTS/'motion'/'longer', ignore_errors=True)
-    for model in HEADS:
-        for f in sorted((run/'predictions'/model).glob('seed*.parquet')): keep(f, RESULTS/'motion'/'longer'/model/f.name)
+def publish_longer(run): keep_predictions(run, RESULTS/'motion'/'longer')
 
 
-def kept_runs(folder):
-    "{model: {seed: predictions}} of what is kept in a folder, in the order of the models"
-    return {m: {int(f.stem[4:]): read_predictions(f) for f in sorted((folder/m).glob('seed*.parquet'))} for m in HEADS if (folder/m).is_dir()}
+def scores(folder, n=2000):
+    "({model: accuracy, bootstrapped}, {model: seeds}) of the predictions that are kept in a folder, in the order of the models"
+    runs = load_predictions(folder)
+    p = stack_predictions({m: runs[m] for m in HEADS})
+    return {m: b['accuracy'] for m, b in bootstrap(p, n, 0).items()}, p.seeds
 
 
 def longer_table():
     "Accuracies and differences to the vote, by the length of the training"
     text = lambda e, f='{:.1f} % [{:.1f}, {:.1f}]': f.format(*(100*float(x) for x in (e.value, *e.interval(.95))))
     rows = []
-    for epochs, folder in ((read_settings('motion')['epochs'], 'predictions'), (LONGER['epochs'], 'longer')):
-        runs = kept_runs(RESULTS/'motion'/folder)
-        boot = {m: b['accuracy'] for m, b in bootstrap(stack_predictions(runs), 2000, 0).items()}
-        rows.append([f"{epochs} epochs, {len(runs['per_frame'])} runs", *map(text, boot.values()),
+    for epochs, folder in ((read_settings('motion')['epochs'], RESULTS/'motion'), (LONGER['epochs'], RESULTS/'motion'/'longer')):
+        boot, seeds = scores(folder)
+        rows.append([f"{epochs} epochs, {len(seeds['per_frame'])} runs", *map(text, boot.values()),
                      *(text(boot[m]-boot['per_frame'], '{:+.1f} [{:.1f}, {:.1f}]') for m in HEADS[1:])])
     return table(['trained for', *(NAMES[m] for m in HEADS), *(f'{NAMES[m]} less vote' for m in HEADS[1:])], rows)
 
@@ -263,9 +264,6 @@ def plot_curves(curves, scores, path):
 
 
 # ---- the page: its prose is written by hand, its numbers are not
-
-def span(a): return f"{100*a['mean']:.1f} % [{100*a['low']:.1f}, {100*a['high']:.1f}]"
-
 
 def numbers():
     "{name of a block: MyST} of the results that are kept"

@@ -169,15 +169,12 @@ def test_published_effect_has_the_sign_of_the_reference():
 @published
 def test_twice_the_epochs_say_the_same():
     "What is between the models has settled: with twice the training it lies in the interval of the study"
-    from rehearsal.motion import HEADS, kept_runs
-    from kinetics_dance.resampling import bootstrap
-    from kinetics_dance.statistics import stack_predictions
+    from rehearsal.motion import HEADS, scores
     def less_vote(folder):
-        runs = kept_runs(RESULTS/folder)
-        assert list(runs) == list(HEADS) and all(len(r) >= 3 for r in runs.values())
-        boot = {m: b['accuracy'] for m, b in bootstrap(stack_predictions(runs), 500, 0).items()}
+        boot, seeds = scores(folder, 500)
+        assert list(seeds) == list(HEADS) and all(len(s) >= 3 for s in seeds.values())
         return [boot[m]-boot['per_frame'] for m in HEADS[1:]]
-    for short, long in zip(less_vote('predictions'), less_vote('longer')):
+    for short, long in zip(less_vote(RESULTS), less_vote(RESULTS/'longer')):
         low, high = short.interval(.95)
         assert low < long.value < high and long.interval(.95)[0] > 0
 
