@@ -3,7 +3,7 @@
 nbdev has taken hidden cells out and put `show_doc` after exports (rendered by `Api`, below). What is left is Quarto's
 dialect, in which the notebooks are written so that `nbdev_docs` renders them too: each rule here maps one idiom of it to
 MyST. Pictures and films leave the notebook for files of the site, so that pages stay small."""
-import ast, base64, hashlib, inspect, io, re
+import ast, base64, hashlib, inspect, io, posixpath, re
 from pathlib import Path
 import yaml
 from fastcore.docments import MarkdownRenderer
@@ -13,8 +13,8 @@ PICTURES = ('image/svg+xml', 'image/png', 'image/jpeg')
 
 
 def page(stem):
-    "Name of a notebook's page: `00_data` is data.html, `04a5_figures` is figures.html"
-    return re.sub(r'^\d\d(?:[a-z]\d?)?_', '', stem)
+    "Name of a notebook's page: `00_data` is data.html, `video/02_reading` is video-reading.html"
+    return re.sub(r'(^|/)\d\d_', r'\1', stem).replace('/', '-')
 
 
 class Api(MarkdownRenderer):
@@ -97,7 +97,7 @@ def callouts(s):
     return re.sub(r'^::: ?\{\.callout-(\w+)([^}]*)\}\n(.*?)^:::\s*$', f, s, flags=re.M | re.S)
 
 
-def references(s):
+def references(s, at=''):
     "Labels and references: `{#eq-x}`, `{#sec-x}`, `@fig-x`, `@tbl-x`, `@eq-x`, `@sec-x`; links between notebooks"
     s = re.sub(r'\$\$(.+?)\$\$\s*\{#(eq-[\w-]+)\}', r'$$\1$$ (\2)', s, flags=re.S)
     s = re.sub(r'^(#+ .+?)\s*\{#(sec-[\w-]+)\}\s*$', r'(\2)=\n\1', s, flags=re.M)
@@ -105,18 +105,30 @@ def references(s):
     s = re.sub(ref % 'eq', r'Equation {eq}`eq-\1`', s)
     s = re.sub(ref % '(fig|tbl)', r'{numref}`\1-\2`', s)
     s = re.sub(ref % 'sec', r'[](#sec-\1)', s)
-    return notebook_links(s)
+    return notebook_links(s, at)
 
 
-def notebook_links(s):
-    "Links to notebooks, which go by the names of their pages"
-    return re.sub(r'\]\((?:nbs/|\.\./)?(\d\d(?:[a-z]\d?)?_\w+|index)\.(?:ipynb|html)', lambda m: f']({page(m[1])}.ipynb', s)
+def notebook_links(s, at=''):
+    "Links to notebooks, which go by the names of their pages. `at`: folder of nbs/ that the text lies in"
+    def f(m):
+        stem = posixpath.normpath(posixpath.join(at, m[1])).removeprefix('nbs/').removeprefix('../nbs/')
+        return f']({page(stem)}.ipynb' if re.fullmatch(r'(\w+/)?\d\d_\w+|index', stem) else m[0]
+    return re.sub(r'\]\(((?:[\w.-]+/)*(?:\d\d_\w+|index))\.(?:ipynb|html)', f, s)
 
 
-def prose(s, split=re.compile(r'(^```.*?^```[^\n]*$|`[^`\n]+`)', re.M | re.S)):
-    "Rules for text, applied outside code"
+def page_links(s, base, stems):
+    "Links that nbdev made of names of the library: `<base>/video/reading.html#x` leads to the page of that module"
+    known = {re.sub(r'(^|/)\d\d_', r'\1', stem): stem for stem in stems}
+    def f(m):
+        name = page(known.get(m[1], m[1]))
+        return f'#api-{name}-{m[2][1:]}' if m[2] else f'{name}.ipynb'
+    return re.sub(re.escape(base) + r'/([\w/-]+)\.html(#[\w.-]+)?', f, s)
+
+
+def prose(s, at='', split=re.compile(r'(^```.*?^```[^\n]*$|`[^`\n]+`)', re.M | re.S)):
+    "Rules for text, applied outside code. `at`: folder of nbs/ that the text lies in"
     s = callouts(s)
-    return ''.join(p if i % 2 else references(p) for i, p in enumerate(split.split(s)))
+    return ''.join(p if i % 2 else references(p, at) for i, p in enumerate(split.split(s)))
 
 
 def _md(src): return dict(cell_type='markdown', metadata={}, source=src)
@@ -128,7 +140,7 @@ def without_warnings(text):
     return re.sub(r'(?:/[^\s:"\']+)?/site-packages/', '', text)
 
 
-def outputs(outs, d, media):
+def outputs(outs, d, media, at=''):
     "Cells for what a code cell printed: (outputs that stay with the code, markdown that comes after it)"
     stay, floats = [], []
     label = d.get('label', '')
@@ -145,7 +157,7 @@ def outputs(outs, d, media):
             html = re.sub(r'<style scoped>.*?</style>|\sborder="1"', '', media.extract(html), flags=re.S)
             if label: floats.append(f'````{{raw}} html\n{html}\n````')
             else: o['data'] = {'text/html': html}; (floats.append(f'````{{raw}} html\n<div class="cell_output">{html}</div>\n````') if floats else stay.append(o))
-        elif 'text/markdown' in data: floats.append(prose(''.join(data['text/markdown'])))
+        elif 'text/markdown' in data: floats.append(prose(''.join(data['text/markdown']), at))
         else: stay.append(o)
     if any('text/markdown' not in o.get('data', {}) for o in outs) and floats: stay = [o for o in stay if not _axes(o)]
     if label and floats:
@@ -178,20 +190,20 @@ def in_order(cells, order):
     return [{k: v for k, v in c.items() if k not in ('api', 'defines')} for c in res]
 
 
-def to_myst(nb, stem, lib, media, base='', order=()):
+def to_myst(nb, stem, lib, media, base='', order=(), stems=()):
     "MyST-NB notebook of an executed notebook that nbdev has processed"
-    cells, mod = [], None
+    cells, mod, at = [], None, stem.rpartition('/')[0]
     for c in nb['cells']:
         src, tags = ''.join(c['source']), c.get('metadata', {}).get('tags', [])
         if c['cell_type'] == 'raw':
             if not src.startswith('---'): continue
             fm = yaml.safe_load(src.strip().strip('-'))
-            cells.append(_md(f"# {fm['title']}\n" + (f"\n:::{{div}} lead\n{prose(fm['description'])}\n:::" if fm.get('description') else '')))
+            cells.append(_md(f"# {fm['title']}\n" + (f"\n:::{{div}} lead\n{prose(fm['description'], at)}\n:::" if fm.get('description') else '')))
             if mod := nb['metadata'].get('module'): cells.append(_md(f'```{{py:currentmodule}} {lib}.{mod}\n```'))
         elif c['cell_type'] == 'markdown':
             if 'AUTOGENERATED' in src: continue
-            if base: src = re.sub(re.escape(base) + r'/([\w-]+)\.html(#[\w.-]+)?', lambda m: f"{m[1]}.ipynb" if not m[2] else f"#api-{m[1]}-{m[2][1:]}", src)
-            cells.append(_md(prose(src)))
+            if base: src = page_links(src, base, stems)
+            cells.append(_md(prose(src, at)))
         else:
             d, code = directives(src)
             outs = c.get('outputs', [])
@@ -199,11 +211,11 @@ def to_myst(nb, stem, lib, media, base='', order=()):
                 for o in outs:
                     text = ''.join(o.get('data', {}).get('text/markdown', '') or o.get('text', ''))
                     name = re.match(r'\(api-(\S+)\)=', text) if code.startswith('show_doc(') else None
-                    cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', notebook_links(text)) if name else prose(text)))
+                    cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', notebook_links(text, at)) if name else prose(text, at)))
                     if name: cells[-1]['api'] = name[1]
                 continue
             if d.get('include') == 'false' or stem == 'index' and 'injected-parameters' in tags: continue
-            stay, floats = outputs([] if d.get('output') == 'false' else outs, d, media)
+            stay, floats = outputs([] if d.get('output') == 'false' else outs, d, media, at)
             keep, prompt = [], d.get('code-summary')
             if 'injected-parameters' in tags: d['code-fold'], prompt = 'true', 'What this study sets'
             if d.get('echo') == 'false' or not code.strip(): keep.append('remove-input')

@@ -4,7 +4,13 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERED, LETTERED = re.compile(r'\d\d_'), re.compile(r'\d\d[a-z]\d?_')
+NUMBERED = re.compile(r'\d\d_')       # a stage of the study: nbs/05_comparison.ipynb
+IN_WING = re.compile(r'\w+/\d\d_')   # how something is built: nbs/video/02_reading.ipynb
+STAGES = 'stages'
+# The layers of the house, low to high: a module imports from its own wing (lower numbers) and from
+# layers before its own. All but the stages are wings: folders of nbs/, sub-packages of the library.
+LAYERS = ['core', 'video', 'synthetic', 'clips', 'download', 'loading', 'models', 'evaluation',
+          'training', 'deploy', STAGES, 'study']
 
 
 class UserError(Exception):
@@ -59,10 +65,38 @@ def code_cells(nb, injected=False):
             and (injected or 'injected-parameters' not in c['metadata'].get('tags', []))]
 
 
+def layer(stem):
+    "Which layer a notebook belongs to: the wing it lies in, or `stages`"
+    wing, _, name = stem.rpartition('/')
+    return wing or STAGES
+
+
+def wings(root):
+    "Names of the folders of nbs/ that hold numbered notebooks, the lowest layer first"
+    found = {p.parent.name for p in (root/'nbs').glob('*/[0-9][0-9]_*.ipynb')}
+    return sorted(found, key=lambda w: (LAYERS.index(w) if w in LAYERS else len(LAYERS), w))
+
+
 def notebooks(root):
-    "{stem: path} of the project: numbered and lettered ones in their order, then index"
-    found = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem == 'index' or re.match(r'\d\d([a-z]\d?)?_', p.stem))
-    return {p.stem: p for p in sorted(found, key=lambda p: (p.stem == 'index', p.stem.replace('_', ' ', 1)))}
+    """{stem: path} of the project. The stem is the path below nbs/ without its ending (`05_comparison`,
+    `video/02_reading`); in the order of the layers, and the home page last."""
+    nbs = root/'nbs'
+    found = [p for p in (*nbs.glob('[0-9][0-9]_*.ipynb'), *nbs.glob('*/[0-9][0-9]_*.ipynb'), nbs/'index.ipynb')]
+    found = {p.relative_to(nbs).with_suffix('').as_posix(): p for p in found if p.exists()}
+    place = {w: i for i, w in enumerate(LAYERS)}
+    def order(stem): return stem == 'index', place.get(layer(stem), len(LAYERS)), stem
+    return {s: found[s] for s in sorted(found, key=order)}
+
+
+def default_exp(nb):
+    "The module that a notebook exports to (`video.reading`), or None"
+    found = (re.search(r'^#\| *default_exp +(\S+)', source(c), re.M) for c in code_cells(nb))
+    return next((m[1] for m in found if m), None)
+
+
+def module_file(root, lib, module):
+    "The file of a module of the library: `video.reading` is <lib>/video/reading.py"
+    return (root/lib).joinpath(*module.split('.')).with_suffix('.py')
 
 
 def declared(nb):
@@ -77,7 +111,7 @@ def declared(nb):
 
 
 def exported(root):
-    "{file name: bytes} of the library as the notebooks say it is, exported in a copy so that the tree stays as it is"
+    "{file below the library: bytes} of the library as the notebooks say it is, exported in a copy so that the tree stays as it is"
     lib = settings(root)['lib_name']
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
@@ -89,4 +123,4 @@ def exported(root):
         p = subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()'],
                            cwd=tmp, env=env, capture_output=True, text=True)
         if p.returncode: raise UserError('nbdev_export failed: ' + (p.stderr.strip().splitlines() or ['?'])[-1])
-        return {f.name: f.read_bytes() for f in sorted((tmp/lib).glob('*.py'))}
+        return {f.relative_to(tmp/lib).as_posix(): f.read_bytes() for f in sorted((tmp/lib).rglob('*.py'))}

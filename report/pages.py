@@ -3,17 +3,17 @@ import ast, json, re
 from pathlib import Path
 import yaml
 from .bridge import page, prose
-from .common import UserError
+from .common import UserError, layer, module_file, wings
 from .results import table
 
 # prose pages in the order of the sidebar; what is not named here comes after these
 GUIDES, REFERENCE = ['own_videos', 'kinetics', 'kinetics_rehearsal', 'cluster', 'real_files', 'real_motion', 'threats'], ['glossary', 'citation', 'changelog']
-# the lettered notebooks by the first two digits and the letter: (name of the page, title, what it is about, which)
-THEMES = [('built-clips', 'Clips: where they come from', 'From a list of uploads to a folder of clips, some of them gone and some of them broken.', r'00(?!b1)[a-c]'),
-          ('built-frames', 'Frames: from files to batches', 'Which frames a model sees, that they are the right ones, and how they get to it fast enough.', r'00[d-h]'),
-          ('built-training', 'Training: one recipe for all', 'What is the same for every model, so that what differs can be the answer.', r'0[1-3]|00b1'),
-          ('built-statistics', 'Statistics: what the numbers allow to say', 'Scores, intervals, tests, probes, and the pictures of them.', r'04'),
-          ('built-use', 'Use: models at work', 'A trained model, a video, an answer; and the command line to all of it.', r'')]
+
+
+def lead(s):
+    "A page with its summary, the quoted paragraph under the title, set as such"
+    m = re.match(r'(# .+\n)\n?> (.+(?:\n> ?.+)*)\n', s)
+    return f"{m[1]}\n:::{{div}} lead\n{re.sub(chr(10) + '> ?', ' ', m[2])}\n:::\n" + s[m.end():] if m else s
 
 
 def prose_pages(root, taken):
@@ -25,11 +25,10 @@ def prose_pages(root, taken):
             head = yaml.safe_load(m[1]) or {}
             lead = head.get('description') or head.get('subtitle')
             s = f"# {head.get('title', p.stem)}\n" + (f'\n:::{{div}} lead\n{lead}\n:::\n' if lead else '') + s[m.end():]
-        elif m := re.match(r'(# .+\n)\n?> (.+(?:\n> ?.+)*)\n', s):
-            s = f"{m[1]}\n:::{{div}} lead\n{re.sub(chr(10) + '> ?', ' ', m[2])}\n:::\n" + s[m.end():]
+        else: s = lead(s)
         s = re.sub(r'(!\[[^\[\]]*\]\()\.\./images/', r'\1images/', s)        # the pages of the site lie beside the pictures
         if not s.lstrip().startswith('# '): raise UserError(f'{p.relative_to(root)}: must begin with a title, `# …`')
-        res[p.stem + '-guide' if p.stem in taken else p.stem] = (p, prose(s))
+        res[p.stem + '-guide' if p.stem in taken else p.stem] = (p, prose(s, 'pages'))
     return res
 
 
@@ -79,7 +78,7 @@ def api_page(root, lib, modules, known):
     out = ['# API index', ':::{div} lead\nEvery public name of the library, by module, with the first line of what is said about it where it is made.\n:::']
     text = lambda s: re.sub(r'([|<\[\]*_$])', r'\\\1', s) if '`' not in s else s.replace('|', '\\|')
     for mod, stem in modules.items():
-        f = root/lib/f'{mod}.py'
+        f = module_file(root, lib, mod)
         names = public(f)
         if not names: continue
         out += [f'## {mod.replace("_", " ")}', f'`from {lib}.{mod} import …` · {text(one_line(ast.get_docstring(ast.parse(f.read_text(encoding="utf-8")))))} · [how it is made]({page(stem)}.ipynb)']
@@ -117,15 +116,19 @@ def licence_page(root):
     return f'# Licence\n\n:::{{div}} lead\nApache 2.0 for everything here. Annotations of Kinetics are DeepMind\'s, CC BY 4.0; videos belong to those who uploaded them.\n:::\n\n```text\n{f.read_text(encoding="utf-8").strip(chr(10))}\n```\n' if f.exists() else None
 
 
-def themes(stems, heads):
-    "{page: (title, MyST)} that gather the lettered notebooks by what they are about. `heads`: {stem: (title, summary)}"
-    left, res = list(stems), {}
-    for name, title, about, which in THEMES:
-        own = [s for s in left if re.match(which, s)]
-        left = [s for s in left if s not in own]
+def wing_pages(root, stems, heads):
+    """{page: MyST} of the wings, the lowest first: what nbs/<wing>/index.md says, and its notebooks in the order to read
+    them. `heads`: {stem: (title, summary)}"""
+    res = {}
+    for wing in wings(root):
+        f = root/'nbs'/wing/'index.md'
+        own = [s for s in stems if layer(s) == wing]
+        if not f.exists(): raise UserError(f'{f.relative_to(root)} is missing: say there what the notebooks beside it are for')
         if not own: continue
         rows = [(f'[{heads[s][0]}]({page(s)}.ipynb)', heads[s][1].replace('|', '\\|')) for s in own]
-        res[name] = f'# {title}\n\n:::{{div}} lead\n{about}\n:::\n\n{table(["notebook", "in one sentence"], rows)}\n\n' + toctree('', [page(s) for s in own])
+        text = lead(f.read_text(encoding='utf-8'))
+        res[wing] = '\n\n'.join([prose(text, wing).rstrip(), table(['notebook', 'in one sentence'], rows),
+                                 toctree('', [page(s) for s in own])])
     return res
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from .common import (LETTERED, NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
+from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
                      source, write_atomic, write_json)
 from .record import write_record
 from .study import check_values, effective, load_study
@@ -108,8 +108,10 @@ class Run:
                 numbers[stem[:2]] = stem
             else: st = Stage(stem, path, mine, list(numbers.values()) if stem == 'index' else [], [], one_thread=True)
             self.stages[stem] = st
-        # lettered notebooks fill idle slots: they come after the numbered ones, and index is the last of all
-        self.stages = dict(sorted(self.stages.items(), key=lambda kv: (kv[0] == 'index', bool(LETTERED.match(kv[0])), kv[0])))
+        # notebooks of the wings fill idle slots: they come after the stages, and index is the last of all
+        place = {stem: i for i, stem in enumerate(nbs)}
+        def order(stem): return stem == 'index', not NUMBERED.match(stem), place[stem]
+        self.stages = {s: self.stages[s] for s in sorted(self.stages, key=order)}
 
     def record(self, stem):
         if stem not in self.records: self.records[stem] = read_json(self.folder/'stages'/f'{stem}.json')
@@ -220,7 +222,7 @@ class Run:
 
         class Kernel(AsyncKernelManager):
             def __init__(self, **kw):          # sockets in a folder of ours: no TCP ports that others see
-                super().__init__(transport='ipc', ip=f"{os.environ['JUPYTER_RUNTIME_DIR']}/{st.stem}", **kw)
+                super().__init__(transport='ipc', ip=f"{os.environ['JUPYTER_RUNTIME_DIR']}/{st.stem.replace('/', '-')}", **kw)
 
             async def start_kernel(self, **kw):
                 env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
@@ -278,7 +280,7 @@ class Run:
 
     def sync_library(self):
         "Export the library if it is not what the notebooks say (a hash of both tells, in milliseconds)"
-        def state(): return sha(b''.join(p.read_bytes() for p in [*notebooks(self.root).values(), *sorted((self.root/self.lib).glob('*.py'))]))
+        def state(): return sha(b''.join(p.read_bytes() for p in [*notebooks(self.root).values(), *sorted((self.root/self.lib).rglob('*.py'))]))
         stamp = self.folder.parent/'.exported'
         if stamp.exists() and stamp.read_text() == state(): return
         for name, data in exported(self.root).items():

@@ -5,7 +5,8 @@ import argparse, ast, hashlib, inspect, json, os, re, shutil, subprocess, sys, t
 from pathlib import Path
 from . import gallery, pages, results
 from .bridge import Api, Media, check_links, definitions, page, prose, to_myst
-from .common import LETTERED, NUMBERED, ROOT, UserError, code_cells, load_nb, main, notebooks, read_json, settings, source, write_atomic, write_json
+from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp, load_nb, main, module_file, notebooks, read_json,
+                     settings, source, wings, write_atomic, write_json)
 from .polish import polish, refuse
 
 HERE = Path(__file__).parent
@@ -26,7 +27,7 @@ def not_again(src):
 def process(root, stems, executed, lib, cache):
     """{stem: path} of the notebooks as nbdev's `proc_nbs` leaves them. It imports what a page documents, which takes
     seconds, so what did not change is taken from `cache`."""
-    library = b''.join(p.read_bytes() for p in sorted((root/lib).glob('*.py'))) + inspect.getsource(Api).encode() + (root/'settings.ini').read_bytes()
+    library = b''.join(p.read_bytes() for p in sorted((root/lib).rglob('*.py'))) + inspect.getsource(Api).encode() + (root/'settings.ini').read_bytes()
     res = {s: cache/f'{s}-{sha(library, executed[s].read_bytes())}.ipynb' for s in stems}
     todo = [s for s, p in res.items() if not p.exists()]
     if not todo: return res
@@ -73,7 +74,7 @@ def not_run(nb):
 
 def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
     "The pages that are no notebooks; the navigation goes into the home page"
-    taken = {page(s) for s in stems}
+    taken = {page(s) for s in stems} | set(wings(root))
     def downloads(data, label, name):
         to = src/'_static/results'/label/Path(name).name
         write_atomic(to, data)
@@ -90,16 +91,16 @@ def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
     if modules: made['api'] = pages.api_page(root, lib, modules, known)
     if rec := read_json(root/runs/study/'record.json'): made['record'] = pages.record_page(rec)
     goals = names | {f'results/{s}/README.md': results.page_name(s) for s in found}
-    lettered = pages.themes([s for s in stems if LETTERED.match(s)], heads(nbs))
+    built = pages.wing_pages(root, stems, heads(nbs))
     for nb in nbs.values():
         for c in nb['cells']:
             if c['cell_type'] == 'markdown': c['source'] = pages.links(source(c), goals, root)
-    for name, text in {**made, **lettered}.items():
-        if name in taken: raise UserError(f'two pages of the site are called {name}')
+    for name, text in {**made, **built}.items():
+        if name in taken and name not in built: raise UserError(f'two pages of the site are called {name}')
         write_atomic(src/f'{name}.md', pages.links(text, goals, root))
     prosaic = [n for n in pages.GUIDES if n in names] + sorted(n for n in names if n not in pages.GUIDES + pages.REFERENCE + ['licence', 'CHANGELOG'])
     trees = [('The study', [page(s) for s in stems if NUMBERED.match(s)]), ('Results', [n for n in made if n.startswith('results-')]), ('Guides', [names[n] for n in prosaic]),
-             ('How it is built', list(lettered)), ('Reference', [n for n in ('api', *(names.get(k) for k in pages.REFERENCE), 'record', 'licence') if n in made])]
+             ('How it is built', list(built)), ('Reference', [n for n in ('api', *(names.get(k) for k in pages.REFERENCE), 'record', 'licence') if n in made])]
     nbs['index']['cells'] += [dict(cell_type='markdown', metadata={}, id=f'toc-{i}', source=pages.toctree(c, p)) for i, (c, p) in enumerate(trees) if p]
     hero(nbs['index'], root, found, media)
 
@@ -117,12 +118,21 @@ def hero(home, root, found, media):
         return
 
 
+def redirects(html):
+    "Pages that have other addresses than before lead on from the old ones (report/moved.json: old name, new name)"
+    for old, new in (read_json(HERE/'moved.json') or {}).items():
+        if (html/f'{old}.html').exists() or not (html/f'{new}.html').exists(): continue
+        write_atomic(html/f'{old}.html', f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Moved</title>\n<meta name="robots" content="noindex">\n'
+                     f'<meta http-equiv="refresh" content="0; url={new}.html">\n<link rel="canonical" href="{new}.html">\n</head>\n'
+                     f'<body><main><h1>This page has moved</h1>\n<p>It is now <a href="{new}.html">here</a>.</p></main></body>\n</html>\n')
+
+
 def stamp_of(root, study, runs, executed):
     "Changes when anything does that the site is made of"
     rec = read_json(root/runs/study/'record.json') or {}
     same = {k: v for k, v in rec.items() if k not in ('seconds', 'finished')}
-    files = [*executed.values(), *sorted((root/settings(root)['lib_name']).glob('*.py')), root/'settings.ini', root/'LICENSE', root/'CHANGELOG.md',
-             *sorted((root/'nbs/pages').glob('*.md')), *sorted((root/'nbs/images').glob('*')), *sorted(HERE.glob('*'))]
+    files = [*executed.values(), *sorted((root/settings(root)['lib_name']).rglob('*.py')), root/'settings.ini', root/'LICENSE', root/'CHANGELOG.md',
+             *sorted((root/'nbs').glob('*/*.md')), *sorted((root/'nbs/images').glob('*')), *sorted(HERE.glob('*'))]
     return sha(json.dumps(same, sort_keys=True), str(root), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
 
 
@@ -134,12 +144,12 @@ def up_to_date(root, study, runs='runs', out=None):
 
 
 def build(root, study, runs='runs', out=None, as_they_are=False):
-    """Build `_site/` of a study; True if there was anything to do. `as_they_are`: lettered notebooks that were not run are shown
+    """Build `_site/` of a study; True if there was anything to do. `as_they_are`: notebooks of the wings that were not run are shown
     without what they print."""
     folder, out, lib = root/runs/study, out or root/'_site', settings(root)['lib_name']
     stems, executed = list(notebooks(root)), root/runs/study/'executed'
     executed = {s: executed/f'{s}.ipynb' for s in stems}
-    for s in [s for s in stems if as_they_are and LETTERED.match(s) and not executed[s].exists()]:
+    for s in [s for s in stems if as_they_are and IN_WING.match(s) and not executed[s].exists()]:
         executed[s] = folder/'.site/as_they_are'/f'{s}.ipynb'
         write_json(executed[s], not_run(load_nb(notebooks(root)[s])))
     if missing := [s for s in stems if not executed[s].exists()]:
@@ -156,10 +166,10 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
         nbs, modules = {}, {}
         for s in stems:
             nb = load_nb(proc[s])
-            exp = [m[1] for c in code_cells(load_nb(executed[s])) if (m := re.search(r'^#\| *default_exp +(\S+)', source(c), re.M))]
-            nb['metadata']['module'] = exp[0] if exp else None
-            if exp: modules[exp[0]] = s
-            nbs[s] = to_myst(nb, s, lib, media, base, definitions((root/lib/f'{exp[0]}.py').read_text(encoding='utf-8')) if exp else ())
+            nb['metadata']['module'] = mod = default_exp(load_nb(executed[s]))
+            if mod: modules[mod] = s
+            order = definitions(module_file(root, lib, mod).read_text(encoding='utf-8')) if mod else ()
+            nbs[s] = to_myst(nb, s, lib, media, base, order, stems)
         check_links(nbs.values())
         write_extra(src, root, lib, runs, study, nbs, stems, modules, media)
         for s, nb in nbs.items(): write_json(src/f'{page(s)}.ipynb', nb)
@@ -169,6 +179,7 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
                            env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'SITE_TITLE': cfg.get('title', lib), 'SITE_LIB': str(root/lib)}, capture_output=True, text=True)
         if p.returncode:
             raise UserError('the site was not built: Sphinx warns of\n' + re.sub(re.escape(str(src)) + '/?', '', p.stderr or p.stdout).strip())
+        redirects(html)
         polish(html)
         refuse(html, root)
         (html/'.stamp').write_text(stamp)
@@ -183,7 +194,7 @@ def site():
     ap.add_argument('study', nargs='?', default='demo', help='its name (default demo)')
     ap.add_argument('--runs', default='runs', help='folder of all runs (default: runs)')
     ap.add_argument('--out', type=Path, help='where to (default: _site)')
-    ap.add_argument('--as-they-are', action='store_true', help='show lettered notebooks that the study did not run, without what they print')
+    ap.add_argument('--as-they-are', action='store_true', help='show notebooks of the wings that the study did not run, without what they print')
     ap.add_argument('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
     ap.add_argument('--process', action='store_true', help=argparse.SUPPRESS)
     a = ap.parse_args()

@@ -65,13 +65,15 @@ def fill(t):
     t.nb('00_data', ('md', '# Data\n\n> Numbers.'), '#| default_exp data', ('parameters', "study = 'demo'\nn = 2  # how many\nscale = 1.5"),
          "#| export\ndef double(x): return 2*x", "#| study\n" + LOG % '00',
          "import pathlib", "#| study\npathlib.Path(f'../runs/{study}/clips.csv').write_text('\\n'.join(str(double(i)*scale) for i in range(n)))")
-    for num, name, extra in (('02', 'a', ''), ('03', 'b', 'from toy.helper import shift')):
+    for num, name, extra in (('02', 'a', ''), ('03', 'b', 'from toy.parts.helper import shift')):
         t.nb(f'{num}_{name}', ('md', f'# Model {name}\n\n> Adds.'), *([extra] if extra else []),
              ('parameters', "study = 'demo'\nepochs = 1\nlr = None" if num == '02' else "study = 'demo'\nepochs = 1"),
              ('md', '## Training'), "#| study\n" + LOG % num,
              "import time, os\nfrom pathlib import Path", "#| study\nrun = Path(f'../runs/{study}')\nd = run/'predictions/%s'\nd.mkdir(parents=True, exist_ok=True)" % name,
              "#| study\nx = sum(float(l) for l in (run/'clips.csv').read_text().split()) + epochs%s\n(d/'seed0.parquet').write_text(str(x))" % (' + shift' if extra else ''))
-    t.nb('02a_helper', ('md', '# Helper\n\n> Shifts.'), '#| default_exp helper', '#| export\nshift = 10', "assert shift > 0")
+    (t.root/'nbs/parts').mkdir()
+    (t.root/'nbs/parts/index.md').write_text('# Parts\n\n> What the stages share.\n\nKnows nothing of data.\n')
+    t.nb('parts/00_helper', ('md', '# Helper\n\n> Shifts.'), '#| default_exp parts.helper', '#| export\nshift = 10', "assert shift > 0")
     t.nb('05_comparison', ('md', '# Comparison\n\n> Compares.'), ('parameters', "study = 'demo'"), "#| study\n" + LOG % '05',
          "import json\nfrom pathlib import Path", "#| study\nrun = Path(f'../runs/{study}')\n"
          "rep = {'study': study, 'seconds': {}, 'models': {p.parent.name: p.read_text() for p in sorted(run.glob('predictions/*/*'))}}\n"
@@ -80,7 +82,7 @@ def fill(t):
     return t
 
 
-# the lettered notebooks have no part in a study; their cells have a test of their own
+# the notebooks of the wings have no part in a study; their cells have a test of their own
 STUDY_NOTEBOOKS = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 
 

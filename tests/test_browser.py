@@ -110,7 +110,7 @@ def test_colours_by_axe(whole_site, context, theme):
     "What axe says of the colours of a page of each kind, with and without code"
     axe, tab, bad = axe_module.Axe(), Visit(context), []
     tab.page.emulate_media(color_scheme=theme)
-    for name in ('index', 'licence', 'built-use', 'cards', *[p.stem for p in sorted(whole_site.glob('results-*.html'))][:1]):
+    for name in ('index', 'licence', 'deploy', 'deploy-output', *[p.stem for p in sorted(whole_site.glob('results-*.html'))][:1]):
         tab.go((whole_site/f'{name}.html').as_uri())
         bad += [f'{name}: {v}' for v in grave(axe.run(tab.page, options={'resultTypes': ['violations'], 'runOnly': ['color-contrast']}))]
     tab.page.emulate_media(color_scheme='light')

@@ -9,7 +9,7 @@ from report.bridge import callouts, directives, page, prose
 def rich(toy):
     "One notebook with everything in it"
     toy.nb('00_data', ('md', '# Data and *figures*\n\n> What `double` does, in one line.'),
-           ('md', 'We average, see @eq-vote and @sec-plots, [the helper](02a_helper.ipynb), and `double` or `Frame.half`.\n\n'
+           ('md', 'We average, see @eq-vote and @sec-plots, [the helper](parts/00_helper.ipynb), and `double` or `Frame.half`.\n\n'
             '$$\\hat y = \\arg\\max_k \\frac1T\\sum_{t=1}^{T} f_k(x_t)$$ {#eq-vote}\n\nInline $x \\in \\mathbb{R}^{B\\times T}$ too.\n\n'
             '::: {.callout-tip}\n## What to expect\n*Nothing* much: see @fig-line.\n:::\n\n::: {.callout-warning collapse="true"}\n## A threat\nHidden.\n:::'),
            '#| default_exp data', "#| hide\nfrom nbdev.showdoc import show_doc",
@@ -63,7 +63,7 @@ def site(tmp_path_factory, worker_id):
 
 def test_pages(site):
     out = site.root/'_site'
-    assert {p.name for p in out.glob('*.html')} >= {'index.html', 'data.html', 'helper.html', 'record.html', 'search.html'}
+    assert {p.name for p in out.glob('*.html')} >= {'index.html', 'data.html', 'parts-helper.html', 'record.html', 'search.html'}
     home = Page(out/'index.html')
     for text in ('The study', 'How it is built', 'Run record'): assert text in home.text
     p = Page(out/'data.html')
@@ -71,7 +71,7 @@ def test_pages(site):
     assert 'a@fig-b' in p.text and '@fig-not-a-reference' in p.text
     assert 'Figure 1' in p.text and 'Table 1' in p.text and 'Figure 2' in p.text and 'Equation (1)' in p.text
     assert p.find('figure', id='data-fig-line') and p.find('figure', id='data-tbl-rows') and p.find('img', alt='A rising line', class_='plot')
-    assert p.find('math') and p.find('a', href='#data-sec-plots') and p.find('a', href='helper.html')
+    assert p.find('math') and p.find('a', href='#data-sec-plots') and p.find('a', href='parts-helper.html')
     assert 'Imports for the study' in p.text and 'What this study sets' in p.text and 'plain text' in p.text
     assert p.find('div', class_='tip admonition') and p.find('details', class_='sd-')
     assert p.find('table', class_='dataframe') and 'matplotlib.lines' not in p.text
@@ -130,7 +130,7 @@ def test_repeated_and_refused(site):
 def test_rules():
     assert directives('#| study\n#| fig-cap: "a: b"\n\nx = 1\n#| y') == ({'study': '', 'fig-cap': 'a: b'}, 'x = 1\n#| y')
     assert callouts('::: {.callout-note title="T"}\nbody\n:::') == ':::{admonition} T\n:class: note\nbody\n:::'
-    assert page('01a_training') == 'training' and page('index') == 'index'
+    assert page('training/01_learner') == 'training-learner' and page('index') == 'index'
     assert prose('`@fig-a` @fig-a.') == '`@fig-a` {numref}`fig-a`.'
     assert prose('see [frames](01_frames.ipynb#store)') == 'see [frames](frames.ipynb#store)'
 
@@ -177,7 +177,9 @@ def test_links_between_pages():
     names = dict(kinetics='kinetics', cluster='cluster-guide')
     assert links('[a](kinetics.md#gpu) [b](pages/cluster.md) `[c](kinetics.md)`', names, ROOT).startswith('[a](kinetics.md#gpu) [b](cluster-guide.md)')
     assert links('[steps](../../Makefile)', names, ROOT) == 'steps (`Makefile`)' and links('[x](nowhere.txt)', names, ROOT) == '[x](nowhere.txt)'
-    assert page('00a5_mirror') == 'mirror' and prose('[m](../00a5_mirror.ipynb)') == '[m](mirror.ipynb)'
+    assert page('download/02_cvdf') == 'download-cvdf'
+    assert prose('[m](../download/02_cvdf.ipynb)', 'pages') == '[m](download-cvdf.ipynb)' == prose('[m](02_cvdf.ipynb)', 'download')
+    assert prose('[m](02_cvdf.md)') == '[m](02_cvdf.md)'
     links('[' + '`a` '*400 + '](x', names, ROOT)
 
 

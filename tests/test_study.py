@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/'shared'/'data'/'kinetics'
 
 
-# the lettered notebooks have no part in a study; their cells have a test of their own
+# the notebooks of the wings have no part in a study; their cells have a test of their own
 NUMBERED = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 
 
