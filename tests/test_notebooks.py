@@ -1,16 +1,48 @@
-"Every notebook's cells, one test a notebook, as `nbdev_test` runs them (those of the study are for papermill)."
-import os, re, subprocess, sys
+"Every notebook's cells, one test per notebook, as `nbdev_test` runs them (those of the study are for papermill)."
+import json, os, re, select, signal, subprocess, sys
 import pytest
 from conftest import ROOT
 from report.common import notebooks, settings
 
-RUN = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), skip_flags=sys.argv[2].split(), basepath=sys.argv[3])[0])"
+NBS, LIMIT = notebooks(ROOT), 900
+ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
 
 
-@pytest.mark.parametrize('stem', notebooks(ROOT))
-def test_notebook(stem):
-    env = {**os.environ, 'IN_TEST': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT), **{k: '1' for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}}
-    p = subprocess.run([sys.executable, '-c', RUN, str(notebooks(ROOT)[stem]), settings(ROOT)['tst_flags'], str(ROOT)], cwd=ROOT/'nbs', env=env,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
-    text = re.sub(r'\x1b\[[0-9;]*m', '', p.stdout)
-    if p.returncode: pytest.fail(f'{stem}.ipynb\n{text[-6000:]}', pytrace=False)
+class Server:
+    "A process that has imported torch once and forks for each notebook"
+    def __init__(self):
+        env = {**os.environ, 'IN_TEST': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT), **ONE_THREAD}
+        self.process = subprocess.Popen([sys.executable, ROOT/'tests/notebook_server.py', settings(ROOT)['tst_flags'], ROOT],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True, start_new_session=True)
+
+    def run(self, path, out):
+        "Exit code of a notebook's process; None when its time is up"
+        self.process.stdin.write(json.dumps(dict(path=str(path), cwd=str(path.parent), out=str(out))) + '\n')
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], LIMIT)[0]: return None
+        return int(self.process.stdout.readline() or 1)
+
+    def close(self):
+        "End it with all that it started"
+        try: os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def server():
+    "One for each worker of pytest; a new one after a notebook that hung"
+    kept = []
+    def get():
+        if not kept or kept[-1].process.poll() is not None: kept.append(Server())
+        return kept[-1]
+    yield get
+    for s in kept: s.close()
+
+
+@pytest.mark.parametrize('stem', NBS)
+def test_notebook(stem, server, tmp_path):
+    code = server().run(NBS[stem], tmp_path/'out')
+    if code is None: server().close()
+    text = re.sub(r'\x1b\[[0-9;]*m', '', (tmp_path/'out').read_text(errors='replace'))
+    if code != 0: pytest.fail(f"{stem}.ipynb {'hung' if code is None else ''}\n{text[-6000:]}", pytrace=False)
