@@ -9,7 +9,7 @@ cfg = config['DEFAULT']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], url=cfg['git_url'],
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', keywords=cfg['keywords'],
-    packages=find_packages(include=[cfg['lib_path']]), package_data={cfg['lib_path']: ['py.typed']}, python_requires='>=' + cfg['min_python'],
+    packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']), package_data={cfg['lib_path']: ['py.typed']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'track', 'export')},
     long_description=open('README.md', encoding='utf-8').read(), long_description_content_type='text/markdown',

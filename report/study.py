@@ -79,7 +79,8 @@ def effective(params, decl):
 def check_values(params, decl, root, shown):
     "Let the library check what only it knows: classes, paths, rows of a CSV (by the module that has a `check_study`, if one has)"
     lib = settings(root)['lib_name']
-    module = next((p.stem for p in sorted((root/lib).glob('*.py')) if 'def check_study' in p.read_text(encoding='utf-8')), None)
+    found = (p for p in sorted((root/lib).rglob('*.py')) if 'def check_study' in p.read_text(encoding='utf-8'))
+    module = next(('.'.join(p.relative_to(root/lib).with_suffix('').parts) for p in found), None)
     if not module: return
     if str(root) not in sys.path: sys.path.insert(0, str(root))
     check = importlib.import_module(f'{lib}.{module}').check_study

@@ -41,7 +41,7 @@ def outside(wheel, tmp_path_factory):
 
 def test_what_the_wheel_holds(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert 'kinetics_dance/py.typed' in names and {f'kinetics_dance/{p.name}' for p in LIB.glob('*.py')} <= set(names)
+    assert 'kinetics_dance/py.typed' in names and {p.relative_to(ROOT).as_posix() for p in LIB.rglob('*.py')} <= set(names)
     assert not [n for n in names if n.split('/')[0] not in ('kinetics_dance', re.sub(r'-py3.*', '', wheel.name) + '.dist-info')]
     head = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('entry_points.txt'))).decode()
     assert 'kinetics-dance = kinetics_dance.command_line:main' in head.replace('kinetics-dance=', 'kinetics-dance = ')
@@ -96,12 +96,23 @@ def public(path):
     return names, found
 
 
-def surface(): return {p.stem: public(p)[1] for p in sorted(LIB.glob('*.py')) if p.name[0] != '_'}
+def modules():
+    "{name below the library: path} of its public modules"
+    return {'.'.join(p.relative_to(LIB).with_suffix('').parts): p for p in sorted(LIB.rglob('*.py')) if p.name[0] != '_'}
+
+
+def surface(): return {m: public(p)[1] for m, p in modules().items()}
 
 
 def test_every_module_lists_its_names():
-    for p in LIB.glob('*.py'):
-        if p.name[0] != '_': assert public(p)[0], f'{p.name} has no __all__'
+    for m, p in modules().items(): assert public(p)[0], f'{m} has no __all__'
+
+
+def test_every_module_can_be_imported_from_outside(outside, tmp_path):
+    "All sub-packages are in the wheel, and no module needs the project beside it"
+    code = 'import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(f"kinetics_dance.{m}")\nprint(len(sys.argv) - 1)'
+    p = subprocess.run([outside, '-W', 'ignore', '-c', code, *modules()], cwd=tmp_path, capture_output=True, text=True)
+    assert p.returncode == 0 and int(p.stdout) == len(modules()) > 50, p.stderr[-2000:]
 
 
 def test_names_stay():
