@@ -21,7 +21,7 @@ def most_maps()->int: # At least 8, at most 512
     try: import resource
     except ImportError: return 512 # Windows has no such limit
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 512 if soft == resource.RLIM_INFINITY else max(8, min(512, (soft - 64)//2))
+    return 512 if soft == resource.RLIM_INFINITY else max(8, min(512, (soft - 64)//3))
 
 def map_file(path # A file on this machine
             )->mmap.mmap: # Its bytes

@@ -13,9 +13,11 @@ from .storage import system_error
 
 # %% ../nbs/00g2_fetching.ipynb #7db661c2
 def _leave(error, batch):
-    "End this worker: its batch cannot be handed over"
+    "End this worker, its batch cannot be handed over; the exit code says why"
     numbers = errno.ENOSPC, errno.EMFILE, errno.ENOMEM
     code = next((n for n in numbers if os.strerror(n) in str(error)), 1)
+    try: os.close(os.dup(2))
+    except OSError: code = errno.EMFILE # where no file can be opened, libraries name other reasons
     if code == 1: print(f'a batch cannot be handed over: {error}', file=sys.stderr, flush=True)
     os._exit(code)
 
@@ -34,9 +36,11 @@ class Fetcher(_FakeLoader):
         num_workers:int,  # Processes that fetch
         start:str|None=None, # How they start: `fork`, `spawn`, or None: as the system does it
         wait:int=300,     # Most seconds that one batch may take
+        persistent_workers:bool=False, # Keep them from one epoch to the next?
+        pin_memory_device:str='', # As PyTorch has it
     ):
         self.start,self.wait = start,wait
-        super().__init__(loader, pin_memory, num_workers, 0, persistent_workers=False, pin_memory_device='')
+        super().__init__(loader, pin_memory, num_workers, 0, persistent_workers, pin_memory_device)
         self.worker_init_fn = start_worker
 
     def __getstate__(self): return self.__dict__ | {'generator': None} # stays here
@@ -51,11 +55,11 @@ class Fetcher(_FakeLoader):
 # %% ../nbs/00g2_fetching.ipynb #1df7bf5d
 MOST_WORKERS,AHEAD = 8,2 # processes; batches that each has ready
 
-def shared_room(folder:str='/dev/shm')->int|None: # Bytes; None where the system has no such folder
-    "What is free for batches on their way between processes"
+def shared_room(folder:str='/dev/shm')->tuple: # Bytes in all, bytes free; None where the system has no such folder
+    "Room for batches on their way between processes"
     try: s = os.statvfs(folder)
-    except (OSError, AttributeError): return None
-    return s.f_bavail*s.f_frsize
+    except (OSError, AttributeError): return None,None
+    return s.f_blocks*s.f_frsize,s.f_bavail*s.f_frsize
 
 def _limits():
     "Bytes of addresses and number of files that this process may still use; None: without limit"
@@ -78,7 +82,7 @@ def fit_workers(
 )->tuple: # How many workers, and why none fits ('' where none is wanted)
     "As many workers as help and fit"
     if not str(device).startswith('cuda') or sys.platform != 'linux': return 0,''
-    room,(space,files) = shared_room(),_limits()
+    room,(space,files) = shared_room()[1],_limits()
     takes = lambda free: free//max(1, batch_bytes)//AHEAD - 1 # two batches each, and two more
     mb = f'{batch_bytes/1e6:,.0f} MB'
     limits = [(MOST_WORKERS, ''), (_cores() - 1, 'there is no core to spare')]
@@ -107,14 +111,13 @@ def worker_error(
     "What became of a worker that fetches batches, and what to do"
     if not isinstance(error, (RuntimeError, OSError, MemoryError)): return None
     said = f'{error} {error.__cause__ or ""}'
-    if not re.search(r'DataLoader|Pin memory|shared memory|Communication with the workers|ancdata', said):
-        return system_error(error, 'fetching batches')
-    room = shared_room()
-    for sign,meaning in _ENDS.items():
-        if found := re.search(sign, said):
-            room = f', which has {room/1e6:,.0f} MB left' if room is not None else ''
-            return StudyError('a worker that fetches batches: ' + meaning.format(*found.groups(), room=room))
-    return None
+    ours = re.search(r'DataLoader|Pin memory|shared memory|Communication with the workers|ancdata', said)
+    for sign,meaning in _ENDS.items() if ours else ():
+        if not (found := re.search(sign, said)): continue
+        size,_ = shared_room()
+        room = '' if size is None else f' ({size/1e6:,.0f} MB)'
+        return StudyError('a worker that fetches batches: ' + meaning.format(*found.groups(), room=room))
+    return system_error(error, 'fetching batches')
 
 # %% ../nbs/00g2_fetching.ipynb #f58c6310
 class Counted:
@@ -122,7 +125,9 @@ class Counted:
     first = 0 # number of the batch that an epoch begins with
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fake_l = Fetcher(self, self.fake_l.pin_memory, self.fake_l.num_workers)
+        f = self.fake_l
+        self.fake_l = Fetcher(self, f.pin_memory, f.num_workers, persistent_workers=f.persistent_workers,
+                              pin_memory_device=f.pin_memory_device)
 
     def __iter__(self):
         came = 0
@@ -137,4 +142,4 @@ class Counted:
             raise clear from None
         if came < (due := len(self) - self.first):
             raise StudyError(f'{due - came} of {due} batches of the epoch did not come; '
-                             f'nothing was saved of it. Set workers: 0 (now {self.fake_l.num_workers})')
+                             f'set workers: 0 (now {self.fake_l.num_workers})')
