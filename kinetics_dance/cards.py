@@ -9,6 +9,7 @@ __all__ = ['FORMAT', 'LARGEST_CARD', 'MODELS', 'SCHEMA', 'read_card', 'model_fol
 import importlib, json, math
 from pathlib import Path
 from .data import StudyError, project_root
+from .storage import system_error
 
 # %% ../nbs/05p_cards.ipynb #5afb2a4d
 FORMAT = 1 # of the card; raised when an older version of this library could not read it
@@ -53,7 +54,7 @@ def _read(path):
     try:
         if path.stat().st_size > LARGEST_CARD: raise ValueError
         card = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as e: raise StudyError(f'{path}: cannot be read: {e.strerror}') from None
+    except OSError as e: raise (system_error(e, path) or StudyError(f'{path}: cannot be read: {e.strerror}')) from None
     except (ValueError, RecursionError): raise StudyError(f'{path}: not JSON') from None
     if not isinstance(card, dict): raise StudyError(f'{path}: not a card')
     return card
@@ -151,6 +152,7 @@ def load_model(
         if not all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point()):
             raise ValueError('some are not numbers')
     except Exception as e: # safetensors has errors of its own
+        if blame := system_error(e, path): raise blame from None
         why = (str(e) or type(e).__name__).splitlines()[0][:200]
         raise StudyError(f'{path}: not the weights of this model: {why}') from None
     if {k for k, _ in model.named_buffers()} - set(weights): # tables that are computed, not saved

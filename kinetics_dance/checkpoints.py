@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
 from .data import writing
+from .storage import system_error
 
 # %% ../nbs/01a1_checkpoints.ipynb #aa6e32bd
 def _random_states():
@@ -54,9 +55,11 @@ def load_checkpoint(
             head = json.loads((f.metadata() or {})['checkpoint'])
             if head['key'] != key: return None
             tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (OSError, KeyError, ValueError, RuntimeError): return None
-    except Exception as e:      # safetensors' own error has no other base
-        if type(e).__name__ != 'SafetensorError': raise
+    except Exception as e:
+        # what cannot be opened now may hold hours of work: nothing begins anew for that
+        if blame := system_error(e, path): raise blame from None
+        # safetensors' own error has no other base
+        if not isinstance(e, (OSError, KeyError, ValueError, RuntimeError)) and type(e).__name__ != 'SafetensorError': raise
         return None
     part = lambda name: {k[len(name)+1:]: v for k,v in tensors.items() if k.startswith(name+'.')}
     learn.model.load_state_dict(part('model'))

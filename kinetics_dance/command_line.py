@@ -37,13 +37,15 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
 
 def _at(run, storage, clips=()):
     "Where videos and frames lie, once it is known that this machine can write there, and that the videos of these clips do"
-    from kinetics_dance.storage import home, is_far, place, probing, sizes
+    from kinetics_dance.storage import home, is_far, place, probing, sizes, system_error
     where = home(run) if storage is None else place(storage)
     if is_far(where):
         with probing(where): pass
     if len(clips):
         try: there = sizes(where/'videos')
-        except OSError: there = {}
+        except OSError as e:
+            if blame := system_error(e, where/'videos'): raise blame from None
+            there = {}
         if not any(Path(p).name in there for p in clips.path):
             raise StudyError(f'storage: none of the {len(clips)} videos of the study is in {where/"videos"}; give the '
                              '--storage that the download had, or download again')

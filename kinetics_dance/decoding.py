@@ -69,6 +69,8 @@ class Unavailable(Exception):
         self.reason, self.detail = reason, ' '.join(str(detail).split())[:300]
     def __str__(self): return self.reason + (f': {self.detail}' if self.detail else '')
 
+_NOT_ITS_FAULT = errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE # says nothing of what it holds
+
 @contextmanager
 def open_video(path:str|Path # A video file, of any origin
               ):
@@ -76,7 +78,7 @@ def open_video(path:str|Path # A video file, of any origin
     import av
     try: c = av.open(f'file:{Path(path).absolute()}', options=SAFE_INPUT, metadata_errors='replace')
     except av.FFmpegError as e:
-        if isinstance(e, OSError) and e.errno == errno.ENOENT: raise
+        if isinstance(e, OSError) and e.errno in _NOT_ITS_FAULT: raise
         raise Unavailable(_what_is(path), e.strerror) from None
     with c:
         if not c.streams.video: raise Unavailable(_without(path), 'no video stream')

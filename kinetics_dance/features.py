@@ -7,14 +7,16 @@ __all__ = ['FeatureStore', 'features_key', 'build_features', 'FeatureLoader', 'f
 
 # %% ../nbs/01a4_features.ipynb #9138a9e8
 import hashlib, json
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import nn
-from .batches import FrameStore, normalise
+from .batches import FrameStore, most_maps, normalise, with_room
 from .data import StudyError, writing
 from .loading import ClipDataLoaders, ClipLoader, Clips
+from .storage import system_error
 
 # %% ../nbs/01a4_features.ipynb #11effacc
 class FeatureStore:
@@ -25,8 +27,10 @@ class FeatureStore:
     ):
         self.folder,self.frames,self._open = Path(folder),frames,{}
         try: head = json.loads((self.folder/'features.json').read_text())
-        except (OSError, ValueError): raise StudyError(f'{self.folder.name}: no finished features here') from None
+        except (OSError, ValueError) as e:
+            raise (system_error(e, self.folder) or StudyError(f'{self.folder.name}: no finished features here')) from None
         self.shape = tuple(head['shape'])     # N,1,P,C
+        self.most_maps = most_maps()
 
     def __contains__(self, clip_id): return clip_id in self.frames
     def seconds(self, clip_id): return self.frames.seconds(clip_id)
@@ -35,11 +39,13 @@ class FeatureStore:
     def __getitem__(self, clip_id): # (N,1,P,C) float16
         if (x := self._open.get(clip_id)) is not None: return x
         try:
-            x = np.load(self.folder/f'{clip_id}.npy', mmap_mode='r', allow_pickle=False)
+            load = partial(np.load, self.folder/f'{clip_id}.npy', mmap_mode='r', allow_pickle=False)
+            x = with_room(load, self._open.clear)
             if x.shape != self.shape or x.dtype != np.float16: raise ValueError
-        except (OSError, ValueError):
-            raise StudyError(f'clip {clip_id}: its features are missing or damaged; delete {self.folder.name}/ and train again') from None
-        if len(self._open) >= 512: self._open.pop(next(iter(self._open)))     # every map holds a file handle
+        except (OSError, ValueError) as e:
+            raise (system_error(e, f'clip {clip_id}: its features') or StudyError(
+                f'clip {clip_id}: its features are missing or damaged; delete {self.folder.name}/ and train again')) from None
+        if len(self._open) >= self.most_maps: self._open.pop(next(iter(self._open)), None)
         self._open[clip_id] = x
         return x
 
@@ -92,7 +98,7 @@ def build_features(
 # %% ../nbs/01a4_features.ipynb #21d3f1d6
 class FeatureLoader(ClipLoader):
     "Batches of features `(B,T,P,C)`; in training shuffled, with the phase of the sampling drawn"
-    def after_batch(self, b): return b[0].squeeze(2).float(),b[1]
+    def finish(self, x, y): return x.squeeze(2).float(),y
 
 def feature_loaders(
     features:FeatureStore, # From `build_features`

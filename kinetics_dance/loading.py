@@ -6,16 +6,16 @@
 __all__ = ['Clips', 'share', 'ClipLoader', 'ClipDataLoaders']
 
 # %% ../nbs/00h_loading.ipynb #624905f5
-import multiprocessing
 import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader, _FakeLoader
+from fastai.data.load import DataLoader
 from fastai.torch_core import to_detach
 from .augmentation import DRAWS, augment
 from .batches import FrameStore, normalise, pictures
 from .data import StudyError
+from .fetching import Counted, Fetcher, fit_workers
 from .sampling import film_strip, spread
 
 # %% ../nbs/00h_loading.ipynb #958d9a32
@@ -77,20 +77,13 @@ def share(
     "One of several parts of about the same length"
     return n*rank//size,n*(rank+1)//size
 
-class _Fetcher(_FakeLoader):
-    "fastai's link to torch's workers, with a choice of how they start"
-    start = None
-    def __getstate__(self): return self.__dict__ | {'generator': None} # stays here
-    @property
-    def multiprocessing_context(self): return multiprocessing.get_context(self.start) if self.num_workers else None
-
-class ClipLoader(DataLoader):
+class ClipLoader(Counted, DataLoader):
     "Batches of a `Clips`; in training shuffled and augmented, the same for any number of workers"
     def __init__(self,
         clips:Clips,      # What to load
         bs:int=8,         # Clips a batch
         train:bool=False, # Shuffle, augment, drop the incomplete last batch
-        num_workers:int=0, # Processes that fetch
+        num_workers:int|str=0, # Processes that fetch; `auto`: as many as help and fit
         device=None,      # Where batches go
         light:float=.2,   # How much brightness, contrast and saturation of a clip may change in training
         start:str|None=None, # How workers start: `fork`, `spawn`, or None: as the system does it
@@ -100,34 +93,43 @@ class ClipLoader(DataLoader):
         self.epoch,self.step = -1,0 # epoch: of the batches that come, or came last; step: those of it that are out
         self.part = 0,1 # which process this is, and of how many
         self.resume = -1,0 # an epoch, and the batch of it to begin with
+        self.plan = [] # places of the clips of this epoch, in the order in which they come
+        self.why_none = '' # where `auto` found no room for workers: what is too small
+        if num_workers == 'auto': num_workers,self.why_none = fit_workers(self.batch_bytes(bs), device)
         pin = num_workers > 0 and str(device).startswith('cuda') # then copies to the device start from locked memory
         super().__init__(range(len(clips)), bs=min(bs, len(clips)), shuffle=train, drop_last=train,
                          num_workers=num_workers, device=device, pin_memory=pin)
-        self.fake_l = _Fetcher(self, pin, num_workers, 0, persistent_workers=False, pin_memory_device='')
-        self.fake_l.start = start
+        self.fake_l = Fetcher(self, pin, num_workers, start)
         self.fake_l.generator = torch.Generator() # else each epoch would take a number from the model's
 
-    def __iter__(self):
-        try: yield from super().__iter__()
-        except StudyError as e: # a worker's comes wrapped in a traceback
-            raise StudyError(str(e).strip().split('StudyError: ')[-1]) from None
+    def batch_bytes(self, bs):
+        "Bytes of a batch on its way here"
+        return min(bs, len(self.clips))*self.clips.n_frames*self.clips.crop[0]*self.clips.crop[1]*3
 
     def _rng(self, *what): return np.random.default_rng((self.clips.seed, self.epoch, *what))
     def wif(self): self.clips.store.threads = 1 # a worker is one of several already
     def before_iter(self):
         self.epoch += 1
-        self.step = self.resume[1] if self.resume[0] == self.epoch else 0
+        self.step = self.first = self.resume[1] if self.resume[0] == self.epoch else 0
     def shuffle_fn(self, idxs): return self._rng(1).permutation(idxs).tolist()
-    def get_idxs(self): return super().get_idxs()[self.step*self.bs:]
+    def get_idxs(self):
+        self.plan = super().get_idxs()[self.step*self.bs:]
+        return self.plan
     def create_item(self, i): return i
     def create_batch(self, idxs):
         lo,hi = share(len(idxs), *self.part)
         x,_ = self.clips.batch(idxs[lo:hi] or idxs[:1], self.epoch if self.train else None) # no network takes none
-        return x,self.clips.y[torch.tensor(idxs)]
+        return x,self.clips.y[torch.tensor(idxs)],np.array(idxs).tobytes() # plain bytes stay where they are
     def after_batch(self, b):
-        x,y = b
-        x = normalise(x)    # (B,T,3,h,w)
+        x,y,which = b
+        at = (self.step - self.first)*self.bs
+        if which != np.array(self.plan[at:at+self.bs]).tobytes():
+            raise StudyError(f'batch {self.step} of epoch {self.epoch} holds other clips than it should; set workers: 0')
         self.step += 1
+        return self.finish(x, y)
+    def finish(self, x, y):
+        "A batch that has arrived, as a model takes it"
+        x = normalise(x)    # (B,T,3,h,w)
         if not self.train: return x,y
         u = self._rng(3, self.step).random((len(y), DRAWS))[slice(*share(len(y), *self.part))]
         return augment(x, torch.from_numpy(u).float(), self.light, self.zoom),y # not every device has doubles
@@ -154,9 +156,10 @@ class ClipLoader(DataLoader):
 
     def one_batch(self):
         "A batch to look at; it does not count as the beginning of an epoch"
-        kept = self.epoch,self.step
+        names = 'epoch', 'step', 'first', 'plan'
+        kept = {k: getattr(self, k) for k in names}
         try: return super().one_batch()
-        finally: self.epoch,self.step = kept
+        finally: vars(self).update(kept)
 
     def show_batch(self,
         max_n:int=4,  # Most clips
@@ -186,10 +189,11 @@ class ClipDataLoaders(DataLoaders):
         seed:int=0,         # Draws the order of the clips, crops, sampling phase, mirror and light
         flip:bool=False,    # Mirror half of the clips in training?
         light:float=.2,     # How much brightness, contrast and saturation of a clip may change in training
-        num_workers:int=0,  # Processes that fetch batches
+        num_workers:int|str=0, # Processes that fetch batches; `auto`: as many as help and fit
         start:str|None=None, # How they start: `fork`, `spawn`, or None: as the system does it
         device='cpu',       # Where batches go
         zoom:float=0.,      # How much larger things may become in training
+        log=None,           # Called with a line where `auto` finds no room for workers
     )->'ClipDataLoaders': # With loaders `train` and `valid`
         "Loaders from a frame store and a table that splits its clips"
         classes = sorted(table.label.unique()) if classes is None else classes
@@ -201,4 +205,5 @@ class ClipDataLoaders(DataLoaders):
             kind = getattr(store, 'train_loader', ClipLoader) if split == 'train' else ClipLoader
             loaders.append(kind(clips, bs if split == 'train' else 4*bs, split == 'train', num_workers, device,
                                 light, start, zoom))
+        if log and (why := loaders[0].why_none): log(f'workers: 0, because {why}')
         return cls(*loaders, device=device)

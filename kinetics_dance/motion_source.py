@@ -15,6 +15,7 @@ from . import demo, motion as bodies
 from .data import StudyError, project_root, rooted, writing
 from .motion import FPS, JOINTS, PARTS, made_up_motion, place, render_motion, resample
 from .sources import SOURCES, Source, Upload
+from .storage import system_error
 from .video import Unavailable
 
 # %% ../nbs/00a9_motion_source.ipynb #a647c800
@@ -63,6 +64,7 @@ class MotionFile:
                 self.fps = float(f['fps']) if 'fps' in f else 30.
             self.table = pd.DataFrame([dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
+            if blame := system_error(e, f'motion: {self.path.name}'): raise blame from None
             raise StudyError(f'motion: {self.path.name}: not a file of sequences: '
                              f'{(str(e) or type(e).__name__).splitlines()[0]}') from None
         self._check(seen)

@@ -121,6 +121,8 @@ def write_predictions(
     **about             # What a reader of the file should know: model, seed, probe, frames, pretraining
 ):
     "Write clip_id, group, label, split and one `p_<class>` column a class, ordered by clip"
+    if len(probs) != len(clips):
+        raise StudyError(f'{path}: {len(probs)} predictions of {len(clips)} clips; nothing was written')
     df = clips.table[['clip_id', 'group', 'label', 'split']].join(
         pd.DataFrame(probs, columns=[f'p_{c}' for c in clips.classes])).sort_values('clip_id')
     df.attrs = about

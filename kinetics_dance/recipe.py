@@ -31,7 +31,7 @@ class Recipe:
     train:str='all'             # `all`; or `head`: the picture network stays as it is, its features are stored once
     precision:str='float32'     # On CUDA also bf16 and fp16
     compile:bool=False          # Compile the picture network (torch.compile)
-    workers:int=0               # Processes that fetch batches
+    workers:int|str='auto'      # Processes that fetch batches; `auto`: as many as help and fit (`fetching`)
     packed:bool=False           # Read training clips from shards, one after the other
     threads:int=1               # CPU threads of one training; part of the recipe: sums in another order end in other weights
     device:str='cpu'            # cpu, cuda, cuda:1, mps
@@ -49,7 +49,7 @@ class Recipe:
     def __post_init__(self): _check(self)
 
 # %% ../nbs/00b1_recipe.ipynb #e2adc076
-_LEAST = dict(clip_frames=1, crop_height=8, crop_width=8, epochs=1, batch_size=1, lr_epochs=1, workers=0, threads=1)
+_LEAST = dict(clip_frames=1, crop_height=8, crop_width=8, epochs=1, batch_size=1, lr_epochs=1, threads=1)
 _CHOICES = dict(
     train=('all', 'head'), precision=('float32', 'bf16', 'fp16'), track=('none', 'tensorboard', 'wandb'),
     batch_norm=('train', 'frozen'), lstm_state=('mean', 'last'), transformer_tokens=('features', 'tubelet'),
@@ -70,7 +70,7 @@ def _check(self):
              bool: (lambda x: isinstance(x, bool), 'true or false'), str: (lambda x: isinstance(x, str), 'a word')}
     values = asdict(self)
     for f in fields(self):
-        if f.type is tuple: continue
+        if f.name in ('lr', 'workers'): continue
         ok,what = kinds[f.type]
         if not ok(values[f.name]): raise StudyError(f'{f.name}: {values[f.name]!r} is not {what}')
     for k,least in _LEAST.items():
@@ -79,6 +79,8 @@ def _check(self):
         if not 0 <= values[k] < 1: raise StudyError(f'{k}: {values[k]} is not from 0 to below 1')
     for k in ('weight_decay', 'mixup', 'body_lr'):
         if not 0 <= values[k] < 100: raise StudyError(f'{k}: {values[k]} is not a sensible number from 0')
+    if self.workers != 'auto' and (not kinds[int][0](self.workers) or self.workers < 0):
+        raise StudyError(f'workers: {self.workers!r} is neither auto nor a whole number from 0')
     lr = [self.lr] if _number(self.lr) else self.lr
     if not isinstance(lr, (list, tuple)) or not lr or not all(_number(x) and 0 < x < 10 for x in lr) or len(set(lr)) < len(lr):
         raise StudyError(f'lr: {self.lr!r} is not a list of different learning rates, such as [0.001, 0.003]')

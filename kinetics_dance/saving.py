@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from .batches import FrameStore
 from .data import ClipTable, StudyError, writing
+from .storage import system_error
 
 # %% ../nbs/01a5_saving.ipynb #18dbfd15
 def versions():
@@ -42,7 +43,8 @@ def read_model(
     "A model of a study, as it was saved. For files of strangers use `inference`, which checks the card"
     folder = Path(folder)
     try: card = json.loads((folder/'card.json').read_text())
-    except (OSError, ValueError): raise StudyError(f'{folder}: no trained model here') from None
+    except (OSError, ValueError) as e:
+        raise (system_error(e, folder/'card.json') or StudyError(f'{folder}: no trained model here')) from None
     module,cls = card['model'].split(':')
     model = getattr(importlib.import_module(module), cls)(
         n_classes=len(card['classes']), **(card['arguments'] | {'weights': 'none'}))

@@ -9,7 +9,7 @@ __all__ = ['PACK', 'write_shard', 'read_shard', 'pack_store']
 import hashlib, json, re, shutil, tarfile
 import numpy as np
 from .data import StudyError, hash_order, pd
-from .storage import is_far, near, place, sizes, writing
+from .storage import is_far, near, place, sizes, system_error, writing
 from .store import SUFFIX
 
 # %% ../nbs/00f1_shards.ipynb #04d6233e
@@ -52,9 +52,9 @@ def read_shard(
                 if kind is None or 'json' not in s: raise ValueError('half a clip')
                 yield s['__key__'].replace('%2E', '.'),s[kind],s['json']
     except StudyError: raise
-    except (OSError, ValueError, tarfile.TarError, EOFError):
-        raise StudyError(f'{path.name}: the shard is damaged or gone; '
-                         'kinetics-dance frames --pack makes it again') from None
+    except (OSError, ValueError, tarfile.TarError, EOFError) as e:
+        raise (system_error(e, path.name) or StudyError(
+            f'{path.name}: the shard is damaged or gone; kinetics-dance frames --pack makes it again')) from None
 
 # %% ../nbs/00f1_shards.ipynb #e8afb223
 PACK = 1 # format of a pack; raised when what is written changes
@@ -101,7 +101,9 @@ def _plan(folder, size):
 def _samples(folder, clips, suffix):
     for c in clips.itertuples():
         try: data,note = (folder/f'{c.clip_id}{suffix}').read_bytes(),(folder/f'{c.clip_id}.json').read_bytes()
-        except OSError: data,note = b'',b''
+        except OSError as e:
+            if blame := system_error(e, f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix}'): raise blame from None
+            data,note = b'',b''
         if hashlib.sha256(data).hexdigest() != c.sha256:
             raise StudyError(f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix} is damaged or gone; '
                              'kinetics-dance frames makes it again')

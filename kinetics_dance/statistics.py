@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, f1_score
 from .data import StudyError
+from .storage import system_error
 
 # %% ../nbs/04a_statistics.ipynb #60963f2d
 def _check_predictions(df, path):
@@ -47,7 +48,9 @@ def read_predictions(
     path = source.attrs.get('path', 'table') if is_table else Path(source)
     try: df = source if is_table else pd.read_csv(path, dtype=text) if path.suffix == '.csv' else pd.read_parquet(path)
     except FileNotFoundError: raise StudyError(f'{path}: no such predictions file') from None
-    except Exception as e: raise StudyError(f'{path}: cannot be read as predictions ({type(e).__name__})') from None
+    except Exception as e:
+        raise (system_error(e, path) or StudyError(
+            f'{path}: cannot be read as predictions ({type(e).__name__})')) from None
     attrs = {'path': str(path), 'pretraining': df.attrs.get('pretraining'), 'named': 'group' not in df}
     if 'pretraining' in df and len(df): attrs['pretraining'] = str(df.pretraining.iloc[0])
     if 'split' in df: df = df[df.split == 'test']

@@ -20,7 +20,7 @@ from .data import StudyError, pd
 from .reading import frame_times, read_frames
 from .sampling import SAMPLERS
 from .sources import reason_of
-from .storage import is_far, near, place, read_all, writing
+from .storage import is_far, near, place, read_all, system_error, writing
 from .video import Unavailable, file_digest, worker_pool
 
 # %% ../nbs/00f_store.ipynb #a302a2be
@@ -79,7 +79,9 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
 def _says(note, params, source):
     "Is there a note, of these parameters and of this video?"
     try: old = json.loads(note.read_text())
-    except (OSError, ValueError): return False
+    except (OSError, ValueError) as e:
+        if blame := system_error(e, note.name): raise blame from None # a note that cannot be opened is not a bad one
+        return False
     return old.get('params') == params and all(old['source'][k] == source[k] for k in ('bytes', 'sha256'))
 
 # %% ../nbs/00f_store.ipynb #28578f9d
@@ -175,7 +177,9 @@ def _valid_note(folder, clip_id, path, source, params):
                 and size == source['bytes'])
         array = folder/f"{clip_id}{SUFFIX[params['compression']]}"
         return note if same and array.stat().st_size == note['array']['bytes'] else None
-    except (OSError, ValueError, KeyError): return None
+    except (OSError, ValueError, KeyError) as e:
+        if blame := system_error(e, f'clip {clip_id}: {folder.name}/'): raise blame from None
+        return None
 
 # %% ../nbs/00f_store.ipynb #9a0a4919
 SHARE = {'none': 1, 'jpeg': 1/8} # of the bytes of its pixels that a clip takes on disk: of photographs it is less

@@ -6,14 +6,14 @@
 __all__ = ['PackedStore', 'StreamLoader']
 
 # %% ../nbs/00h1_streaming.ipynb #c77cb781
-import io, json, mmap, random
+import io, json, random
 import numpy as np, numpy.lib.format
 from fastcore.basics import patch
-from .batches import FrameStore
+from .batches import FrameStore, map_file, with_room
 from .data import StudyError
 from .loading import ClipLoader, share
 from .shards import PACK, read_shard
-from .storage import cached
+from .storage import cached, system_error
 
 # %% ../nbs/00h1_streaming.ipynb #0618b65a
 class PackedStore(FrameStore):
@@ -24,7 +24,9 @@ class PackedStore(FrameStore):
     ):
         super().__init__(folder)
         try: index = json.loads((self.folder/'index.json').read_text())
-        except (OSError, ValueError): index = {}
+        except (OSError, ValueError) as e:
+            if blame := system_error(e, self.folder/'index.json'): raise blame from None
+            index = {}
         if (index.get('format'), index.get('version')) != (PACK, self.version):
             raise StudyError(f'{self.folder.name}: no finished pack of these frames; '
                              'kinetics-dance frames --pack makes it')
@@ -34,17 +36,21 @@ class PackedStore(FrameStore):
 
     def __getstate__(self): return super().__getstate__() | {'held': {}, '_maps': {}}
 
+    def _forget(self): # clips are views of a map, and keep its file open
+        self._open.clear()
+        self._maps.clear()
+
     def _bytes_at(self, clip_id, what):
         if clip_id not in self.where:
             raise StudyError(f'clip {clip_id} is not in the pack {self.folder.name}/; kinetics-dance frames --pack')
         shard,*at = self.where[clip_id]
         if shard not in self._maps:
-            try:
-                with open(cached(self.folder/shard, self.version), 'rb') as f:
-                    self._maps[shard] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError):
-                raise StudyError(f'{shard}: the shard is damaged or gone; '
-                                 'kinetics-dance frames --pack makes it again') from None
+            if len(self._maps) >= self.most_maps: self._forget()
+            path = self.folder/shard
+            try: self._maps[shard] = with_room(lambda: map_file(cached(path, self.version)), self._forget)
+            except (OSError, ValueError) as e:
+                raise (system_error(e, shard) or StudyError(
+                    f'{shard}: the shard is damaged or gone; kinetics-dance frames --pack makes it again')) from None
         begin,n = at[2*what:2*what+2]
         return memoryview(self._maps[shard])[begin:begin+n]
 
@@ -53,7 +59,7 @@ class PackedStore(FrameStore):
     def _map(self, clip_id):
         if (x := self.held.get(clip_id)) is None: x = self._open.get(clip_id)
         if x is None:
-            if len(self._open) >= 512: self._open.pop(next(iter(self._open)))
+            if len(self._open) >= 512: self._open.pop(next(iter(self._open)), None)
             x = self._open[clip_id] = self.clip(clip_id, self._bytes_at(clip_id, 0), self._bytes_at(clip_id, 1))
         return x
 
@@ -80,8 +86,9 @@ class StreamLoader(ClipLoader):
 
     def __init__(self, clips, bs=8, train=True, num_workers=0, device=None, light=.2, start=None, zoom=0.):
         # one reader, ahead of the training: several would each read all shards
-        super().__init__(clips, bs, train, min(num_workers, 1), device, light, start, zoom)
-        self.decoders = num_workers # threads of the reader
+        super().__init__(clips, bs, train, num_workers, device, light, start, zoom)
+        self.decoders = self.fake_l.num_workers # threads of the reader
+        self.fake_l.num_workers = min(self.decoders, 1)
         place = {c: k for k,c in enumerate(clips.ids)}
         self.rows = [(name, [place[c] for c in ids if c in place]) for name,ids in clips.store.shards]
         if (n := sum(len(r) for _,r in self.rows)) < len(clips):
@@ -110,7 +117,9 @@ class StreamLoader(ClipLoader):
     def batch_ids(self, step): return self.clips.ids[self.batches()[step]].tolist()
 
     def wif(self): self.clips.store.threads = self.decoders
-    def get_idxs(self): return [k for b in self.batches()[self.step:] for k in b]
+    def get_idxs(self):
+        self.plan = [k for b in self.batches()[self.step:] for k in b]
+        return self.plan
 
 # %% ../nbs/00h1_streaming.ipynb #710737be
 @patch

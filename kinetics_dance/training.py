@@ -22,6 +22,7 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from .data import StudyError
+from .fetching import worker_error
 from .loading import ClipDataLoaders
 from .recipe import Recipe
 
@@ -190,4 +191,7 @@ def fit(
             learn.fit_one_cycle(epochs, lrs, wd=decays, pct_start=.25, start_epoch=start, cbs=[history, *cbs])
     # fastai puts words of its own before it
     except (FloatingPointError, StudyError) as e: raise type(e)(str(e).split('\n\t')[-1]) from None
+    except RuntimeError as e: # the end of a worker is a signal, which may come in the middle of a step
+        if (clear := worker_error(e)) is None: raise
+        raise clear from None
     return pd.DataFrame(history.rows)

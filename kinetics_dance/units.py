@@ -23,6 +23,7 @@ from .features import HeadOnly, build_features, feature_loaders
 from .loading import ClipDataLoaders, Clips
 from .probes import list_probes, predict_over_time, predict_probes, write_predictions
 from .recipe import Recipe, check_choices
+from .storage import system_error
 from .streaming import PackedStore
 from .study import read_settings
 from .team import Team, open_team
@@ -102,7 +103,7 @@ class _Say(Callback):
         self.log(f"{self.what}: epoch {self.epoch+1} of {self.n_epoch}, loss {r['train_loss']:.3f}, "
                  f"on valid {r['valid_loss']:.3f}, right {r['top1']:.1%}")
 
-def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=(), team=Team()):
+def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=(), team=Team(), log=None):
     "Train a network; returns it with its history and the store that its clips are read from"
     clips = store
     if recipe.train == 'head':
@@ -110,7 +111,7 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
         dls = feature_loaders(clips, table, classes, recipe.clip_frames, recipe.batch_size, seed, recipe.device)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop, recipe.batch_size, seed,
-                                         recipe.flip, recipe.light, recipe.workers, device=recipe.device)
+                                         recipe.flip, recipe.light, recipe.workers, device=recipe.device, log=log)
     learn = make_learner(HeadOnly(net) if recipe.train == 'head' else net, dls, recipe)
     past = (load_checkpoint(checkpoint, learn, key) or []) if checkpoint else []
     more = [Checkpoint(checkpoint, key, team.first)] if checkpoint else []
@@ -163,7 +164,9 @@ def choose_lr(
     path.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(path.with_suffix('.lock')):
         try: known = json.loads(path.read_text())
-        except (OSError, ValueError): known = {}
+        except (OSError, ValueError) as e:
+            if blame := system_error(e, path): raise blame from None
+            known = {}
         tried = team.agree(known['tried'] if known.get('key') == key else [])
         for lr in recipe.lr:
             if any(t['lr'] == lr for t in tried): continue
@@ -171,7 +174,7 @@ def choose_lr(
             net = make_model(spec, arguments, len(classes))
             _check_model(net, recipe)
             try:
-                last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, team=team)[1].iloc[-1]
+                last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, team=team, log=log)[1].iloc[-1]
             except FloatingPointError: last = dict(valid_loss=None, top1=None)
             tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
             if log and team.first: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
@@ -209,7 +212,7 @@ def train_unit(
         checkpoint = folder/'checkpoint.safetensors'
         try:
             net,history,clips = _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, checkpoint, key,
-                                       cbs, team)
+                                       cbs, team, log)
         except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
         seconds = time.perf_counter()-began
         predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team)
@@ -255,7 +258,9 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Team
 def _finished(folder, said, seed, key):
     "The card of a unit that is whole and up to date"
     try: card = json.loads((folder/'card.json').read_text())
-    except (OSError, ValueError): return None
+    except (OSError, ValueError) as e:
+        if blame := system_error(e, folder/'card.json'): raise blame from None
+        return None
     probes = list_probes(card['stored']['n_frames'], card['frames'])[1:]
     files = [said/f'seed{seed}.parquet', folder/'history.csv', *(said/p/f'seed{seed}.parquet' for p in probes)]
     return card if card.get('key') == key and all(f.exists() for f in files) else None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from .data import StudyError, nearest, rooted
+from .storage import system_error
 
 # %% ../nbs/01a9_weights.ipynb #9f1cb5c9
 def read_weights(
@@ -32,6 +33,7 @@ def read_weights(
     except FileNotFoundError: raise StudyError(f'weights: there is no file {path}') from None
     except StudyError: raise
     except Exception as e:
+        if blame := system_error(e, f'weights: {path}'): raise blame from None
         why = ('it holds more than numbers (a program, perhaps); it was not run' if 'Weights only load failed' in str(e)
                else (str(e).strip() or type(e).__name__).splitlines()[0][:160])
         raise StudyError(f'weights: {path} cannot be read: {why}') from None

@@ -21,8 +21,8 @@ def _name(v): return {'str': 'text', 'bool': 'true or false', 'int': 'a whole nu
 
 def mismatch(value, default):
     """What is wrong with `value` where the notebook's default is `default`, or None. A default of None accepts anything,
-    a number with a point accepts a whole one; null is accepted only where the default is null."""
-    if default is None: return
+    `auto` and a number with a point accept a whole one; null is accepted only where the default is null."""
+    if default is None or default == 'auto' and type(value) is int: return
     ok = {bool: bool, int: int, float: (int, float), tuple: list}.get(type(default), type(default))
     if isinstance(value, ok) and not (isinstance(value, bool) and not isinstance(default, bool)):
         kinds = {type(x) for x in default} if isinstance(default, (list, tuple)) else ()
