@@ -1,9 +1,10 @@
 """Pages of results: one a study that was run, from what it left in runs/<study>/ or from what of it is kept in results/<study>/."""
 import json, re
 from . import gallery
+from kinetics_dance.models.registry import MODELS, model_title
 from .common import read_json
 
-NAMES = {'per_frame': 'per-frame vote', 'cnn_lstm': 'CNN-LSTM', 'video_transformer': 'video transformer', 'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
+NAMES = {m: model_title(m) for m in MODELS} | {'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
 PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='every second frame', consecutive='neighbouring frames')
 # figure: (caption, what is seen by one who cannot see it)
 FIGURES = dict(
