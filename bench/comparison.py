@@ -67,8 +67,8 @@ def size(small):
 
 
 def coverage(n=2000):
-    from kinetics_dance.resampling import Estimate, upload_weights
-    from kinetics_dance.statistics import simulate
+    from kinetics_dance.evaluation.intervals import Estimate, upload_weights
+    from kinetics_dance.evaluation.predictions import simulate
     kinds = {'1 run': dict(seeds=1, run=0), '2 runs alike': dict(seeds=2, run=0), '2 runs': dict(seeds=2), '2 runs that differ': dict(seeds=2, run=.1),
              '3 runs alike': dict(run=0), '3 runs': {}, '3 runs that differ': dict(run=.1), '3 runs, 200 uploads': dict(run=.05, uploads=200),
              '3 runs, right on 50 %': dict(a=.5), '3 runs, right on 95 %, 200 uploads': dict(a=.95, uploads=200), '3 runs, right on 95 %, 60 uploads': dict(a=.95),

@@ -11,11 +11,13 @@ import numpy as np, pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tests'))
 from faults import Fault, Faults
-from kinetics_dance.audit import audit
-from kinetics_dance.data import ClipTable, clip_id, official_splits, read_annotations, split, wanted
-from kinetics_dance.download import download
-from kinetics_dance.mirror import CVDF
-from kinetics_dance.video import numbered_clip
+from kinetics_dance.clips.audit import audit
+from kinetics_dance.clips.annotations import clip_id, read_annotations
+from kinetics_dance.clips.splits import official_splits, split, wanted
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.download.downloader import download
+from kinetics_dance.download.cvdf import CVDF
+from kinetics_dance.video.decoding import numbered_clip
 
 LISTS, ROWS = ROOT.parent/'shared/data/kinetics', []
 

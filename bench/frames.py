@@ -12,10 +12,13 @@ from pathlib import Path
 import imageio_ffmpeg, numpy as np, pandas as pd, psutil, torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from kinetics_dance import demo
-from kinetics_dance.frames import FrameStore, build_store, normalise, read_frames, spread, uniform
-from kinetics_dance.loading import Clips, ClipLoader
-from kinetics_dance.video import normalise_clip
+from kinetics_dance.synthetic import uploads, dancers
+from kinetics_dance.loading.reader import FrameStore, normalise
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.video.reading import read_frames
+from kinetics_dance.video.samplers import spread, uniform
+from kinetics_dance.loading.dataloader import Clips, ClipLoader
+from kinetics_dance.video.encoding import normalise_clip
 
 B, T, N, SIZE, CROP, ROUNDS = 8, 16, 32, (128, 171), (112, 112), 5
 SOURCES = [(name, size) for size in ((340, 256), (640, 360), (1280, 720)) for name in ('temple', 'flower')]
@@ -92,7 +95,7 @@ def main():
             got.append({name: np.median(v) for name, v in times.items()})
         pixels, packed = (s.nbytes for s in stores.values())
 
-        for k in range(24): demo.write_video(d/f'demo{k}.mp4', demo.render_clip(list(demo.PAIRS)[k % 6], k % 2, k))
+        for k in range(24): uploads.write_video(d/f'demo{k}.mp4', dancers.render_clip(list(dancers.PAIRS)[k % 6], k % 2, k))
         many = pd.DataFrame([(f'c{i:03}', f'demo{i % 24}.mp4') for i in range(600)], columns=['clip_id', 'path'])
         start = time.perf_counter(); out = build_store(many, d/'demo', n_frames=24, size=(48, 64), jobs=2, log=quiet); built = time.perf_counter() - start
         assert out.status.eq('ok').all()

@@ -50,9 +50,9 @@ def take_turns(functions, rounds):
 def warm(clip, folder, rounds):
     "A prediction against its two parts: decoding of the needed frames, and the forward pass"
     import numpy as np, torch
-    from kinetics_dance.batches import normalise
+    from kinetics_dance.loading.reader import normalise
     from kinetics_dance.inference import Predictor
-    from kinetics_dance.reading import read_frames
+    from kinetics_dance.video.reading import read_frames
     p = Predictor.load(folder)
     wanted = (2*np.arange(8)+1)*300//16
     def parts():
@@ -66,18 +66,18 @@ def warm(clip, folder, rounds):
 
 def cold(clip, folder, rounds):
     "The command against the least that a process must do: import torch, load the model, forward"
-    least = (f"import torch\nfrom kinetics_dance.cards import load_model\nm = load_model({str(folder)!r})\n"
+    least = (f"import torch\nfrom kinetics_dance.models.config import load_model\nm = load_model({str(folder)!r})\n"
              "with torch.inference_mode(): m(torch.zeros(1, 8, 3, 44, 60))")
     run = lambda *a: subprocess.run([sys.executable, *a], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return take_turns({'command': lambda: run('-m', 'kinetics_dance.command_line', 'predict', str(clip), '--model-path', str(folder)),
-                       'import torch + load + forward': lambda: run('-c', least), '--help': lambda: run('-m', 'kinetics_dance.command_line', '--help')}, rounds)
+    return take_turns({'command': lambda: run('-m', 'kinetics_dance.study.cli', 'predict', str(clip), '--model-path', str(folder)),
+                       'import torch + load + forward': lambda: run('-c', least), '--help': lambda: run('-m', 'kinetics_dance.study.cli', '--help')}, rounds)
 
 
 def usual(clip, folder, rounds):
     "The usual way on the same clip and model, and what each leaves behind"
     import numpy as np, torch
     from PIL import Image
-    from kinetics_dance.cards import load_model
+    from kinetics_dance.models.config import load_model
     from kinetics_dance.inference import Predictor
     model, p, here = load_model(folder), Predictor.load(folder), clip.parent
     mean, std = (torch.tensor(v)[:, None, None] for v in ((.485, .456, .406), (.229, .224, .225)))
@@ -103,7 +103,7 @@ def usual(clip, folder, rounds):
 def peak(clip, folder):
     "(seconds, peak memory in MB of the command and its worker)"
     began, most = time.perf_counter(), 0
-    p = subprocess.Popen([sys.executable, '-m', 'kinetics_dance.command_line', 'predict', str(clip), '--model-path', str(folder), '--step', '1', '--json'], cwd=ROOT,
+    p = subprocess.Popen([sys.executable, '-m', 'kinetics_dance.study.cli', 'predict', str(clip), '--model-path', str(folder), '--step', '1', '--json'], cwd=ROOT,
                          stdout=subprocess.DEVNULL)
     tree = psutil.Process(p.pid)
     while p.poll() is None:

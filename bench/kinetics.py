@@ -29,9 +29,9 @@ def best(f, rounds=3):
 
 def clips(files, tmp):
     "Bytes and seconds of work for each second of a real clip that is written anew at 256 lines, and seconds to take 32 frames of it"
-    from kinetics_dance.download import cut_video
-    from kinetics_dance.reading import read_frames
-    from kinetics_dance.sampling import uniform
+    from kinetics_dance.download.downloader import cut_video
+    from kinetics_dance.video.reading import read_frames
+    from kinetics_dance.video.samplers import uniform
     for i, f in enumerate(files):
         out = tmp/f'{i}.mp4'
         work, info = best(lambda: cut_video(f, out, 0, min(10, length(f)), 256))
@@ -40,14 +40,14 @@ def clips(files, tmp):
 
 
 def length(f):
-    from kinetics_dance.video import probe
+    from kinetics_dance.video.decoding import probe
     return probe(f)['seconds']
 
 
 def network(n=32):
     "Frames of 112×112 a second that ResNet18 turns into features, one thread"
     import torch
-    from kinetics_dance.backbones import FrameFeatures
+    from kinetics_dance.models.backbones import FrameFeatures
     torch.set_num_threads(1)
     net, x = FrameFeatures('resnet18', 'none', 2).eval(), torch.zeros(1, n, 3, 112, 112)
     with torch.inference_mode(): return n/best(lambda: net(x))[0]

@@ -9,9 +9,10 @@ import argparse, itertools, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 import numpy as np
-from kinetics_dance import odd_files
-from kinetics_dance.reading import read_frames
-from kinetics_dance.video import normalise_clip, worker_pool
+from kinetics_dance.video import odd_files, decoding
+from kinetics_dance.video.reading import read_frames
+from kinetics_dance.core.processes import worker_pool
+from kinetics_dance.video.encoding import normalise_clip
 
 SIZE = 128, 171                       # of the frames, as the store has them
 H, W = 256, 340
@@ -127,7 +128,7 @@ def by_reader(path, name, reader):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decord's ffmpeg talks
     get = n[reader](); shown = [i for i in range(len(recipe.shown)) if i % 3 == 0]
     x = get(shown); x = x.asnumpy() if hasattr(x, 'asnumpy') else np.asarray(x)
-    got = odd_files.read_numbers(np.rot90(x, -recipe.turn//90, axes=(1, 2))).tolist()
+    got = decoding.read_numbers(np.rot90(x, -recipe.turn//90, axes=(1, 2))).tolist()
     wrong = sum(a != recipe.shown[b] for a, b in zip(got, shown))
     return f'{wrong} of {len(shown)} WRONG' if wrong else 'right'
 

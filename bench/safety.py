@@ -23,7 +23,7 @@ BAR = .98
 def make_store(folder, n):
     "A frame store of noise, in format 2"
     import numpy as np, pandas as pd
-    from kinetics_dance.store import FORMAT
+    from kinetics_dance.loading.store import FORMAT
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for k in range(n):
@@ -38,12 +38,12 @@ def make_store(folder, n):
 def tasks(at):
     "Name of each task, and a function that does it once"
     import pandas as pd, torch
-    from kinetics_dance.batches import FrameStore
+    from kinetics_dance.loading.reader import FrameStore
     from kinetics_dance.cnn_lstm import CNNLSTM
-    from kinetics_dance.loading import ClipDataLoaders
-    from kinetics_dance.reading import read_frames
-    from kinetics_dance.recipe import Recipe
-    from kinetics_dance.training import fit, make_learner
+    from kinetics_dance.loading.dataloader import ClipDataLoaders
+    from kinetics_dance.video.reading import read_frames
+    from kinetics_dance.training.recipe import Recipe
+    from kinetics_dance.training.learner import fit, make_learner
     torch.set_num_threads(1)
 
     def loaders(name, n=None, bs=16, **how):
@@ -98,9 +98,9 @@ def compare(against, rounds):
     with tempfile.TemporaryDirectory() as d:
         at = Path(d)
         sys.path.insert(0, str(HERE.parent.parent))
-        from kinetics_dance import demo
+        from kinetics_dance.synthetic import uploads, dancers
         for name, n in (('few', 403), ('many', 1603)): make_store(at/name, n)
-        demo.write_video(at/'clip.mp4', demo.render_clip('wave', 0, 4))
+        uploads.write_video(at/'clip.mp4', dancers.render_clip('wave', 0, 4))
         ours, other = Version(HERE.parent.parent, at), Version(against, at)
         took = {name: [] for name in ours.names}
         for k in range(rounds):

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 
 ROOT, CONSTANTS, MISSED = Path(__file__).resolve().parent.parent, {}, []
 sys.path.insert(0, str(ROOT/'tests'))
-from kinetics_dance.data import ClipTable
+from kinetics_dance.clips.table import ClipTable
 
 
 def row(what, got, bar, unit='', best='low'):
@@ -55,8 +55,8 @@ def memory(key='VmRSS'): return 1024*int(re.search(rf'{key}:\s+(\d+)', Path('/pr
 
 def downloaded(d, n):
     "Really fetched from a folder, cut, decoded, counted: clips of eight tiny frames"
-    from kinetics_dance.download import download
-    from kinetics_dance.video import numbered_clip
+    from kinetics_dance.download.downloader import download
+    from kinetics_dance.video.decoding import numbered_clip
     f = d/f'growth{n}'
     (f/'videos').mkdir(parents=True)
     up, t = numbered_clip(d/'u.mp4', n=8, fps=8, size=(32, 32)), ClipTable(f/'clips.sqlite')
@@ -67,8 +67,9 @@ def downloaded(d, n):
 
 def stored(d, n):
     "Frames of tiny clips, decoded and stored"
-    from kinetics_dance.store import build_store
-    from kinetics_dance.video import normalise_clip, numbered_clip
+    from kinetics_dance.loading.store import build_store
+    from kinetics_dance.video.decoding import numbered_clip
+    from kinetics_dance.video.encoding import normalise_clip
     if not (d/'tiny.mp4').exists(): normalise_clip(numbered_clip(d/'v.mp4', n=8, fps=8, size=(32, 32)), d/'tiny.mp4', 0, 1, 32)
     clips = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(n)], path=str(d/'tiny.mp4')))
     assert (build_store(clips, d/f'store{n}', n_frames=2, size=(24, 24), pool=Here(), log=quiet).status == 'ok').all()
@@ -103,7 +104,7 @@ def growth(d):
 
 def table(d, n=650_000):
     "A download of 650,000 clips that are all there is started again"
-    from kinetics_dance import download as lib
+    from kinetics_dance.download import downloader as lib
     f = d/'table'
     (f/'videos').mkdir(parents=True)
     t = ClipTable(f/'clips.sqlite')
@@ -124,7 +125,7 @@ def table(d, n=650_000):
 def videos(d):
     "Real videos where they are at hand, and what to call them"
     from bench.kinetics import MEDIA
-    from kinetics_dance.video import numbered_clip
+    from kinetics_dance.video.decoding import numbered_clip
     files = [f for f in MEDIA if f.exists()]
     if files: return files, f'{len(files)} real videos'
     return [numbered_clip(d/'upload.mp4', n=300, fps=30, size=(360, 640), options={'g': '250'})], 'a numbered clip: real videos (../shared/data/media) are not here'
@@ -133,14 +134,14 @@ def videos(d):
 def cut(file, to):
     "As the downloader leaves them: (CPU seconds, what it says of the clip)"
     from bench.kinetics import best, length
-    from kinetics_dance.download import cut_video
+    from kinetics_dance.download.downloader import cut_video
     return best(lambda: cut_video(file, to, 0, min(10, length(file)), 256))
 
 
 def cost(d):
     "What a real clip of ten seconds takes of one core and of the disk, and how many of them a process reads out of shards: medians over real videos"
     from bench.kinetics import best
-    from kinetics_dance.store import build_store
+    from kinetics_dance.loading.store import build_store
     files, where = videos(d)
     clips, facts = pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in range(len(files))], path=[str(d/f'{i}.mp4') for i in range(len(files))])), []
     for i, f in enumerate(files):
@@ -162,10 +163,10 @@ def cost(d):
 
 def reading(d, clips, n=400):
     "CPU seconds of one process for a clip out of shards: 16 frames of 112×112, decoded, cut, normalised, augmented, in batches of 16"
-    from kinetics_dance.loading import ClipDataLoaders
-    from kinetics_dance.shards import pack_store
-    from kinetics_dance.store import build_store
-    from kinetics_dance.streaming import PackedStore
+    from kinetics_dance.loading.dataloader import ClipDataLoaders
+    from kinetics_dance.loading.shards import pack_store
+    from kinetics_dance.loading.store import build_store
+    from kinetics_dance.loading.streaming import PackedStore
     import torch
     torch.set_num_threads(1)
     table = pd.DataFrame(dict(clip_id=[f'r{i:06}' for i in range(n)], path=[clips.path[i % len(clips)] for i in range(n)],
@@ -189,7 +190,7 @@ def listed(paths, n): return pd.DataFrame(dict(clip_id=[f'c{i:06}' for i in rang
 
 def burn(paths, n):
     "The work of the workers alone: the same clips, decoded and stored"
-    from kinetics_dance.store import build_store
+    from kinetics_dance.loading.store import build_store
     with tempfile.TemporaryDirectory() as d: build_store(listed(paths, n), Path(d)/'f', pool=Here(), **STORED)
 
 
@@ -197,9 +198,10 @@ def workers(d):
     "Frames by one worker and by two, processes warm, in turns; and what two bare processes gain over one here: of clips that are real, and of one that costs little"
     import multiprocessing
     from bench import scale as lib
-    from kinetics_dance.cluster import workers as cluster
-    from kinetics_dance.store import build_store
-    from kinetics_dance.video import normalise_clip, numbered_clip
+    from kinetics_dance.core.cluster import workers as cluster
+    from kinetics_dance.loading.store import build_store
+    from kinetics_dance.video.decoding import numbered_clip
+    from kinetics_dance.video.encoding import normalise_clip
     files, where = videos(d)
     real, light = [str(d/f'w{i}.mp4') for i in range(len(files))], [str(d/'light.mp4')]
     for f, to in zip(files, real): cut(f, Path(to))
@@ -229,7 +231,7 @@ def nothing(k): return k
 
 def overhead(d, n=2000):
     "Jobs that do nothing, through scheduler, worker and its process"
-    from kinetics_dance.cluster import workers as cluster
+    from kinetics_dance.core.cluster import workers as cluster
     from bench import scale as lib
     with cluster('local:2', d, log=quiet, ahead=8) as pool:
         def go(n):
@@ -250,9 +252,9 @@ def sleep(seconds): time.sleep(seconds)
 def simulated(d, workers=64, rounds=12):
     "64 workers, threads that sleep as long as a clip takes: how busy are they?"
     from distributed import Client, LocalCluster
-    from kinetics_dance.cluster import Workers
-    from kinetics_dance.scale import constants
-    import kinetics_dance.cluster as lib
+    from kinetics_dance.core.cluster import Workers
+    from kinetics_dance.study.scale import constants
+    import kinetics_dance.core.cluster as lib
     mean, r = (CONSTANTS.get('cut_seconds') or dict(value=constants()['cut_seconds']))['value'], random.Random(0)
     mean += (CONSTANTS.get('upload_bytes') or dict(value=3e6))['value']/2e6  # a platform gives one connection about 2 MB/s
     jobs = [mean*r.lognormvariate(-.08, .4) for _ in range(workers*rounds)]

@@ -30,17 +30,21 @@ from torch import nn
 from torchvision.transforms import functional as TF
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from kinetics_dance import demo
-from kinetics_dance.backbones import FrameFeatures
+from kinetics_dance.synthetic import uploads, dancers
+from kinetics_dance.models.backbones import FrameFeatures
 from kinetics_dance.cnn_lstm import CNNLSTM
-from kinetics_dance.features import HeadOnly, build_features, feature_loaders
-from kinetics_dance.frames import MEAN, STD, FrameStore, build_store, normalise, read_frames, uniform
-from kinetics_dance.loading import ClipDataLoaders, ClipLoader, Clips
+from kinetics_dance.training.frozen_features import HeadOnly, build_features, feature_loaders
+from kinetics_dance.loading.reader import MEAN, STD, FrameStore, normalise
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.video.reading import read_frames
+from kinetics_dance.video.samplers import uniform
+from kinetics_dance.loading.dataloader import ClipDataLoaders, ClipLoader, Clips
 from kinetics_dance.per_frame import PerFrame
-from kinetics_dance.probes import list_probes, predict_probes, probe_frames
-from kinetics_dance.recipe import Recipe
-from kinetics_dance.training import ClipLoss, clip_probabilities, fit, make_learner, rates, split_parameters
-from kinetics_dance.video import normalise_clip
+from kinetics_dance.evaluation.perturbations import list_probes, predict_probes, probe_frames
+from kinetics_dance.training.recipe import Recipe
+from kinetics_dance.models.scores import ClipLoss, clip_probabilities
+from kinetics_dance.training.learner import fit, make_learner, rates, split_parameters
+from kinetics_dance.video.encoding import normalise_clip
 from kinetics_dance.video_transformer import VideoTransformer
 
 MODELS = dict(per_frame=PerFrame, cnn_lstm=CNNLSTM, video_transformer=VideoTransformer)
@@ -60,7 +64,7 @@ def row(what, value, sign='', bar=None, note=''):
 
 def rendered(d):
     "64 names of 12 rendered clips, stored as the demo study stores them; the 48 to train on are listed three times"
-    for k in range(12): demo.write_video(d/f'demo{k}.mp4', demo.render_clip(list(demo.PAIRS)[k % 6], k // 6, k))
+    for k in range(12): uploads.write_video(d/f'demo{k}.mp4', dancers.render_clip(list(dancers.PAIRS)[k % 6], k // 6, k))
     table = pd.DataFrame([(f'c{i:02}', f'demo{i % 12}.mp4', f'class {i % 12}', 'valid' if i % 4 == 3 else 'train') for i in range(64)],
                          columns=['clip_id', 'path', 'label', 'split'])
     build_store(table, d/'rendered', n_frames=24, size=(48, 64), log=lambda line: None)

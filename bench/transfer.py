@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
-from kinetics_dance import demo
-from kinetics_dance.backbones import FrameFeatures
-from kinetics_dance.batches import normalise
+from kinetics_dance.synthetic import dancers
+from kinetics_dance.models.backbones import FrameFeatures
+from kinetics_dance.loading.reader import normalise
 from kinetics_dance.cnn_lstm import CNNLSTM
 from kinetics_dance.per_frame import PerFrame
 
@@ -45,9 +45,9 @@ def film(xy, seed):
     low, high = xy.reshape(-1, 2).min(0), xy.reshape(-1, 2).max(0)
     scale = min(1.7/max(1, high[0]-low[0]), 1.1/max(1, high[1]-low[1]))              # all frames of the sequence fit on the stage
     joints = np.concatenate([(xy - [(low[0]+high[0])/2, high[1]])*[scale, -scale], np.zeros((T, 13, 1))], -1)
-    look, stage = demo.look(rng) | dict(skirt=False), demo.backdrop(rng, int(rng.integers(2)))
-    frames = np.stack([demo.draw_frame(stage, j, 0., 1., look, rng.uniform(-8, 8, 2)) for j in joints])
-    return frames[:, ::demo.HEIGHT//SIZE[0], ::demo.WIDTH//SIZE[1]]
+    look, stage = dancers.look(rng) | dict(skirt=False), dancers.backdrop(rng, int(rng.integers(2)))
+    frames = np.stack([dancers.draw_frame(stage, j, 0., 1., look, rng.uniform(-8, 8, 2)) for j in joints])
+    return frames[:, ::dancers.HEIGHT//SIZE[0], ::dancers.WIDTH//SIZE[1]]
 
 
 def features(net, films):

@@ -8,8 +8,8 @@ __all__ = ['CNNLSTM']
 # %% ../nbs/03_cnn_lstm.ipynb #68d220e2
 import torch
 from torch import nn, Tensor
-from .backbones import FrameFeatures
-from .data import StudyError
+from .models.backbones import FrameFeatures
+from .core.base import StudyError
 
 # %% ../nbs/03_cnn_lstm.ipynb #37600029
 class CNNLSTM(nn.Module):

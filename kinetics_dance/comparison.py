@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .data import StudyError, writing
-from .known import frame_ceiling, views
-from .probing import agreement, confusion, load_probes, per_class, probe_effects, temporal_gain, together
-from .resampling import Estimate, bootstrap
-from .statistics import SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions
-from .testing import MARK, marked, paired_differences, verdict
+from .core.base import StudyError, writing
+from .evaluation.positive_control import frame_ceiling, views
+from .evaluation.analysis import (
+    agreement, confusion, load_probes, per_class, probe_effects, temporal_gain, together)
+from .evaluation.intervals import Estimate, bootstrap
+from .evaluation.predictions import (
+    SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
+from .evaluation.significance import MARK, marked, paired_differences, verdict
 
 # %% ../nbs/05_comparison.ipynb #8a58d64c
 @dataclass

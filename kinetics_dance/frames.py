@@ -9,12 +9,13 @@ __all__ = ['store_info', 'export_frames']
 import os, shutil
 from pathlib import Path
 import numpy as np, pandas as pd
-from .batches import MEAN, STD, FrameStore, normalise
-from .data import folder_name
-from .reading import frame_times, read_frames
-from .sampling import (SAMPLERS, consecutive, every_kth, film_strip, segments, spread, strided, uniform,
-                                     views)
-from .store import SHARE, build_store, pack_jpeg, store_bytes
+from .loading.reader import MEAN, STD, FrameStore, normalise
+from .clips.annotations import folder_name
+from .video.reading import frame_times, read_frames
+from .video.film_strip import film_strip
+from .video.samplers import (
+    SAMPLERS, consecutive, every_kth, segments, spread, strided, uniform, views)
+from .loading.store import SHARE, build_store, pack_jpeg, store_bytes
 
 # %% ../nbs/01_frames.ipynb #93160119
 def store_info(store:FrameStore # From a folder that `build_store` wrote

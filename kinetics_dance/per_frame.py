@@ -7,7 +7,7 @@ __all__ = ['PerFrame']
 
 # %% ../nbs/02_per_frame.ipynb #2fc4d17a
 from torch import nn, Tensor
-from .backbones import FrameFeatures
+from .models.backbones import FrameFeatures
 
 # %% ../nbs/02_per_frame.ipynb #73dd19ef
 class PerFrame(nn.Module):

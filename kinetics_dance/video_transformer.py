@@ -9,8 +9,8 @@ __all__ = ['Attention', 'SpaceTimeBlock', 'stretch', 'FeatureTokens', 'TubeletTo
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
-from .backbones import FrameFeatures, check_clips
-from .data import StudyError
+from .models.backbones import FrameFeatures, check_clips
+from .core.base import StudyError
 
 # %% ../nbs/04_video_transformer.ipynb #1bb1d123
 class Attention(nn.Module):

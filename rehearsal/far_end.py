@@ -10,9 +10,10 @@ import numpy as np, pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tests'))
 from faults import PAGE, Fault  # noqa: E402
-from kinetics_dance import demo  # noqa: E402
-from kinetics_dance.data import read_annotations, writing  # noqa: E402
-from kinetics_dance.mirror import CLASS_NUMBERS, tar_of  # noqa: E402
+from kinetics_dance.synthetic import uploads, dancers  # noqa: E402
+from kinetics_dance.clips.annotations import read_annotations
+from kinetics_dance.core.base import writing  # noqa: E402
+from kinetics_dance.download.cvdf import CLASS_NUMBERS, tar_of  # noqa: E402
 
 LISTS = ROOT.parent/'shared'/'data'/'kinetics'
 STEPS = 'windmill', 'spin', 'round', 'wave', 'robot'  # one video each
@@ -40,7 +41,7 @@ class Videos:
                 self._run(self[step, LENGTHS[0]], '-t', seconds, '-c', 'copy', tmp)
             else:
                 k = STEPS.index(step)
-                demo.write_video(tmp.with_suffix('.raw.mp4'), demo.render_clip(step, 0, k))
+                uploads.write_video(tmp.with_suffix('.raw.mp4'), dancers.render_clip(step, 0, k))
                 sound = ['-an'] if k else ['-f', 'lavfi', '-i', 'sine=440:sample_rate=16000', '-map', '0:v', '-map', '1:a', '-c:a', 'aac', '-b:a', '16k', '-ac', '1']
                 self._run(tmp.with_suffix('.raw.mp4'), *sound, '-t', seconds, '-vf', f'fps={FPS},scale={SIZE[0]}:{SIZE[1]}', '-c:v', 'libx264', '-preset',
                           'slow', '-crf', '30', '-g', FPS, '-bf', '0', '-pix_fmt', 'yuv420p', '-threads', '1', tmp)

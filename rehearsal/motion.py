@@ -12,17 +12,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd, torch, yaml
 from safetensors.torch import save_file
-from kinetics_dance.backbones import make_backbone
-from kinetics_dance.batches import FrameStore, normalise
+from kinetics_dance.models.backbones import make_backbone
+from kinetics_dance.loading.reader import FrameStore, normalise
 from kinetics_dance.comparison import compare
-from kinetics_dance.data import writing
-from kinetics_dance.motion_source import MotionFile, joint_reference
-from kinetics_dance.resampling import bootstrap
-from kinetics_dance.saving import git_commit, study_clips
-from kinetics_dance.statistics import load_predictions, read_predictions, stack_predictions
-from kinetics_dance.store import build_store
-from kinetics_dance.study import collect, prepare, read_settings
-from kinetics_dance.units import train_unit
+from kinetics_dance.core.base import writing
+from kinetics_dance.download.motion_source import MotionFile, joint_reference
+from kinetics_dance.evaluation.intervals import bootstrap
+from kinetics_dance.models.config import git_commit
+from kinetics_dance.training.study_files import study_clips
+from kinetics_dance.evaluation.predictions import (
+    load_predictions, read_predictions, stack_predictions)
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.study.settings import collect, prepare, read_settings
+from kinetics_dance.training.runs import train_unit
 from report import gallery
 from report.results import NAMES, span, table
 

@@ -35,8 +35,8 @@ def commands(text):
 
 def own_folder(folder, n=16, actions=('jumping_jacks', 'squat', 'baseball_swing')):
     "Somebody's folder of videos, `<action>/<number>.mp4`"
-    from kinetics_dance import demo
-    from kinetics_dance.motion import made_up_motion, render_motion
+    from kinetics_dance.synthetic import uploads
+    from kinetics_dance.synthetic.motion import made_up_motion, render_motion
     if MOTION.exists():
         import numpy as np
         with np.load(MOTION, allow_pickle=False) as f:
@@ -47,7 +47,7 @@ def own_folder(folder, n=16, actions=('jumping_jacks', 'squat', 'baseball_swing'
     for k, (action, joints, seen) in enumerate(sequences):
         path = folder/action.replace('_', ' ')/f'{k:03}.mp4'
         path.parent.mkdir(parents=True, exist_ok=True)
-        demo.write_video(path, render_motion(joints, visible=seen))
+        uploads.write_video(path, render_motion(joints, visible=seen))
     return len(sequences)
 
 class User:

@@ -33,7 +33,7 @@ def frames_of(folder, row):
     "(frames of a clip (T,H,W,3), frames a second), from its video, else from the frame store"
     import numpy as np
     if (video := folder/str(row['path'])).is_file():
-        from kinetics_dance.reading import frame_times, read_frames
+        from kinetics_dance.video.reading import frame_times, read_frames
         times = frame_times(video)
         rate = min((len(times) - 1)/max(times[-1] - times[0], 1e-6) if len(times) > 1 else 1, 60)
         step = max(1, round(rate/15))
@@ -71,7 +71,7 @@ def strip(frames):
     import matplotlib, numpy as np
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    from kinetics_dance.sampling import film_strip
+    from kinetics_dance.video.film_strip import film_strip
     from PIL import Image
     ax = film_strip(frames[(2*np.arange(FRAMES) + 1)*len(frames)//(2*FRAMES)], ncols=FRAMES)
     png, out = io.BytesIO(), io.BytesIO()

@@ -40,7 +40,7 @@ def links(s, names, root, here=Path('.')):
         p, inside = Path(path), re.sub(r'^(\.{1,2}/)+', '', path)
         stem = {'LICENSE': 'licence', 'CITATION.cff': 'citation'}.get(p.name, p.stem if p.suffix == '.md' else None)
         if inside in names: return f'[{text}]({names[inside]}.md{anchor})'
-        if inside == 'README.md': return f'[{text}](index.ipynb)'
+        if inside == 'README.md': return f'[{text}](../nbs/index.ipynb)'
         if stem in names: return f'[{text}]({names[stem]}.md{anchor})'
         if p.suffix == '.ipynb': return m[0]
         if text.startswith('`'): return text

@@ -10,8 +10,8 @@ from .common import ROOT, UserError, main, settings
 
 def pack(folder, out):
     "A model's two files in an archive, in a folder of its name; a file that is no such model is an error"
-    from kinetics_dance.cards import load_model
-    from kinetics_dance.data import StudyError
+    from kinetics_dance.models.config import load_model
+    from kinetics_dance.core.base import StudyError
     try: load_model(folder)
     except StudyError as e: raise UserError(str(e)) from None
     with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:

@@ -3,13 +3,15 @@ import json, shutil
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torchvision.transforms.v2 import functional as V
-from kinetics_dance.augmentation import augment, change_colour
-from kinetics_dance.batches import MEAN, STD, normalise
-from kinetics_dance.data import StudyError
-from kinetics_dance.frames import FrameStore, build_store
-from kinetics_dance.loading import ClipDataLoaders, ClipLoader, Clips
-from kinetics_dance.store import pack_jpeg
-from kinetics_dance.video import normalise_clip, numbered_clip
+from kinetics_dance.loading.augment import augment, change_colour
+from kinetics_dance.loading.reader import MEAN, STD, normalise
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.loading.dataloader import ClipDataLoaders, ClipLoader, Clips
+from kinetics_dance.loading.store import pack_jpeg
+from kinetics_dance.video.decoding import numbered_clip
+from kinetics_dance.video.encoding import normalise_clip
 
 
 @pytest.fixture(scope='module', params=['none', 'jpeg'])

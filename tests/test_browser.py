@@ -178,7 +178,7 @@ def test_clips_of_each_class(whole_site):
     p = whole_site/'results-smoke.html' if (whole_site/'results-smoke.html').exists() else whole_site/'results-demo.html'
     s = p.read_text()
     films, strips = re.findall(r'<source src="([^"]+\.mp4)"', s), re.findall(r'<img[^>]*class="strip"[^>]*src="([^"]+)"', s)
-    from kinetics_dance.demo import CLASSES
+    from kinetics_dance.synthetic.dancers import CLASSES
     assert len(films) == len(strips) == len(CLASSES) and all(f'A clip of {c}' in s for c in CLASSES)
     for f in films + strips: assert 1000 < (whole_site/f).stat().st_size < 100_000, f
 

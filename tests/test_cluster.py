@@ -8,14 +8,16 @@ pytest.importorskip('distributed', reason="needs kinetics_dance[cluster]")
 import psutil
 from conftest import ROOT
 from faults import Faults
-from kinetics_dance import cluster, storage
-from kinetics_dance.batches import FrameStore
-from kinetics_dance.cluster import workers
-from kinetics_dance.data import ClipTable, StudyError
-from kinetics_dance.download import download
-from kinetics_dance.store import build_store
-from kinetics_dance.sources import is_final
-from kinetics_dance.video import file_digest, numbered_clip
+from kinetics_dance.core import cluster, storage
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.core.cluster import workers
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.download.downloader import download
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.download.sources import is_final
+from kinetics_dance.video.decoding import numbered_clip
+from kinetics_dance.video.encoding import file_digest
 
 N, SOON = 24, 30 # clips; seconds in which trouble must be said, from when it could be seen
 NAMES = [f'upload_{i:04}' for i in range(N)]
@@ -87,7 +89,7 @@ def dask(folder, *kinds, tmp=None, scheduler=''):
         if kinds:
             with Client(scheduler_file=str(file), timeout=30) as c:
                 c.wait_for_workers(len(kinds), timeout=60)
-                c.run(exec, 'import kinetics_dance.cluster', on_error='return') # how long that takes is the test machine's affair
+                c.run(exec, 'import kinetics_dance.core.cluster', on_error='return') # how long that takes is the test machine's affair
         yield file
     finally:
         for p in started: # each with all that it has started, also where that is orphaned by now
@@ -134,9 +136,9 @@ def test_workers_killed_and_cut_off(upload, alone, tmp_path, monkeypatch):
 DRIVER = """
 import itertools, os, signal, sys, time
 from pathlib import Path
-from kinetics_dance.cluster import Workers, workers
+from kinetics_dance.core.cluster import Workers, workers
 from kinetics_dance.data import ClipTable, StudyError
-from kinetics_dance.download import download
+from kinetics_dance.download.downloader import download
 folder, scheduler, goal, victim, timeout, patience = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 came, schedule = itertools.count(1), Workers.schedule
 def log(line): print(time.monotonic(), line, flush=True)
@@ -328,16 +330,16 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
             (tmp_path/'mine'/label).mkdir(exist_ok=True)
             (tmp_path/'mine'/label/f'{k}.mp4').write_bytes(b'')
     (tmp_path/'s.yaml').write_text(f'study: s\nsource: folder\nfolder: {tmp_path}/mine\ncontains: ""\n')
-    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json',
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json',
                         '--storage', 'bucket://x'], capture_output=True, text=True)
     assert p.returncode == 2 and 'nobody here knows bucket://' in p.stderr and 'Traceback' not in p.stderr, p.stderr
-    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json'],
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json'],
                        capture_output=True, text=True)
     assert p.returncode == 2 and 'there is no such file' in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
 
 
 def command(folder, *args, **env):
-    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', *map(str, args), '--study', folder/'s.yaml', '--runs', folder/'runs'], capture_output=True, text=True,
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args), '--study', folder/'s.yaml', '--runs', folder/'runs'], capture_output=True, text=True,
                        env=os.environ | env, cwd=folder)
     return p.returncode, p.stdout, p.stderr.strip()
 

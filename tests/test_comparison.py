@@ -3,12 +3,13 @@ import json, tracemalloc
 import numpy as np, pandas as pd, pytest
 from sklearn.metrics import f1_score
 from kinetics_dance.comparison import compare, write_report
-from kinetics_dance.data import StudyError
-from kinetics_dance.figures import save_figure
-from kinetics_dance.probing import confusion, crowd
-from kinetics_dance.resampling import bootstrap, upload_weights
-from kinetics_dance.statistics import Predictions, load_predictions, read_predictions, stack_predictions
-from kinetics_dance.testing import paired_differences
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.evaluation.figures import save_figure
+from kinetics_dance.evaluation.analysis import confusion, crowd
+from kinetics_dance.evaluation.intervals import bootstrap, upload_weights
+from kinetics_dance.evaluation.predictions import (
+    Predictions, load_predictions, read_predictions, stack_predictions)
+from kinetics_dance.evaluation.significance import paired_differences
 
 PAIRS = [{'classes': ['left dancing', 'right dancing'], 'differs': 'order'}, {'classes': ['fast dancing', 'slow dancing'], 'differs': 'tempo'}]
 CLASSES = sorted(c for p in PAIRS for c in p['classes'])
@@ -161,7 +162,7 @@ def test_identical_models_do_not_differ():
 def test_bootstrap_against_a_loop():
     "Every resample written out: repeat the clips of each drawn upload, score each run with scikit-learn"
     from sklearn.metrics import balanced_accuracy_score, log_loss
-    from kinetics_dance.statistics import calibration_error
+    from kinetics_dance.evaluation.predictions import calibration_error
     p, n = stack_predictions({'m': {s: table(.7, s, clips=3) for s in range(3)}}), 30
     got, w = bootstrap(p, n, seed=5, block=7)['m'], upload_weights(24, n, 5)
     for r in range(n + 1):

@@ -3,10 +3,13 @@ import json, multiprocessing, sqlite3, subprocess, sys, tarfile
 import pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from conftest import ROOT
-from kinetics_dance import study
-from kinetics_dance.audit import audit
-from kinetics_dance.data import (ClipTable, StudyError, clip_id, folder_name, official_splits, read_annotations, sample, select_classes, split, wanted)
-from kinetics_dance.mirror import CLASS_NUMBERS, class_numbers
+from kinetics_dance.study import settings
+from kinetics_dance.clips.audit import audit
+from kinetics_dance.clips.annotations import clip_id, folder_name, read_annotations, select_classes
+from kinetics_dance.clips.splits import official_splits, sample, split, wanted
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.download.cvdf import CLASS_NUMBERS, class_numbers
 from report.common import declared, load_nb
 
 LISTS = ROOT.parent/'shared/data/kinetics'
@@ -121,13 +124,13 @@ def test_eight_writers(tmp_path):
 
 
 def test_defaults_are_those_of_the_notebook():
-    assert study.DEFAULTS == declared(load_nb(ROOT/'nbs/00_data.ipynb'))
+    assert settings.DEFAULTS == declared(load_nb(ROOT/'nbs/00_data.ipynb'))
 
 
 @real_lists
 def test_command_line_on_the_real_list(tmp_path):
     "Nothing is fetched: the mistakes are found before"
-    def run(*args): return subprocess.run([sys.executable, '-m', 'kinetics_dance.command_line', *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    def run(*args): return subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args)], cwd=ROOT, capture_output=True, text=True)
     p = dict(study='k', runs=str(tmp_path/'runs'), annotations=[str(LISTS/'k700_2020_dancing_train.csv'), str(LISTS/'k700_2020_dancing_validate.csv')])
     (tmp_path/'k.yaml').write_text(json.dumps(p | dict(source='youtube', cookies=str(tmp_path/'none.txt'))))
     for args, says in ((('--source', 'youtub'), "did you mean 'youtube'?"), (('--train', 'x'), "--train: 'x' is neither"), ((), 'cookies')):

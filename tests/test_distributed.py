@@ -43,7 +43,7 @@ def two(tiny, tmp_path_factory):  # noqa: F811
 
 
 def test_two_processes_make_the_unit_of_one(tiny, two, tmp_path):  # noqa: F811
-    from kinetics_dance.units import train_study
+    from kinetics_dance.study.launch import train_study
     at, said = two
     assert len(re.findall('epoch 5 of 5', said)) == 1, 'one of them speaks'
     card, = train_study(study(tiny, tmp_path/'r'), 'cnn_lstm', 0, log=None)
@@ -92,7 +92,7 @@ def test_three_processes_of_accelerate_make_the_same(tiny, two, tmp_path):  # no
 
 def test_two_processes_train_from_shards(tiny, tmp_path):  # noqa: F811
     pytest.importorskip('webdataset')
-    from kinetics_dance.shards import pack_store
+    from kinetics_dance.loading.shards import pack_store
     file = study(tiny, tmp_path/'r', epochs=1, lr=[.001], batch_norm='train')
     pack_store(tmp_path/'r/tiny/frames', tmp_path/'r/tiny/packs', 1, log=None)
     out = done(start(TORCHRUN, file, '--packed', '--json', model='per_frame'))

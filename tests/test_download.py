@@ -4,13 +4,16 @@ from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, pandas as pd, pytest
 from faults import Fault, Faults
-from kinetics_dance.data import ClipTable, StudyError
-from kinetics_dance.download import download
-from kinetics_dance.progress import Pace
-from kinetics_dance.rot import rot_report
-from kinetics_dance.sources import YouTube, get_source
-from kinetics_dance.video import (Unavailable, killable, normalise_clip, numbered_clip, open_video,
-                                  probe, read_numbers)
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.download.downloader import download
+from kinetics_dance.download.progress import Pace
+from kinetics_dance.download.attrition import rot_report
+from kinetics_dance.download.sources import YouTube, get_source
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.core.processes import killable
+from kinetics_dance.video.decoding import numbered_clip, open_video, probe, read_numbers
+from kinetics_dance.video.encoding import normalise_clip
 
 def frames_of(path):
     with av.open(str(path)) as c: return np.stack([f.to_ndarray(format='rgb24') for f in c.decode(video=0)])
@@ -77,7 +80,7 @@ def test_killed_and_run_again_ends_with_the_same(served, tmp_path):
     for t in tables: t.set(rows)
     download(tables[0], whole, url_template=url, short_side=64)
     script = tmp_path/'run.py'
-    script.write_text("import sys\nfrom kinetics_dance.data import ClipTable\nfrom kinetics_dance.download import download\n"
+    script.write_text("import sys\nfrom kinetics_dance.data import ClipTable\nfrom kinetics_dance.download.downloader import download\n"
                       "if __name__ == '__main__': download(ClipTable(sys.argv[1] + '/clips.sqlite'), sys.argv[1], url_template=sys.argv[2], short_side=64)\n")
     for n in (1, 4):
         p = subprocess.Popen([sys.executable, script, killed, url])

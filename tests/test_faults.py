@@ -3,11 +3,14 @@ import io, json, os, random, signal, subprocess, sys, tarfile, time
 from functools import partial
 import pandas as pd, pytest
 from faults import Fault, Faults
-from kinetics_dance.data import ClipTable, StudyError, wanted
-from kinetics_dance.download import download
-from kinetics_dance.progress import Pace
-from kinetics_dance.sources import YouTube, is_final
-from kinetics_dance.video import Unavailable, numbered_clip, probe
+from kinetics_dance.clips.splits import wanted
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.download.downloader import download
+from kinetics_dance.download.progress import Pace
+from kinetics_dance.download.sources import YouTube, is_final
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.video.decoding import numbered_clip, probe
 
 QUICK = dict(sleep=0, wait=.05, retries=1, options=dict(socket_timeout=1.5))
 # kind of upload: (its fault, what becomes of a clip of its first two seconds)
@@ -55,8 +58,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from kinetics_dance.data import ClipTable
-from kinetics_dance.download import download
-from kinetics_dance.progress import Pace
+from kinetics_dance.download.downloader import download
+from kinetics_dance.download.progress import Pace
 if __name__ == '__main__':
     f = Path(sys.argv[1])
     download(ClipTable(f/'clips.sqlite'), f, url_template=sys.argv[2], short_side=48, wait=.05, attempts=4, timeout=60,
@@ -112,7 +115,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 from kinetics_dance.data import ClipTable, wanted
-from kinetics_dance.download import download
+from kinetics_dance.download.downloader import download
 if __name__ == '__main__':
     f = Path(sys.argv[1])
     lines = pd.read_json(io.StringIO(sys.argv[3])).astype(dict(time_start=float, time_end=float))

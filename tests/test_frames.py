@@ -2,12 +2,20 @@
 import json, os, pty, shutil, signal, subprocess, sys, threading, time
 import numpy as np, pandas as pd, pickle, psutil, pytest
 from hypothesis import given, settings, strategies as st
-from kinetics_dance import frames, reading
-from kinetics_dance.data import StudyError, folder_name
-from kinetics_dance.video import Unavailable, normalise_clip, numbered_clip, read_numbers
-from kinetics_dance.reading import frame_times, has_decord, read_frames, regular
-from kinetics_dance.frames import (FrameStore, SAMPLERS, build_store, every_kth, export_frames, film_strip, segments, spread,
-                                   strided, uniform, views)
+from kinetics_dance import frames
+from kinetics_dance.video import reading
+from kinetics_dance.clips.annotations import folder_name
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.video.decoding import numbered_clip, read_numbers
+from kinetics_dance.video.encoding import normalise_clip
+from kinetics_dance.video.reading import frame_times, has_decord, read_frames, regular
+from kinetics_dance.frames import export_frames
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.video.film_strip import film_strip
+from kinetics_dance.video.samplers import (
+    SAMPLERS, every_kth, segments, spread, strided, uniform, views)
 
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory):
@@ -98,7 +106,7 @@ def many(folder, videos, n):
 KILL = """
 import os, random, signal, sys, time
 import pandas as pd, simplejpeg
-from kinetics_dance.store import build_store
+from kinetics_dance.loading.store import build_store
 if __name__ == '__main__':
     folder, form, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
     clips, rng, done = pd.read_csv(folder + '/clips.csv'), random.Random(form), 0
@@ -278,7 +286,7 @@ def test_a_packed_clip_is_a_video_and_its_pictures_are_files(videos, tmp_path):
     assert sorted(str(p.relative_to(tmp_path)) for p in (tmp_path/'out').rglob('*') if p.is_file()) == [f'out/train/{folder_name(clips.label[0])}/c00/{k:05d}.jpg' for k in range(6)]
 
 def test_same_batches_whoever_fetches_them(videos, tmp_path):
-    from kinetics_dance.loading import ClipDataLoaders
+    from kinetics_dance.loading.dataloader import ClipDataLoaders
     clips = many(tmp_path, videos, 11).assign(label=list('abababababa'), split=['train']*9 + ['valid']*2)
     build_store(clips, tmp_path/'frames', n_frames=12, size=(48, 64), compression='jpeg')
     def epochs(n=2, **how):

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from kinetics_dance import inference
-from kinetics_dance.data import StudyError
-from kinetics_dance.decoding import Unavailable, numbered_clip, probe, read_numbers
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.video.decoding import numbered_clip, probe, read_numbers
 from kinetics_dance.inference import Predictor, watch_videos
-from kinetics_dance.odd_files import odd_file
-from kinetics_dance.reading import read_frames
+from kinetics_dance.video.odd_files import odd_file
+from kinetics_dance.video.reading import read_frames
 
 MEDIA = ROOT.parent/'shared'/'data'/'media'
 CLASSES = ['jumpstyle dancing', 'tango dancing', 'tap dancing']
@@ -87,7 +88,7 @@ def test_avi_too(here):
 
 def test_what_a_start_loads():
     "No fastai, no pandas, and PyTorch only with a model: half a second would become four"
-    code = ("import sys\nfrom kinetics_dance.command_line import main\ntry: main(['--help'])\nexcept SystemExit: pass\nimport kinetics_dance.inference\n"
+    code = ("import sys\nfrom kinetics_dance.study.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nimport kinetics_dance.inference\n"
             "print('loaded:', *[m for m in ('torch', 'fastai', 'pandas', 'matplotlib', 'av', 'sklearn', 'scipy') if m in sys.modules])")
     p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert p.returncode == 0 and p.stdout.rstrip().endswith('loaded:'), p.stdout[-200:]+p.stderr
@@ -97,7 +98,7 @@ def test_what_a_start_loads():
 def test_what_a_prediction_loads(here):
     "Neither fastai nor pandas nor torchvision, nor the training code"
     code = (f"import sys\nfrom kinetics_dance.inference import Predictor\np = Predictor.load({str(here/'model')!r})\np.predict({str(here/'clip.mp4')!r})\n"
-            "print(*[m for m in ('fastai', 'pandas', 'torchvision', 'matplotlib', 'kinetics_dance.training', 'torch._dynamo') if m in sys.modules])")
+            "print(*[m for m in ('fastai', 'pandas', 'torchvision', 'matplotlib', 'kinetics_dance.training.learner', 'torch._dynamo') if m in sys.modules])")
     p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)        # and no `if __name__ == '__main__':`
     assert p.returncode == 0 and not p.stdout.split(), p.stdout+p.stderr
 
@@ -154,9 +155,9 @@ def test_the_newest_model_is_the_default(here, tmp_path, monkeypatch):
 def test_a_study_clip_gets_the_numbers_of_the_study(predictor, here):
     "The window of a clip shows the model the very frames that the study's store keeps, cut alike"
     import torch
-    from kinetics_dance.batches import normalise
-    from kinetics_dance.sampling import spread, uniform
-    from kinetics_dance.video import normalise_clip
+    from kinetics_dance.loading.reader import normalise
+    from kinetics_dance.video.samplers import spread, uniform
+    from kinetics_dance.video.encoding import normalise_clip
     normalise_clip(here/'clip.mp4', here/'second.mp4', 1., 2.)
     stored = uniform(15, 12)
     frames = read_frames(here/'second.mp4', stored[spread(12, 4, [.5])[0]], size=(48, 64))
@@ -166,10 +167,11 @@ def test_a_study_clip_gets_the_numbers_of_the_study(predictor, here):
 
 @pytest.mark.parametrize('args, wanted', [(['--study', 's', '--model', 'cnn_lstm', '--seed', '1', '--runs', 'r'], ('s', 'cnn_lstm', 1, 'r')), (['--study', 's'], ('s', None, None, None))])
 def test_train_hands_over(monkeypatch, args, wanted):
-    from kinetics_dance import command_line, units
+    from kinetics_dance.study import cli
+    from kinetics_dance.training import runs
     asked = []
     monkeypatch.setattr(units, 'train_study', lambda study, model=None, seed=None, runs=None, log=print, packed=None: asked.append((study, model, seed, runs)) or [])
-    assert cli('train', *args, '--json', main=command_line.main)[:2] == (0, '[]\n') and asked == [wanted]
+    assert cli('train', *args, '--json', main=cli.main)[:2] == (0, '[]\n') and asked == [wanted]
 
 
 # ---- bad input
@@ -184,8 +186,8 @@ def test_what_is_no_video(predictor, here, name, says):
 @pytest.mark.parametrize('name', ['1 frame', '3 frames', 'variable rate', 'turned by 90', 'H.264, 10 bits', 'HEVC', 'AV1', 'edit list', 'H.264, open GOP', 'late start', 'no duration'])
 def test_odd_videos_show_the_right_frames(predictor, here, name, tmp_path):
     "The numbers in the frames that the model saw are those on screen at these times"
-    from kinetics_dance.odd_files import ODD_FILES
-    from kinetics_dance.reading import frame_times
+    from kinetics_dance.video.odd_files import ODD_FILES
+    from kinetics_dance.video.reading import frame_times
     try: video = odd_file(name, here)
     except LookupError as e: pytest.skip(f'no encoder: {e}')
     p = predictor.predict(video, save_frames=tmp_path)
@@ -296,7 +298,7 @@ def test_nothing_of_a_model_is_run(here, tmp_path):
 def test_every_model_comes_back(tmp_path, spec, arguments):
     "Built without memory, then filled: the same numbers as the network that was saved"
     import importlib, torch
-    from kinetics_dance.cards import load_model
+    from kinetics_dance.models.config import load_model
     folder, x = make_model(tmp_path/'m', spec, **arguments), torch.randn(1, 4, 3, 44, 60)
     module, name = spec.split(':')
     torch.manual_seed(0)
@@ -307,7 +309,7 @@ def test_every_model_comes_back(tmp_path, spec, arguments):
 def test_export_to_onnx(tmp_path):
     "Through the command; frames in, probabilities out, to 1e-4"
     onnxruntime = pytest.importorskip('onnxruntime')
-    from kinetics_dance.command_line import main
+    from kinetics_dance.study.cli import main
     folder = make_model(tmp_path/'m', 'kinetics_dance.video_transformer:VideoTransformer', frames=4)
     code, out, err = cli('export', '--format', 'onnx', '--model-path', folder, '--out', tmp_path/'m.onnx', '--json', main=main)
     assert code == 0 and json.loads(out)['path'] == str(tmp_path/'m.onnx')

@@ -3,13 +3,13 @@ errors of the system that must not be called damage."""
 import builtins, errno, hashlib, json, os, resource, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from kinetics_dance import fetching
-from kinetics_dance.batches import FrameStore
-from kinetics_dance.data import StudyError
-from kinetics_dance.fetching import fit_workers, worker_error
-from kinetics_dance.loading import ClipDataLoaders, ClipLoader, Clips
-from kinetics_dance.recipe import Recipe
-from kinetics_dance.store import FORMAT
+from kinetics_dance.loading import workers
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.loading.workers import fit_workers, worker_error
+from kinetics_dance.loading.dataloader import ClipDataLoaders, ClipLoader, Clips
+from kinetics_dance.training.recipe import Recipe
+from kinetics_dance.loading.store import FORMAT
 from conftest import ROOT
 
 LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='/dev/shm and /proc are of Linux')
@@ -62,9 +62,9 @@ def run(code, before='', timeout=120, cwd=None):
 
 COUNT = '''
 import sys, pandas as pd
-from kinetics_dance.batches import FrameStore
+from kinetics_dance.loading.reader import FrameStore
 from kinetics_dance.data import StudyError
-from kinetics_dance.loading import ClipDataLoaders
+from kinetics_dance.loading.dataloader import ClipDataLoaders
 if __name__ == '__main__':
     table = pd.read_csv('table.csv')
     for workers in (6, 'auto'):
@@ -178,7 +178,7 @@ def test_a_worker_that_ends(noise, how, says):
 def test_the_end_of_a_worker_in_the_middle_of_a_step(noise, words):
     "A signal brings it, wherever the training is: still one line"
     from fastai.callback.core import Callback
-    from kinetics_dance.training import fit, make_learner
+    from kinetics_dance.training.learner import fit, make_learner
     store, table = noise
     recipe = Recipe(clip_frames=8, crop_height=48, crop_width=64, epochs=1, workers=0)
     dls = ClipDataLoaders.from_store(FrameStore(store), table, n_frames=8, crop=recipe.crop, bs=10)
@@ -215,7 +215,7 @@ def test_as_many_workers_as_fit(monkeypatch):
 
 
 def test_automatic_workers_say_why_there_are_none_and_change_nothing(noise, monkeypatch):
-    import kinetics_dance.loading as loading
+    import kinetics_dance.loading.dataloader as loading
     store, table = noise
     def epoch(workers, why=''):
         news = []
@@ -239,10 +239,10 @@ def test_values_of_workers(workers, ok):
 
 FILES = '''
 import os, sys
-from kinetics_dance.batches import FrameStore
-from kinetics_dance.streaming import PackedStore
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.loading.streaming import PackedStore
 import pandas as pd, torch
-from kinetics_dance.loading import ClipDataLoaders
+from kinetics_dance.loading.dataloader import ClipDataLoaders
 if __name__ == '__main__':
     store, table = FrameStore('frames'), pd.read_csv('table.csv')
     def files(): return len(os.listdir('/proc/self/fd'))
@@ -272,7 +272,7 @@ if __name__ == '__main__':
 @LINUX
 def test_few_files_may_be_open(tmp_path):
     "300 clips under `ulimit -n 128`: all are read, from files, from shards, with workers; and at the end of the rope the cause has its name"
-    from kinetics_dance.shards import pack_store
+    from kinetics_dance.loading.shards import pack_store
     make_store(tmp_path/'frames', 300)
     pack_store(tmp_path/'frames', tmp_path/'packs', shard_mb=.25, log=None)
     assert len(list((tmp_path/'packs').glob('*.tar'))) > 64
@@ -286,7 +286,7 @@ def test_few_files_may_be_open(tmp_path):
 
 
 def test_maps_by_the_limit_of_open_files(monkeypatch):
-    from kinetics_dance.batches import most_maps
+    from kinetics_dance.loading.reader import most_maps
     for soft, n in ((64, 8), (128, 21), (256, 64), (1024, 320), (4096, 512), (resource.RLIM_INFINITY, 512)):
         monkeypatch.setattr(resource, 'getrlimit', lambda what: (soft, soft))
         assert most_maps() == n
@@ -302,15 +302,18 @@ def failing(monkeypatch, code):
     for owner, name in ((Path, 'read_text'), (Path, 'read_bytes'), (Path, 'open'), (builtins, 'open'), (np, 'load'), (pd, 'read_parquet'), (torch, 'load')):
         monkeypatch.setattr(owner, name, fail)
     for owner, name in ((safetensors, 'safe_open'), (safetensors.torch, 'load_file')): monkeypatch.setattr(owner, name, native)
-    import kinetics_dance.checkpoints as checkpoints
+    import kinetics_dance.training.checkpoints as checkpoints
     monkeypatch.setattr(checkpoints, 'safe_open', native)
 
 
 @pytest.fixture(scope='module')
 def things(noise, tmp_path_factory):
     "Whatever is read: a call for each, which is fine as long as files can be opened"
-    from kinetics_dance import cards, checkpoints, saving, shards, statistics, store, streaming, units, weights
-    from kinetics_dance.features import FeatureStore
+    from kinetics_dance.evaluation import predictions
+    from kinetics_dance.loading import shards, store, streaming
+    from kinetics_dance.models import config, weights
+    from kinetics_dance.training import checkpoints, runs
+    from kinetics_dance.training.frozen_features import FeatureStore
     from kinetics_dance.per_frame import PerFrame
     at = tmp_path_factory.mktemp('things')
     frames, _ = noise
@@ -319,7 +322,7 @@ def things(noise, tmp_path_factory):
     model = PerFrame(n_classes=3, backbone='small', weights='none')
     card = dict(format=1, model='kinetics_dance.per_frame:PerFrame', arguments=dict(backbone='small'), classes=['a', 'b', 'c'], frames=8,
                 crop=[48, 64], stored=dict(n_frames=8, height=48, width=64), clip_seconds=3., key='k')
-    saving.write_model(at/'model', model, card)
+    config.write_model(at/'model', model, card)
     (at/'features').mkdir()
     (at/'features'/'features.json').write_text(json.dumps(dict(format=1, shape=[8, 1, 4, 3])))
     np.save(at/'features'/'clip00000.npy', np.zeros((8, 1, 4, 3), np.float16))
@@ -328,17 +331,17 @@ def things(noise, tmp_path_factory):
     p.to_parquet(at/'p.parquet')
     p.to_csv(at/'p.csv', index=False)
     open_store, open_packs = FrameStore(frames), streaming.PackedStore(at/'packs')
-    open_features, read = FeatureStore(at/'features', open_store), cards.read_card(at/'model')
+    open_features, read = FeatureStore(at/'features', open_store), config.read_card(at/'model')
     index = pd.DataFrame(dict(clip_id=['clip00001'], bytes=[1], sha256=['']))
     return dict(
         store=lambda: FrameStore(frames), clip=lambda: open_store['clip00001'], pack=lambda: streaming.PackedStore(at/'packs'),
         packed=lambda: open_packs['clip00001'], shard=lambda: list(shards.read_shard(shard)),
         features=lambda: FeatureStore(at/'features', open_store), feature=lambda: open_features['clip00000'],
-        model=lambda: saving.read_model(at/'model'), card=lambda: cards.read_card(at/'model'),
-        weights=lambda: cards.load_model(at/'model', read), pretrained=lambda: weights.read_weights(at/'w.npz'),
+        model=lambda: config.read_model(at/'model'), card=lambda: config.read_card(at/'model'),
+        weights=lambda: config.load_model(at/'model', read), pretrained=lambda: weights.read_weights(at/'w.npz'),
         checkpoint=lambda: checkpoints.load_checkpoint(at/'checkpoint.safetensors', None, 'k'),
-        predictions=lambda: statistics.read_predictions(at/'p.parquet'),
-        finished=lambda: units._finished(at/'model', at/'said', 0, 'k'),
+        predictions=lambda: predictions.read_predictions(at/'p.parquet'),
+        finished=lambda: runs._finished(at/'model', at/'said', 0, 'k'),
         packing=lambda: list(shards._samples(frames, index, '.npy')),
         note=lambda: store._valid_note(frames, 'clip00001', Path(__file__), dict(bytes=1, sha256=''), open_store.params))
 
@@ -364,7 +367,7 @@ def test_an_error_of_the_system_is_not_called_damage(things, monkeypatch, place,
 def test_a_video_that_cannot_be_opened_is_still_a_video(tmp_path, monkeypatch):
     "Its reason would be final: the clip would never be tried again"
     import av
-    from kinetics_dance.decoding import open_video
+    from kinetics_dance.video.decoding import open_video
     (tmp_path/'a.mp4').write_bytes(b'\0'*100)
     def fail(*args, **kwargs): raise av.error.OSError(errno.EMFILE, 'Too many open files', 'a.mp4')
     monkeypatch.setattr(av, 'open', fail)
@@ -373,7 +376,7 @@ def test_a_video_that_cannot_be_opened_is_still_a_video(tmp_path, monkeypatch):
 
 
 def test_predictions_of_fewer_clips_are_not_written(noise, tmp_path):
-    from kinetics_dance.probes import write_predictions
+    from kinetics_dance.evaluation.perturbations import write_predictions
     clips = Clips(FrameStore(noise[0]), noise[1].assign(group='g'), sorted(noise[1].label.unique()), 8, (48, 64))
     with pytest.raises(StudyError, match='59 predictions of 60 clips'): write_predictions(tmp_path/'p.parquet', clips, np.full((59, 3), 1/3))
     assert not (tmp_path/'p.parquet').exists()

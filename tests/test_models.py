@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 from conftest import ROOT
-from kinetics_dance.backbones import FrameFeatures, _headless, head_parameters, make_backbone, map_shape
+from kinetics_dance.models.backbones import (
+    FrameFeatures, _headless, head_parameters, make_backbone, map_shape)
 from kinetics_dance.cnn_lstm import CNNLSTM
-from kinetics_dance.data import StudyError
+from kinetics_dance.core.base import StudyError
 from kinetics_dance.per_frame import PerFrame
-from kinetics_dance.torchvision_video import ARCHITECTURES, TorchvisionVideo
+from kinetics_dance.models.torchvision_video import ARCHITECTURES, TorchvisionVideo
 from kinetics_dance.video_transformer import VideoTransformer
-from kinetics_dance.weights import read_weights
+from kinetics_dance.models.weights import read_weights
 
 DATA = ROOT.parent/'shared/data'
 WEIGHTS = DATA/'weights/mobilenet_v2_torchvision_keys.npz'
@@ -80,8 +81,8 @@ def test_vit_takes_any_whole_patches_and_positions_of_another_square(tmp_path):
     assert map_shape(body, 96, 160) == (768, 3, 5)
     small = models.VisionTransformer(image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
     large = models.VisionTransformer(image_size=128, patch_size=16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
-    from kinetics_dance.backbones import _HEADS, PatchMap, _other_side
-    from kinetics_dance.weights import fill
+    from kinetics_dance.models.backbones import _HEADS, PatchMap, _other_side
+    from kinetics_dance.models.weights import fill
     one, other = PatchMap('vit', small), PatchMap('vit', large)
     fill(one, _other_side(one, large.state_dict()), 'x', 'vit', ignore=_HEADS)
     assert torch.equal(one.class_token, large.class_token) and one.encoder.pos_embedding.shape == (1, 17, 16)
@@ -231,7 +232,7 @@ def test_densenets_were_named_otherwise(tmp_path):
     body = make_backbone('densenet121')
     old = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', k): torch.ones_like(v) for k, v in body.state_dict().items()}
     assert set(old) != set(names)
-    from kinetics_dance.weights import fill
+    from kinetics_dance.models.weights import fill
     fill(body, old, 'x', 'densenet121')
     assert all((v == 1).all() for v in body.state_dict().values())
 
@@ -242,7 +243,7 @@ def test_densenets_were_named_otherwise(tmp_path):
 def test_real_weights_know_the_photographs():
     from PIL import Image
     from torchvision.transforms import functional as TF
-    from kinetics_dance.batches import normalise
+    from kinetics_dance.loading.reader import normalise
     body, state = make_backbone('mobilenet_v2', str(WEIGHTS)).eval(), read_weights(WEIGHTS)
     labels = (WEIGHTS.parent/'imagenet_labels.txt').read_text().splitlines()
     assert body.folded and body.pretraining == 'file'
@@ -450,8 +451,8 @@ def test_the_leak_is_as_large_as_we_say():
 
 def test_features_of_another_grid_are_other_features():
     from types import SimpleNamespace
-    from kinetics_dance.backbones import FrameFeatures
-    from kinetics_dance.features import features_key
+    from kinetics_dance.models.backbones import FrameFeatures
+    from kinetics_dance.training.frozen_features import features_key
     nets = [FrameFeatures('small', grid=g) for g in (1, 2)]
     nets[1].load_state_dict(nets[0].state_dict())
     assert len({features_key(n, SimpleNamespace(version='v'), (44, 60)) for n in nets}) == 2

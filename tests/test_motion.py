@@ -3,13 +3,18 @@ import json
 import numpy as np, pandas as pd
 import pytest
 from conftest import ROOT
-from kinetics_dance import demo
-from kinetics_dance.data import ClipTable, StudyError, rooted
-from kinetics_dance.frames import build_store, read_frames
-from kinetics_dance.motion import COLOURS, FPS, JOINTS, PARTS, made_up_motion, place, render_motion, resample
-from kinetics_dance.motion_source import Motion, MotionFile, joint_reference, sequence_id, write_motion
-from kinetics_dance.study import check_study, collect, prepare, read_settings
-from kinetics_dance.units import train_unit
+from kinetics_dance.synthetic import dancers
+from kinetics_dance.clips.splits import rooted
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.video.reading import read_frames
+from kinetics_dance.synthetic.motion import (
+    COLOURS, FPS, JOINTS, PARTS, made_up_motion, place, render_motion, resample)
+from kinetics_dance.download.motion_source import (
+    Motion, MotionFile, joint_reference, sequence_id, write_motion)
+from kinetics_dance.study.settings import check_study, collect, prepare, read_settings
+from kinetics_dance.training.runs import train_unit
 
 PENN = ROOT.parent/'shared'/'data'/'motion'/'penn_action_2d_joints.npz'
 penn = pytest.mark.skipif(not PENN.exists(), reason='the labels of Penn Action are not on this machine (../shared/data/motion)')
@@ -80,7 +85,7 @@ def test_what_is_wrong_with_a_study_is_said(tmp_path):
 
 def body():
     "An upright body of 100 units, for 30 rows"
-    J, _, _ = demo.pose('rest', np.zeros(30))
+    J, _, _ = dancers.pose('rest', np.zeros(30))
     return J[..., :2]*[100, -100]
 
 

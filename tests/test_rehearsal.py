@@ -56,8 +56,9 @@ def test_sixty_rows_through_the_mirror_killed_twice(rows, tmp_path):
 @real
 @pytest.mark.parametrize('kind', ['fine', 'gone', 'busy', 'down', 'reset', 'cut', 'page', 'empty', 'slow'])
 def test_faults_of_uploads_have_the_reasons_that_are_expected(rows, kind, tmp_path):
-    from kinetics_dance.sources import YouTube
-    from kinetics_dance.video import Unavailable, normalise_clip
+    from kinetics_dance.download.sources import YouTube
+    from kinetics_dance.core.base import Unavailable
+    from kinetics_dance.video.encoding import normalise_clip
     from faults import Faults
     from rehearsal.far_end import Videos, expected, uploads
     rows = rows[0][rows[0].time_start.between(20, 50)].head(1)
@@ -80,7 +81,8 @@ def test_faults_of_uploads_have_the_reasons_that_are_expected(rows, kind, tmp_pa
 def test_real_files_are_read_to_their_end_or_refused():
     "Frames counted by ffmpeg, which shares no code with our loop; the page of the site tells of every file"
     import imageio_ffmpeg, re
-    from kinetics_dance.decoding import Unavailable, probe
+    from kinetics_dance.core.base import Unavailable
+    from kinetics_dance.video.decoding import probe
     from rehearsal.files import PAGE, files
     page = PAGE.read_text(encoding='utf-8')
     for f in files():

@@ -2,14 +2,14 @@
 import json, signal, subprocess, sys, tarfile
 import pandas as pd, pytest, torch, yaml
 from conftest import ROOT
-from kinetics_dance.data import StudyError
+from kinetics_dance.core.base import StudyError
 from test_training import copy, settings, tiny   # noqa: F401  a study of two dances, nothing trained
 
 pytest.importorskip('webdataset', reason='shards need webdataset')
 
 
 def pack(runs, shard_mb=1):
-    from kinetics_dance.shards import pack_store
+    from kinetics_dance.loading.shards import pack_store
     return pack_store(runs/'tiny'/'frames', runs/'tiny'/'packs', shard_mb, log=None)
 
 
@@ -21,7 +21,7 @@ def packed(tiny, tmp_path_factory):  # noqa: F811
 
 def with_videos(tiny, runs):  # noqa: F811
     "The videos of the study, too, and where they lie"
-    from kinetics_dance.data import ClipTable
+    from kinetics_dance.clips.table import ClipTable
     subprocess.run(['cp', '-a', tiny/'tiny'/'videos', runs/'tiny'], check=True)
     table = ClipTable(runs/'tiny'/'clips.sqlite')
     table.update([dict(clip_id=f.stem, path=f'videos/{f.name}') for f in (runs/'tiny'/'videos').iterdir()])
@@ -29,14 +29,14 @@ def with_videos(tiny, runs):  # noqa: F811
 
 
 def loaders(store, runs, **changes):
-    from kinetics_dance.loading import ClipDataLoaders
-    from kinetics_dance.saving import study_clips
+    from kinetics_dance.loading.dataloader import ClipDataLoaders
+    from kinetics_dance.training.study_files import study_clips
     return ClipDataLoaders.from_store(store, study_clips(runs/'tiny'), n_frames=4, bs=3, **changes)
 
 
 def test_training_from_shards(packed):
-    from kinetics_dance.batches import FrameStore
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.training.runs import train_unit
     runs, index = packed
     assert len(index['shards']) > 1
     card = train_unit('per_frame', settings(runs, epochs=2, packed=True, seeds=[7]), 7)
@@ -55,9 +55,9 @@ def test_training_from_shards(packed):
 
 @pytest.mark.parametrize('compression', ['none', 'jpeg'])
 def test_the_same_clips_in_other_company(tiny, tmp_path, compression):  # noqa: F811
-    from kinetics_dance.batches import FrameStore
-    from kinetics_dance.store import build_store
-    from kinetics_dance.streaming import PackedStore
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.loading.store import build_store
+    from kinetics_dance.loading.streaming import PackedStore
     runs = copy(tiny, tmp_path/'r')
     if compression == 'jpeg':
         build_store(with_videos(tiny, runs), runs/'tiny'/'frames', n_frames=8, size=(48, 64), jobs=1, compression='jpeg', log=lambda s: None)
@@ -73,7 +73,7 @@ def test_the_same_clips_in_other_company(tiny, tmp_path, compression):  # noqa: 
 
 
 def test_an_epoch_goes_on_where_it_was_in_another_process(packed):
-    from kinetics_dance.streaming import PackedStore
+    from kinetics_dance.loading.streaming import PackedStore
     runs, _ = packed
     dl = loaders(PackedStore(runs/'tiny'/'packs'), runs).train
     whole = [x for _ in range(2) for x, _ in dl]
@@ -81,7 +81,7 @@ def test_an_epoch_goes_on_where_it_was_in_another_process(packed):
 import sys; sys.path.insert(0, {str(ROOT/'tests')!r})
 import json, pathlib, torch
 from test_shards import loaders
-from kinetics_dance.streaming import PackedStore
+from kinetics_dance.loading.streaming import PackedStore
 dl = loaders(PackedStore({str(runs/'tiny'/'packs')!r}), pathlib.Path({str(runs)!r})).train
 dl.load_state(json.loads(sys.argv[1]))
 print(json.dumps([float(x.double().sum()) for x, _ in dl]))'''
@@ -97,16 +97,16 @@ print(json.dumps([float(x.double().sum()) for x, _ in dl]))'''
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, workers):
     "The unit that was interrupted and the one that was not: the same bytes"
-    from kinetics_dance import units
+    from kinetics_dance.training import runs, checkpoints
     runs, _ = packed
     folder, said = runs/'tiny'/'models'/'per_frame'/'seed9', runs/'tiny'/'predictions'/'per_frame'/'seed9.parquet'
     how = settings(runs, epochs=2, packed=True, workers=workers, seeds=[9]), 9
     def made(): return (folder/'model.safetensors').read_bytes(), (folder/'history.csv').read_bytes(), said.read_bytes()
     def again(): (folder/'card.json').unlink(missing_ok=True)
     again()
-    units.train_unit('per_frame', *how)
+    runs.train_unit('per_frame', *how)
     whole, seen = made(), []
-    class Dies(units.Checkpoint):
+    class Dies(checkpoints.Checkpoint):
         def __init__(self, *args): super().__init__(*args, every=0)
         def after_batch(self):
             super().after_batch()
@@ -114,15 +114,15 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, worke
             if seen[-1:] == [(1, 1)] and seen.count((1, 1)) == 1: raise KeyboardInterrupt
     monkeypatch.setattr(units, 'Checkpoint', Dies)
     again()
-    with pytest.raises(KeyboardInterrupt): units.train_unit('per_frame', *how)
+    with pytest.raises(KeyboardInterrupt): runs.train_unit('per_frame', *how)
     before = len(seen)
-    units.train_unit('per_frame', *how)
+    runs.train_unit('per_frame', *how)
     assert seen[before:] == [(1, 2)] and made() == whole, "of its two steps one was left"
 
 
 @pytest.mark.parametrize('size', [2, 3])
 def test_processes_share_the_shards(packed, size):
-    from kinetics_dance.streaming import PackedStore
+    from kinetics_dance.loading.streaming import PackedStore
     runs, _ = packed
     seen, opened = [], []
     for rank in range(size):
@@ -137,7 +137,7 @@ def test_processes_share_the_shards(packed, size):
 
 
 def test_a_pack_of_other_frames_is_refused(tiny, tmp_path):  # noqa: F811
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.runs import train_unit
     runs = copy(tiny, tmp_path/'r')
     with pytest.raises(StudyError, match=r'no finished frame store here|no finished pack'): train_unit('per_frame', settings(runs, packed=True), 0)
     pack(runs)
@@ -150,7 +150,7 @@ def test_a_pack_of_other_frames_is_refused(tiny, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize('how', ['cut', 'gone', 'another name', 'a program'])
 def test_damaged_shards(tiny, tmp_path, how):  # noqa: F811
-    from kinetics_dance.streaming import PackedStore
+    from kinetics_dance.loading.streaming import PackedStore
     runs = copy(tiny, tmp_path/'r')
     shard = runs/'tiny'/'packs'/pack(runs)['shards'][0]['name']
     if how == 'cut': shard.write_bytes(shard.read_bytes()[:2000])
@@ -168,7 +168,7 @@ def test_damaged_shards(tiny, tmp_path, how):  # noqa: F811
 
 
 def test_a_killed_packing_leaves_whole_shards(tiny, tmp_path):  # noqa: F811
-    from kinetics_dance.shards import read_shard
+    from kinetics_dance.loading.shards import read_shard
     runs = copy(tiny, tmp_path/'r')
     code = f'''
 import sys, time; from pathlib import Path
@@ -197,7 +197,7 @@ def test_the_command_packs(tiny, tmp_path):  # noqa: F811
     runs = copy(tiny, tmp_path/'r')
     with_videos(tiny, runs)
     (tmp_path/'tiny.yaml').write_text(yaml.safe_dump(dict(study='tiny', runs=str(runs), n_frames=8, frame_height=48, frame_width=64, clip_frames=4)))
-    line = [sys.executable, '-W', 'ignore', '-m', 'kinetics_dance.command_line', 'frames', '--study', tmp_path/'tiny.yaml', '--pack', '--shard-mb', '1', '--json']
+    line = [sys.executable, '-W', 'ignore', '-m', 'kinetics_dance.study.cli', 'frames', '--study', tmp_path/'tiny.yaml', '--pack', '--shard-mb', '1', '--json']
     p = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert p.returncode == 0 and json.loads(p.stdout) == {'ok': 18}, p.stderr
     index = json.loads((runs/'tiny/packs/index.json').read_text())

@@ -132,7 +132,7 @@ def test_rules():
     assert callouts('::: {.callout-note title="T"}\nbody\n:::') == ':::{admonition} T\n:class: note\nbody\n:::'
     assert page('training/01_learner') == 'training-learner' and page('index') == 'index'
     assert prose('`@fig-a` @fig-a.') == '`@fig-a` {numref}`fig-a`.'
-    assert prose('see [frames](01_frames.ipynb#store)') == 'see [frames](frames.ipynb#store)'
+    assert prose('see [frames](../nbs/01_frames.ipynb#store)') == 'see [frames](frames.ipynb#store)'
 
 
 def test_finished_pages_are_checked(tmp_path):

@@ -3,10 +3,12 @@ import gzip, io, os, random, shutil, subprocess, sys, tarfile, textwrap, threadi
 from pathlib import Path
 import pytest
 from faults import Fault, Faults
-from kinetics_dance.data import StudyError
-from kinetics_dance.mirror import CLASS_NUMBERS, CVDF, class_numbers, tar_of
-from kinetics_dance.sources import FINAL, REASONS, SOURCES, YouTube, check_runtime, get_source, is_final, js_runtimes
-from kinetics_dance.video import Unavailable, numbered_clip
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.download.cvdf import CLASS_NUMBERS, CVDF, class_numbers, tar_of
+from kinetics_dance.download.sources import (
+    FINAL, REASONS, SOURCES, YouTube, check_runtime, get_source, is_final, js_runtimes)
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.video.decoding import numbered_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 LABEL, TAR = 'tango dancing', 'train/k700_train_610.tar.gz'
@@ -245,7 +247,7 @@ def test_bombs(tmp_path):
     got, _ = run(tmp_path, zeros, wanted=[0])
     assert got[0].reason == 'too large' and 'unpack' in got[0].detail and len(zeros) < 2_000_000
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('kinetics_dance.mirror.MAX_MEMBERS', 100)
+        patch.setattr('kinetics_dance.download.cvdf.MAX_MEMBERS', 100)
         got, _ = run(tmp_path, tar_bytes([(f'{LABEL}/{i}', b'') for i in range(120)] + [(member(0), b'x')]), wanted=[0])
         assert got[0].reason == 'too large'
     for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE): # a header that asks for memory
@@ -298,7 +300,7 @@ def test_a_slow_reader_and_a_slow_server(tmp_path):
     assert got[0].reason == 'timeout'
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    import kinetics_dance.mirror as m
+    import kinetics_dance.download.cvdf as m
     def full(src, dst, *_): dst.write(src.read(1000)); raise OSError(28, 'No space left on device')
     real, calls = m.shutil.copyfileobj, []
     monkeypatch.setattr(m.shutil, 'copyfileobj', lambda *a: calls.append(1) or (full if len(calls) > 2 else real)(*a))
@@ -344,7 +346,7 @@ def test_a_proxy_and_a_redirect(tmp_path, monkeypatch):
 MEMORY = r'''
     import re, sys, tempfile
     from pathlib import Path
-    from kinetics_dance.mirror import CVDF
+    from kinetics_dance.download.cvdf import CVDF
     # not ru_maxrss: a process inherits that of the one that starts it
     def peak(): return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])
     clip = lambda i: dict(clip_id=f'{i:011}_000005_000015', youtube_id=f'{i:011}', time_start=5., url=sys.argv[2])

@@ -6,10 +6,12 @@ from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower, TTestPower
 from statsmodels.stats.proportion import proportion_confint, proportion_effectsize
-from kinetics_dance.leaks import confirm_twins, frame_hash, hash_clips, near_duplicates
-from kinetics_dance.resampling import Estimate, bootstrap, upload_weights
-from kinetics_dance.statistics import Predictions, calibration_error, rank_of_truth, reliability, seed_scores, simulate
-from kinetics_dance.testing import claim, clips_to_tell_apart, marked, paired_differences, verdict
+from kinetics_dance.evaluation.leakage import confirm_twins, frame_hash, hash_clips, near_duplicates
+from kinetics_dance.evaluation.intervals import Estimate, bootstrap, upload_weights
+from kinetics_dance.evaluation.predictions import (
+    Predictions, calibration_error, rank_of_truth, reliability, seed_scores, simulate)
+from kinetics_dance.evaluation.significance import (
+    claim, clips_to_tell_apart, marked, paired_differences, verdict)
 
 # --- the promise
 
@@ -217,7 +219,7 @@ def test_near_duplicates_at_size():
 def test_a_copy_in_disguise_is_found():
     import io
     from PIL import Image
-    from kinetics_dance.demo import render_clip
+    from kinetics_dance.synthetic.dancers import render_clip
     clips = [render_clip('round', 0, seed=s)[::5] for s in range(4)]
     def disguise(x):
         buf = io.BytesIO(); Image.fromarray((x*.85 + 20).astype(np.uint8)).resize((160, 120)).save(buf, 'jpeg', quality=50)

@@ -4,8 +4,11 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import pytest
 import yaml
-from kinetics_dance import demo
-from kinetics_dance.data import ClipTable, StudyError, list_clips, assign_splits, official_splits, read_annotations, select_classes
+from kinetics_dance.synthetic import uploads, dancers
+from kinetics_dance.clips.annotations import read_annotations, select_classes
+from kinetics_dance.clips.splits import list_clips, assign_splits, official_splits
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/'shared'/'data'/'kinetics'
@@ -32,7 +35,7 @@ pytestmark = pytest.mark.xdist_group('study')     # one worker: the tests share 
 
 def test_report(smoke):
     r = json.loads((smoke/'report.json').read_text())
-    assert r['study'] == 'smoke' and r['classes'] == demo.CLASSES and 0 < r['n_test'] <= 48
+    assert r['study'] == 'smoke' and r['classes'] == dancers.CLASSES and 0 < r['n_test'] <= 48
     assert set(r['models']) == {'per_frame', 'cnn_lstm', 'video_transformer'}
     for m in r['models'].values():
         for s in (m['accuracy'], m['macro_f1']): assert 0 <= s['low'] <= s['mean'] <= s['high'] <= 1
@@ -47,17 +50,17 @@ def test_rot_is_told(smoke):
     assert {'removed', 'truncated', 'not a video'} <= set(t.reason.dropna())
     assert (t.status == 'ok').sum() > .8*len(t) and t.groupby('group').split.nunique().max() == 1
     ok = t[t.status == 'ok']
-    assert (ok.seconds-3).abs().max() <= 1.01/demo.FPS and all((smoke/p).exists() for p in ok.path)
+    assert (ok.seconds-3).abs().max() <= 1.01/dancers.FPS and all((smoke/p).exists() for p in ok.path)
 
 
 def test_clips_are_cut_where_the_list_says(smoke):
     "A clip cut a second late would show the other class of its pair"
-    from kinetics_dance.frames import read_frames
+    from kinetics_dance.video.reading import read_frames
     t = ClipTable(smoke/'clips.sqlite').frame().query("status == 'ok' and split == 'test'").sort_values('clip_id').groupby('label').first()
-    specs = {s['id']: s for s in demo.plan_uploads(5, 4)}
+    specs = {s['id']: s for s in uploads.plan_uploads(5, 4)}
     for label,c in t.iterrows():
         spec = specs[c.youtube_id]; clip = next(x for x in spec['clips'] if x['label'] == label)
-        want = demo.render_clip(spec['step'], clip['member'], spec['seed'], clip['family']).astype(float)
+        want = dancers.render_clip(spec['step'], clip['member'], spec['seed'], clip['family']).astype(float)
         got = read_frames(smoke/c.path).astype(float); n = min(len(got), len(want))
         right = np.abs(got[:n]-want[:n]).mean((1, 2, 3))
         assert right.max() < 6, f'{label}: frames differ by up to {right.max():.1f} levels'
@@ -77,7 +80,7 @@ def test_models_hold_no_code(smoke):
     folders = sorted((smoke/'models').glob('*/seed0')); assert len(folders) == 3
     for f in folders:
         assert {p.name for p in f.iterdir()} == {'model.safetensors', 'card.json', 'history.csv'}
-        card = json.loads((f/'card.json').read_text()); assert card['classes'] == demo.CLASSES and card['stored']['n_frames'] == 8
+        card = json.loads((f/'card.json').read_text()); assert card['classes'] == dancers.CLASSES and card['stored']['n_frames'] == 8
     assert not [p for p in smoke.rglob('*') if p.suffix in ('.pkl', '.pth', '.pt')]
 
 
@@ -86,7 +89,7 @@ def test_command_line_reads_a_model(smoke, tmp_path):
     cli = lambda *a: subprocess.run([sys.executable, '-m', 'kinetics_dance.inference', *map(str, a)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     p = cli('predict', video, '--model-path', smoke/'models/video_transformer/seed0', '--json')
     assert p.returncode == 0, p.stderr
-    top = json.loads(p.stdout)['top']; assert len(top) == 5 and top[0][0] in demo.CLASSES
+    top = json.loads(p.stdout)['top']; assert len(top) == 5 and top[0][0] in dancers.CLASSES
     (tmp_path/'no.mp4').write_text('text'); p = cli('predict', tmp_path/'no.mp4', '--model-path', smoke/'models/video_transformer/seed0')
     assert p.returncode == 2 and len(p.stderr.strip().splitlines()) == 1 and 'no.mp4' in p.stderr
 
@@ -118,8 +121,8 @@ def test_killed_and_run_again_ends_with_the_same(smoke, tmp_path):
 def test_folder_of_videos(tmp_path):
     "`root/<class>/<video>` and a CSV with groups go the same road"
     for step,number,member in ((s, n, m) for s in ('round', 'bounce') for n in range(6) for m in (0, 1)):
-        f = tmp_path/'mine'/demo.PAIRS[step][member]/f'{number}.mp4'; f.parent.mkdir(parents=True, exist_ok=True)
-        demo.write_video(f, demo.render_clip(step, member, number)[::3], fps=5)
+        f = tmp_path/'mine'/dancers.PAIRS[step][member]/f'{number}.mp4'; f.parent.mkdir(parents=True, exist_ok=True)
+        uploads.write_video(f, dancers.render_clip(step, member, number)[::3], fps=5)
     study = yaml.safe_load((ROOT/'studies/smoke.yaml').read_text()) | dict(study='mine', source='folder', folder=str(tmp_path/'mine'), contains='', n_train=0, n_valid=1, n_test=0, epochs=1, batch_size=4)
     rows = [dict(path=str(f.relative_to(tmp_path/'mine')), label=f.parent.name, group=f'person{f.stem}', split='test' if f.stem in '05' else 'train') for f in sorted((tmp_path/'mine').rglob('*.mp4'))]
     pd.DataFrame(rows).to_csv(tmp_path/'mine.csv', index=False)
@@ -130,7 +133,7 @@ def test_folder_of_videos(tmp_path):
     r = json.loads((tmp_path/'runs/mine/report.json').read_text()); assert r['n_test'] == 8 and r['ceiling'] is None
     # without a CSV the folders are the classes and the split is drawn
     clips,gone = assign_splits(list_clips('folder', [], tmp_path/'mine', ''), n_valid=1)
-    assert set(clips.split) == {'train', 'valid', 'test'} and not len(gone) and set(clips.label) == {c for s in ('round', 'bounce') for c in demo.PAIRS[s][:2]}
+    assert set(clips.split) == {'train', 'valid', 'test'} and not len(gone) and set(clips.label) == {c for s in ('round', 'bounce') for c in dancers.PAIRS[s][:2]}
 
 
 @pytest.mark.parametrize('change,says', [
@@ -185,10 +188,10 @@ def test_a_list_without_labels():
 
 def test_youtube_source_from_a_list(tmp_path):
     "The real study's road, with a loopback server in YouTube's place: a Kinetics list, ids, yt-dlp, trimmed clips, frames"
-    specs = demo.plan_uploads(4, 2, steps=('round', 'bounce')); demo.make_uploads(tmp_path/'far', specs, 1)
-    demo.annotations(specs).to_csv(tmp_path/'list.csv', index=False)
+    specs = uploads.plan_uploads(4, 2, steps=('round', 'bounce')); uploads.make_uploads(tmp_path/'far', specs, 1)
+    uploads.annotations(specs).to_csv(tmp_path/'list.csv', index=False)
     keys = ('short_side', 'n_frames', 'frame_height', 'frame_width')
-    with demo.serve(tmp_path/'far') as url:
+    with uploads.serve(tmp_path/'far') as url:
         study = dict(study='tube', source='youtube', annotations=[str(tmp_path/'list.csv')], url_template=url, n_train=0, n_valid=1, n_test=0, **dict(zip(keys, (96, 12, 48, 64))))
         (tmp_path/'tube.yaml').write_text(yaml.safe_dump(study))
         for stage in ('00_data', '01_frames'):
@@ -200,14 +203,14 @@ def test_youtube_source_from_a_list(tmp_path):
 
 def test_clips_are_made_anew_when_their_uploads_change(tmp_path):
     "A clip that was cut from an older version of its upload, or at another size, is not reused"
-    from kinetics_dance.download import download
-    from kinetics_dance.frames import read_frames
-    spec = demo.upload_spec('round', 0, 'train'); (tmp_path/'far').mkdir(); demo.render_upload(spec, tmp_path/'far'/f"{spec['id']}.mp4")
-    table = ClipTable(tmp_path/'clips.sqlite'); table.set(demo.annotations([spec]).assign(source='demo', split='train'))
+    from kinetics_dance.download.downloader import download
+    from kinetics_dance.video.reading import read_frames
+    spec = uploads.upload_spec('round', 0, 'train'); (tmp_path/'far').mkdir(); uploads.render_upload(spec, tmp_path/'far'/f"{spec['id']}.mp4")
+    table = ClipTable(tmp_path/'clips.sqlite'); table.set(uploads.annotations([spec]).assign(source='demo', split='train'))
     def fetch(version, short_side=96):
-        with demo.serve(tmp_path/'far') as url: return download(table, tmp_path, url_template=url, jobs=1, short_side=short_side, version=version)
+        with uploads.serve(tmp_path/'far') as url: return download(table, tmp_path, url_template=url, jobs=1, short_side=short_side, version=version)
     first = fetch('a'); assert (first.status == 'ok').all() and fetch('a').attempts.tolist() == [1, 1]
-    other = spec | dict(seed=spec['seed']+1); demo.render_upload(other, tmp_path/'far'/f"{spec['id']}.mp4")
+    other = spec | dict(seed=spec['seed']+1); uploads.render_upload(other, tmp_path/'far'/f"{spec['id']}.mp4")
     again = fetch('b'); assert (again.status == 'ok').all() and set(again.sha256).isdisjoint(first.sha256)
     assert fetch('b', 64).height.tolist() == [64, 64] and read_frames(tmp_path/again.path[0], [0]).shape[1] == 64
     (tmp_path/'far'/f"{spec['id']}.mp4").unlink()

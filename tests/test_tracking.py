@@ -4,13 +4,15 @@ import numpy as np, pandas as pd, psutil, pytest, torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from kinetics_dance import demo, tracking
-from kinetics_dance.checkpoints import Checkpoint, load_checkpoint
-from kinetics_dance.data import StudyError
-from kinetics_dance.frames import FrameStore, build_store
-from kinetics_dance.loading import ClipDataLoaders
-from kinetics_dance.tracking import confusion, make_tracker, prediction_table
-from kinetics_dance.training import fit, make_learner
+from kinetics_dance.synthetic import uploads, dancers
+from kinetics_dance.training import tracking
+from kinetics_dance.training.checkpoints import Checkpoint, load_checkpoint
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.loading.store import build_store
+from kinetics_dance.loading.dataloader import ClipDataLoaders
+from kinetics_dance.training.tracking import confusion, make_tracker, prediction_table
+from kinetics_dance.training.learner import fit, make_learner
 from conftest import ROOT
 
 OURS = ('WANDB_ERROR_REPORTING', 'WANDB_SILENT', 'WANDB_DATA_DIR', 'WANDB_CACHE_DIR')     # what a tracker sets where the user has not
@@ -23,7 +25,7 @@ PARAMS = dict(lr=.01, crop=[44, 60], flip=False, study='toy')
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     d = tmp_path_factory.mktemp('data')
-    for k, step in enumerate(('round', 'bounce')): demo.write_video(d/f'{k}.mp4', demo.render_clip(step, 0, 0))
+    for k, step in enumerate(('round', 'bounce')): uploads.write_video(d/f'{k}.mp4', dancers.render_clip(step, 0, 0))
     table = pd.DataFrame([(f'c{n}{k}', f'{k}.mp4', 'ab'[k], 'train' if n < 3 else 'valid') for n in range(4) for k in (0, 1)],
                          columns=['clip_id', 'path', 'label', 'split'])
     build_store(table, d/'frames', n_frames=6, size=(48, 64), jobs=1, log=lambda line: None)

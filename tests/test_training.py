@@ -1,7 +1,8 @@
 "Training as a user meets it: kills, units alone, what cannot be right. Small: two dances, a few clips, two epochs."
 import json, os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest, yaml
-from kinetics_dance.data import ClipTable, StudyError
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
 from conftest import ROOT
 
 TINY = dict(study='tiny', seeds=[0, 1], epochs=3, lr=[.002], clip_frames=4, batch_size=4, crop_height=44, crop_width=60)
@@ -10,16 +11,16 @@ TINY = dict(study='tiny', seeds=[0, 1], epochs=3, lr=[.002], clip_frames=4, batc
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     "A study of two dances: clip table and frames, nothing trained"
-    from kinetics_dance import demo
-    from kinetics_dance.frames import build_store
+    from kinetics_dance.synthetic import uploads, dancers
+    from kinetics_dance.loading.store import build_store
     runs = tmp_path_factory.mktemp('runs')
     at, rows = runs/'tiny', []
     (at/'videos').mkdir(parents=True)
     for number in range(9):
         for k, step in enumerate(('windmill', 'round')):
             name = f'upload{number:05d}_{k:06d}_{k+3:06d}'
-            demo.write_video(at/'videos'/f'{name}.mp4', demo.render_clip(step, 0, number))
-            rows.append(dict(clip_id=name, path=f'videos/{name}.mp4', label=demo.PAIRS[step][0], youtube_id=f'upload{number:05d}',
+            uploads.write_video(at/'videos'/f'{name}.mp4', dancers.render_clip(step, 0, number))
+            rows.append(dict(clip_id=name, path=f'videos/{name}.mp4', label=dancers.PAIRS[step][0], youtube_id=f'upload{number:05d}',
                              group=f'upload{number:05d}', time_start=k, time_end=k+3, source='folder',
                              split='train' if number < 5 else 'valid' if number < 7 else 'test'))
     table = pd.DataFrame(rows)
@@ -42,7 +43,7 @@ def settings(runs, **changes): return TINY | dict(runs=str(runs)) | changes
 
 def start(runs, file, *args):
     "Train from a process of its own, as the command line does"
-    code = f'from kinetics_dance.units import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
+    code = f'from kinetics_dance.training.runs import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                             env=os.environ | {'OMP_NUM_THREADS': '1'})
 
@@ -77,7 +78,7 @@ def test_killed_training_ends_with_the_same_bytes(tiny, tmp_path):
 
 
 def test_unit_alone_is_skipped_when_done(tiny, tmp_path):
-    from kinetics_dance.units import train_study
+    from kinetics_dance.study.launch import train_study
     runs = copy(tiny, tmp_path/'r')
     (tmp_path/'tiny.yaml').write_text(yaml.safe_dump(settings(runs, epochs=1)))
     said = []
@@ -93,8 +94,8 @@ def test_unit_alone_is_skipped_when_done(tiny, tmp_path):
 
 
 def test_every_probe_leaves_a_file_that_can_be_compared(tiny, tmp_path):
-    from kinetics_dance.statistics import load_predictions
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.evaluation.predictions import load_predictions
+    from kinetics_dance.training.runs import train_unit
     runs = copy(tiny, tmp_path/'r')
     for m in ('per_frame', 'cnn_lstm', 'video_transformer'): train_unit(m, settings(runs, epochs=1), 0)
     at = runs/'tiny'
@@ -112,8 +113,8 @@ def test_every_probe_leaves_a_file_that_can_be_compared(tiny, tmp_path):
 
 
 def test_learning_rate_is_chosen_on_valid_and_recorded(tiny, tmp_path):
-    from kinetics_dance.saving import learning_rates
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.study_files import learning_rates
+    from kinetics_dance.training.runs import train_unit
     runs = copy(tiny, tmp_path/'r')
     card = train_unit('per_frame', settings(runs, lr=[1e-6, .002, 9.], lr_epochs=2, epochs=1), 0)
     tried = learning_rates(runs/'tiny', 'per_frame')
@@ -124,8 +125,8 @@ def test_learning_rate_is_chosen_on_valid_and_recorded(tiny, tmp_path):
 def test_frozen_features_take_the_same_road(tiny, tmp_path):
     from safetensors.torch import load_file
     import torch
-    from kinetics_dance.statistics import load_predictions
-    from kinetics_dance.units import make_model, train_unit
+    from kinetics_dance.evaluation.predictions import load_predictions
+    from kinetics_dance.training.runs import make_model, train_unit
     runs = copy(tiny, tmp_path/'r')
     for m in ('per_frame', 'cnn_lstm', 'video_transformer'): card = train_unit(m, settings(runs, epochs=2, train='head'), 0)
     assert set(load_predictions(runs/'tiny')) == {'per_frame', 'cnn_lstm', 'video_transformer'}
@@ -152,7 +153,7 @@ def test_frozen_features_take_the_same_road(tiny, tmp_path):
 ])
 def test_what_cannot_be_right_is_said_before_anything_is_trained(tiny, changes, why):
     import torch
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.runs import train_unit
     if changes.get('device') == 'cuda' and torch.cuda.is_available() or changes.get('device') == 'mps' and torch.backends.mps.is_available():
         pytest.skip('this machine has the device')
     with pytest.raises(StudyError, match=why) as e: train_unit('cnn_lstm', settings(tiny, **changes), 7)
@@ -160,7 +161,7 @@ def test_what_cannot_be_right_is_said_before_anything_is_trained(tiny, changes, 
 
 
 def test_unknown_model_is_named_with_a_hint(tiny):
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.runs import train_unit
     with pytest.raises(StudyError, match="model: 'r3d18' is none of .*did you mean 'r3d_18'"): train_unit('r3d18', settings(tiny), 0)
 
 
@@ -171,7 +172,7 @@ def test_unknown_model_is_named_with_a_hint(tiny):
 ])
 def test_clips_that_make_no_study(tiny, tmp_path, edit, why):
     import sqlite3
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.runs import train_unit
     runs = copy(tiny, tmp_path/'r')
     with sqlite3.connect(runs/'tiny/clips.sqlite') as db:
         assert db.execute(edit.replace("'round dancing'", f"(SELECT label FROM clips LIMIT 1)")).rowcount
@@ -179,7 +180,7 @@ def test_clips_that_make_no_study(tiny, tmp_path, edit, why):
 
 
 def test_diverging_training_names_its_clips(tiny, tmp_path):
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.runs import train_unit
     from kinetics_dance import per_frame
     import torch
     runs = copy(tiny, tmp_path/'r')
@@ -197,7 +198,7 @@ def test_diverging_training_names_its_clips(tiny, tmp_path):
 
 
 def test_settings_that_change_nothing_retrain_nothing(tiny, tmp_path):
-    from kinetics_dance.units import train_unit
+    from kinetics_dance.training.runs import train_unit
     runs = copy(tiny, tmp_path/'r')
     a = train_unit('per_frame', settings(runs, epochs=1), 0)
     assert train_unit('per_frame', settings(runs, epochs=1, workers=1), 0) == a
@@ -208,8 +209,8 @@ def test_defaults_are_the_same_wherever_they_stand():
     "Parameter cells, recipe and constructors: a study from the command line is the study of the notebooks"
     import importlib, inspect
     from dataclasses import fields
-    from kinetics_dance.recipe import Recipe
-    from kinetics_dance.units import MODELS
+    from kinetics_dance.training.recipe import Recipe
+    from kinetics_dance.models.registry import MODELS
     from report.common import declared, load_nb
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     for stem, name in (('02_per_frame', 'per_frame'), ('03_cnn_lstm', 'cnn_lstm'), ('04_video_transformer', 'video_transformer')):
@@ -223,7 +224,7 @@ def test_defaults_are_the_same_wherever_they_stand():
 
 @pytest.mark.parametrize('path', sorted((ROOT/'studies').glob('*.yaml')), ids=lambda p: p.stem)
 def test_heads_of_a_study_are_of_one_size(path):
-    from kinetics_dance.units import model_sizes
-    from kinetics_dance.study import DEFAULTS
+    from kinetics_dance.training.runs import model_sizes
+    from kinetics_dance.study.settings import DEFAULTS
     head = model_sizes(DEFAULTS | yaml.safe_load(path.read_text()), 15).set_index('model')['head']
     assert head.max() <= 2*head.min(), head.to_dict()

@@ -2,12 +2,16 @@
 import shutil, subprocess
 import imageio_ffmpeg, numpy as np, pytest
 from conftest import ROOT
-from kinetics_dance import odd_files, video
-from kinetics_dance.decoding import _nal_types
-from kinetics_dance.data import StudyError
-from kinetics_dance.odd_files import ODD_FILES, odd_file
-from kinetics_dance.reading import frame_times, has_decord, read_frames, regular
-from kinetics_dance.video import Damaged, Unavailable, normalise_clip, numbered_clip, open_video, probe, read_numbers, sealed, sound_frames, worker_pool
+from kinetics_dance.video import odd_files, encoding
+from kinetics_dance.video.decoding import _nal_types
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.video.odd_files import ODD_FILES, odd_file
+from kinetics_dance.video.reading import frame_times, has_decord, read_frames, regular
+from kinetics_dance.core.base import Unavailable
+from kinetics_dance.core.processes import worker_pool
+from kinetics_dance.video.decoding import (
+    Damaged, numbered_clip, open_video, probe, read_numbers, sound_frames)
+from kinetics_dance.video.encoding import normalise_clip, sealed
 
 MEDIA = ROOT.parent/'shared/data/media'
 LIMIT = 30   # seconds a file
@@ -130,7 +134,7 @@ def test_a_clip_with_one_wrong_byte_is_not_read_the_fast_way(tmp_path):
         at, n = int(rng.uniform(.3, .97)*len(data)), int(rng.choice([1, 60, 400]))
         (tmp_path/'bad.mp4').write_bytes(data[:at] + bytes(255 - x for x in data[at:at+n]) + data[at+n:])
         assert sealed(tmp_path/'bad.mp4') is None and regular(tmp_path/'bad.mp4') is None
-    (tmp_path/'bad.mp4').write_bytes(data.replace(video.MARK.encode(), b'x'*len(video.MARK)))
+    (tmp_path/'bad.mp4').write_bytes(data.replace(encoding.MARK.encode(), b'x'*len(encoding.MARK)))
     assert sealed(tmp_path/'bad.mp4') is None
     run('-i', tmp_path/'clip.mp4', '-c', 'copy', '-map_metadata', '0', tmp_path/'copy.mp4')   # tools copy the comment
     assert sealed(tmp_path/'copy.mp4') is None
@@ -207,7 +211,7 @@ def test_a_jump_goes_where_reading_on_would(tmp_path):
 def test_readers_that_are_not_there_say_so(folder, monkeypatch):
     path = make('H.264, GOP 16', folder)
     with pytest.raises(StudyError, match='none of auto, pyav, decord, torchcodec'): read_frames(path, reader='opencv')
-    monkeypatch.setattr('kinetics_dance.reading.has_decord', lambda: False)
+    monkeypatch.setattr('kinetics_dance.video.reading.has_decord', lambda: False)
     with pytest.raises(StudyError, match='not installed'): read_frames(path, [0], reader='decord')
     monkeypatch.setitem(__import__('sys').modules, 'torchcodec.decoders', None)
     with pytest.raises(StudyError, match="'torchcodec' cannot be loaded"): read_frames(path, [0], reader='torchcodec')

@@ -44,15 +44,15 @@ def test_what_the_wheel_holds(wheel):
     assert 'kinetics_dance/py.typed' in names and {p.relative_to(ROOT).as_posix() for p in LIB.rglob('*.py')} <= set(names)
     assert not [n for n in names if n.split('/')[0] not in ('kinetics_dance', re.sub(r'-py3.*', '', wheel.name) + '.dist-info')]
     head = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('entry_points.txt'))).decode()
-    assert 'kinetics-dance = kinetics_dance.command_line:main' in head.replace('kinetics-dance=', 'kinetics-dance = ')
+    assert 'kinetics-dance = kinetics_dance.study.cli:main' in head.replace('kinetics-dance=', 'kinetics-dance = ')
 
 
 def test_a_notebook_from_outside(outside, tmp_path):
     "Own folder of videos → loaders → models → comparison, in under thirty lines; then a prediction and the command"
-    from kinetics_dance import demo
-    for member, label in enumerate(demo.PAIRS['windmill'][:2]):
+    from kinetics_dance.synthetic import uploads, dancers
+    for member, label in enumerate(dancers.PAIRS['windmill'][:2]):
         (tmp_path/'videos'/label).mkdir(parents=True)
-        for i in range(10): demo.write_video(tmp_path/'videos'/label/f'{i}.mp4', demo.render_clip('windmill', member, i)[::3], fps=5)
+        for i in range(10): uploads.write_video(tmp_path/'videos'/label/f'{i}.mp4', dancers.render_clip('windmill', member, i)[::3], fps=5)
     nb = load_nb(shutil.copy(ROOT/'examples'/'own_videos.ipynb', tmp_path))
     lines = [l for c in code_cells(nb) for l in source(c).splitlines() if l.strip()]
     assert len(lines) < 30, len(lines)
