@@ -50,20 +50,9 @@ def normal(src):
 
 def modules(srcs, root, lib):
     "{module: hash} of the library's modules that `srcs` import, with what these import in turn"
-    found, todo = {}, [t for s in srcs if (t := tree(s))]
-    while todo:
-        for node in ast.walk(todo.pop()):
-            names = []
-            if isinstance(node, ast.Import): names = [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = f"{lib}.{node.module or ''}".rstrip('.') if node.level else node.module or ''
-                names = [base] + [f'{base}.{a.name}' for a in node.names]
-            for n in names:
-                p = root/lib/f"{n.removeprefix(lib + '.')}.py"
-                if not n.startswith(lib + '.') or n in found or not p.exists(): continue
-                t = ast.parse(p.read_text(encoding='utf-8'))
-                found[n] = sha(ast.unparse(t)); todo.append(t)
-    return found
+    from kinetics_dance.core.dependencies import closure
+    found = closure([t for s in srcs if (t := tree(s))], root/lib)
+    return {m: sha('\0'.join(code)) for m, code in found.items() if code}
 
 
 def file_sha(p):

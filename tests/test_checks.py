@@ -199,7 +199,7 @@ def test_readme_on_github():
     plain = re.sub(r'^```.*?^```|`[^`\n]*`', '', s, flags=re.M | re.S)
     assert not re.search(r'<(?!!--)/?[a-z]', plain) and ':::' not in plain and '{#' not in plain
     assert 'pages/' not in re.sub(r'nbs/pages/', '', plain)
-    known = subprocess.run([sys.executable, '-m', f'{LIB}.command_line', '--help'], cwd=ROOT, capture_output=True, text=True, env={'COLUMNS': '120'}).stdout
+    known = subprocess.run([sys.executable, '-m', f'{LIB}.study.cli', '--help'], cwd=ROOT, capture_output=True, text=True, env={'COLUMNS': '120'}).stdout
     for command in re.findall(r'kinetics-dance ([a-z][\w-]+)', s):
         if not command.startswith('dance'): assert re.search(rf'\b{command}\b', known), command
     targets = re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(), re.M)

@@ -167,11 +167,10 @@ def test_a_study_clip_gets_the_numbers_of_the_study(predictor, here):
 
 @pytest.mark.parametrize('args, wanted', [(['--study', 's', '--model', 'cnn_lstm', '--seed', '1', '--runs', 'r'], ('s', 'cnn_lstm', 1, 'r')), (['--study', 's'], ('s', None, None, None))])
 def test_train_hands_over(monkeypatch, args, wanted):
-    from kinetics_dance.study import cli
-    from kinetics_dance.training import runs
+    from kinetics_dance.study import cli as command_line, launch
     asked = []
-    monkeypatch.setattr(units, 'train_study', lambda study, model=None, seed=None, runs=None, log=print, packed=None: asked.append((study, model, seed, runs)) or [])
-    assert cli('train', *args, '--json', main=cli.main)[:2] == (0, '[]\n') and asked == [wanted]
+    monkeypatch.setattr(launch, 'train_study', lambda study, model=None, seed=None, runs=None, log=print, packed=None: asked.append((study, model, seed, runs)) or [])
+    assert cli('train', *args, '--json', main=command_line.main)[:2] == (0, '[]\n') and asked == [wanted]
 
 
 # ---- bad input

@@ -3,7 +3,7 @@ errors of the system that must not be called damage."""
 import builtins, errno, hashlib, json, os, resource, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from kinetics_dance.loading import workers
+from kinetics_dance.loading import workers as workers_module
 from kinetics_dance.loading.reader import FrameStore
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.loading.workers import fit_workers, worker_error
@@ -111,7 +111,7 @@ def test_a_batch_that_cannot_be_packed(noise, lost):
 @LINUX
 def test_a_batch_that_python_drops(noise, monkeypatch):
     "Without our ending of the worker, as it was before: the last batch is missing, and that is counted"
-    monkeypatch.setattr(fetching, '_leave', lambda error, batch: None)
+    monkeypatch.setattr(workers_module, '_leave', lambda error, batch: None)
     with pytest.raises(StudyError, match='1 of 6 batches of the epoch did not come'): list(loader(noise, type('L', (Losing,), dict(lost=5))))
 
 
@@ -199,9 +199,9 @@ def test_the_end_of_a_worker_in_the_middle_of_a_step(noise, words):
 @LINUX
 def test_as_many_workers_as_fit(monkeypatch):
     def machine(cores=9, room=1e9, space=None, files=None):
-        monkeypatch.setattr(fetching, '_cores', lambda: cores)
-        monkeypatch.setattr(fetching, 'shared_room', lambda: (room, room))
-        monkeypatch.setattr(fetching, '_limits', lambda: (space, files))
+        monkeypatch.setattr(workers_module, '_cores', lambda: cores)
+        monkeypatch.setattr(workers_module, 'shared_room', lambda: (room, room))
+        monkeypatch.setattr(workers_module, '_limits', lambda: (space, files))
     machine()
     assert fit_workers(10_000_000, 'cuda') == (8, '') and fit_workers(10_000_000, 'cpu') == (0, '')
     for limit, n in ((dict(cores=3), 2), (dict(room=64e6), 2), (dict(space=70e6), 2), (dict(files=128), 3)):

@@ -97,14 +97,14 @@ print(json.dumps([float(x.double().sum()) for x, _ in dl]))'''
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, workers):
     "The unit that was interrupted and the one that was not: the same bytes"
-    from kinetics_dance.training import runs, checkpoints
+    from kinetics_dance.training import checkpoints, runs as training_runs
     runs, _ = packed
     folder, said = runs/'tiny'/'models'/'per_frame'/'seed9', runs/'tiny'/'predictions'/'per_frame'/'seed9.parquet'
     how = settings(runs, epochs=2, packed=True, workers=workers, seeds=[9]), 9
     def made(): return (folder/'model.safetensors').read_bytes(), (folder/'history.csv').read_bytes(), said.read_bytes()
     def again(): (folder/'card.json').unlink(missing_ok=True)
     again()
-    runs.train_unit('per_frame', *how)
+    training_runs.train_unit('per_frame', *how)
     whole, seen = made(), []
     class Dies(checkpoints.Checkpoint):
         def __init__(self, *args): super().__init__(*args, every=0)
@@ -112,11 +112,11 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, worke
             super().after_batch()
             if self.training: seen.append((self.epoch, self.dl.step))
             if seen[-1:] == [(1, 1)] and seen.count((1, 1)) == 1: raise KeyboardInterrupt
-    monkeypatch.setattr(units, 'Checkpoint', Dies)
+    monkeypatch.setattr(training_runs, 'Checkpoint', Dies)
     again()
-    with pytest.raises(KeyboardInterrupt): runs.train_unit('per_frame', *how)
+    with pytest.raises(KeyboardInterrupt): training_runs.train_unit('per_frame', *how)
     before = len(seen)
-    runs.train_unit('per_frame', *how)
+    training_runs.train_unit('per_frame', *how)
     assert seen[before:] == [(1, 2)] and made() == whole, "of its two steps one was left"
 
 

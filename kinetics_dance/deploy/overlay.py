@@ -15,7 +15,7 @@ from ..core.base import writing
 from ..core.base import Unavailable
 from ..video.decoding import Damaged, open_video, sound_frames
 from ..video.film_strip import film_strip
-from ..video.encoding import Shaper, _encoder, _even_size, _ffmpeg_command, steady
+from ..video.encoding import Shaper, encoder, even_size, ffmpeg_command, steady
 
 # %% ../../nbs/deploy/01_overlay.ipynb #1051f640
 # told apart by the colour-blind too (Okabe and Ito 2008, *Color Universal Design*)
@@ -97,15 +97,15 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
     def sized(frames):
         nonlocal size # a stream can be asked only while it is read
         for t,f,v in frames:
-            size = size or _even_size(f, v, None)
+            size = size or even_size(f, v, None)
             yield t, f, v
     ticks = math.ceil((stop-start)*rate-1e-6) if stop is not None else None
-    with closing(sound_frames(path, start)) as frames, _encoder(time.monotonic()+30*86400) as (begin, write, end):
+    with closing(sound_frames(path, start)) as frames, encoder(time.monotonic()+30*86400) as (begin, write, end):
         try:
             for k,(f,_) in enumerate(steady(sized(frames), float(rate), start, ticks)):
                 if k == 0:
                     seconds = stop and stop-start
-                    begin(_titled(_ffmpeg_command(path, target, start, seconds, size, round(rate), rate, channels)))
+                    begin(_titled(ffmpeg_command(path, target, start, seconds, size, round(rate), rate, channels)))
                 if f is not last: last, base = f, shaper(f, *size).to_ndarray()
                 i = max(0, int(np.searchsorted(times, start+k/rate+1e-6, side='right'))-1)
                 if i != shown: shown, caption = i, _caption(lines[i], shares[i], *size)

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.base import StudyError
 from ..core.base import Unavailable
 from ..video.decoding import Damaged, open_video, sound_frames, upright_size
-from ..video.reading import _cover, _cut, _shaper, regular
+from ..video.reading import cover_size, cut_out, shaper_to, regular
 
 # %% ../../nbs/deploy/00_windows.ipynb #b9fa4a32
 MOST = 200_000 # windows of one video: beyond that, somebody is mistaken
@@ -78,12 +78,12 @@ class _Pass:
 
 def _shapes(size, crop=None):
     "From a PyAV frame to the middle of it, `(h,w,3)`"
-    shaper, (h, w) = _shaper(size), crop or size
+    shaper, (h, w) = shaper_to(size), crop or size
     # as in validation: the middle, rounded down
     top, left = (size[0]-h+1)//2, (size[1]-w+1)//2
     def shape(f, pixels):
-        big, at = _cover(*upright_size(f, pixels), size)
-        return np.ascontiguousarray(_cut(shaper(f, *big).to_ndarray(), size, at)[top:top+h, left:left+w])
+        big, at = cover_size(*upright_size(f, pixels), size)
+        return np.ascontiguousarray(cut_out(shaper(f, *big).to_ndarray(), size, at)[top:top+h, left:left+w])
     return shape
 
 # %% ../../nbs/deploy/00_windows.ipynb #5ffedc66
@@ -149,7 +149,7 @@ def _save(f, pixels, t, folder):
     "Write a frame as it is shown, at its full size"
     from simplejpeg import encode_jpeg
     name = f'{t:010.3f}.jpg'
-    (folder/name).write_bytes(encode_jpeg(np.ascontiguousarray(_shaper(None)(f, *upright_size(f, pixels)).to_ndarray()), quality=95))
+    (folder/name).write_bytes(encode_jpeg(np.ascontiguousarray(shaper_to(None)(f, *upright_size(f, pixels)).to_ndarray()), quality=95))
     return name
 
 # %% ../../nbs/deploy/00_windows.ipynb #994f375a

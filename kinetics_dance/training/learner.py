@@ -10,6 +10,7 @@ import torch
 from functools import partial
 import pandas as pd
 from torch import nn, Tensor
+import fastai.callback.schedule  # gives Learner its fit_one_cycle
 from fastai.callback.core import Callback, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
