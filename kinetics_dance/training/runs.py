@@ -77,7 +77,8 @@ def model_code(
     spec:str, # `module:Class` of the model
 )->str: # A hash
     "The code that decides what a model learns and predicts: of its class, of training, and of all they import"
-    folder = Path(__file__).parent.parent
+    import kinetics_dance
+    folder = Path(kinetics_dance.__file__).parent
     own = spec.split(':')[0].partition('.')[2]
     code = closure(['training.runs'], folder, _APART)
     return code_hash(code | closure([own], folder, [p for p in _APART if p != r'\w+']))
