@@ -41,6 +41,7 @@ check: env ## the quick checks alone: library exported, notebooks clean, README 
 
 export: env ## write the library from the notebooks
 	@$(VENV)/bin/nbdev_export
+	@$(PY) -m report.schema
 
 clean-notebooks: env ## take outputs and needless metadata out of the notebooks
 	@$(VENV)/bin/nbdev_clean

@@ -34,13 +34,23 @@ def mismatch(value, default):
     return f'expected {_name(default)}, got {_name(value)} {value!r}{hint}'
 
 
-def load_study(path, root, runs=None):
-    "(name, {key: value}, {stem: declared parameters}) of the study file at `path`; raises `UserError`"
-    path, shown = Path(path).resolve(), path
-    if path.is_relative_to(root): shown = path.relative_to(root)
-    if not path.is_file():
-        known = ', '.join(p.stem for p in sorted((root/'studies').glob('*.yaml'))) or 'none'
-        raise UserError(f'{shown}: no such study file (in studies/: {known})')
+def library_settings(root):
+    "Does the library of a project declare its settings? Then it reads and checks study files, for every command alike"
+    return (root/settings(root)['lib_name']/'study'/'settings.py').is_file()
+
+
+def given(root, path, shown):
+    "What a study file gives, as the library reads it"
+    if str(root) not in sys.path: sys.path.insert(0, str(root))
+    lib = importlib.import_module(f"{settings(root)['lib_name']}.study.settings")
+    try: return lib.file_settings(path)
+    except Exception as e:
+        if type(e).__name__ != 'StudyError': raise
+        raise UserError(str(e).replace(path.name, str(shown), 1)) from None
+
+
+def parsed(path, shown):
+    "A study file of a project without declared settings"
     try: params = yaml.load(path.read_text(encoding='utf-8'), _Loader)
     except UserError as e: raise UserError(f'{shown}: {e}') from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -48,10 +58,11 @@ def load_study(path, root, runs=None):
         raise UserError(f"{shown}{f':{mark.line+1}' if mark else ''}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
     params = {} if params is None else params
     if not isinstance(params, dict): raise UserError(f'{shown}: must be a mapping of `key: value` lines, not {_name(params)}')
-    decl = {}
-    for stem, nb in notebooks(root).items():
-        try: decl[stem] = declared(load_nb(nb))
-        except (SyntaxError, ValueError) as e: raise UserError(f'{nb.relative_to(root)}: the parameters cell must hold plain literals: {e}') from None
+    return params
+
+
+def checked(params, decl, path, shown):
+    "Each key against the parameters cells of the notebooks"
     # a key counts as declared where a numbered notebook declares it: the others only follow
     owners = {k: {s: d[k] for s, d in decl.items() if k in d and NUMBERED.match(s)} for k in {k for d in decl.values() for k in d}}
     owners = {k: v for k, v in owners.items() if v}
@@ -63,6 +74,22 @@ def load_study(path, root, runs=None):
             if m := mismatch(v, default): raise UserError(f'{shown}: {k}: {m} (declared in {stem})')
     if params.get('study', path.stem) != path.stem:
         raise UserError(f"{shown}: study is {params['study']!r}, but the file is named {path.stem!r}: they must be the same")
+    return params
+
+
+def load_study(path, root, runs=None):
+    "(name, {key: value}, {stem: declared parameters}) of the study file at `path`; raises `UserError`"
+    path, shown = Path(path).resolve(), path
+    if path.is_relative_to(root): shown = path.relative_to(root)
+    if not path.is_file():
+        known = ', '.join(p.stem for p in sorted((root/'studies').glob('*.yaml'))) or 'none'
+        raise UserError(f'{shown}: no such study file (in studies/: {known})')
+    decl = {}
+    for stem, nb in notebooks(root).items():
+        try: decl[stem] = declared(load_nb(nb))
+        except (SyntaxError, ValueError) as e: raise UserError(f'{nb.relative_to(root)}: the parameters cell must hold plain literals: {e}') from None
+    if library_settings(root): params = given(root, path, shown)
+    else: params = checked(parsed(path, shown), decl, path, shown)
     params['study'] = path.stem
     if runs is not None: params['runs'] = str(runs)
     return path.stem, params, decl, str(shown)

@@ -63,7 +63,9 @@ def _status(study, runs, as_json):
     from kinetics_dance.study import settings as lib
     from kinetics_dance.clips.table import ClipTable
     from kinetics_dance.core.base import run_dir
-    if study.endswith(('.yaml', '.yml')): study, runs = (lib.read_study(study, runs=runs)[k] for k in ('study', 'runs'))
+    if study.endswith(('.yaml', '.yml')) or lib.study_path(study).is_file():
+        p = lib.file_settings(study, runs=runs)
+        study, runs = p['study'], p.get('runs')
     at = run_dir(study, runs or 'runs')/'clips.sqlite'
     if not at.exists(): raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
     _tell(ClipTable(at).frame(), as_json)
@@ -162,6 +164,24 @@ def _demo_video(out, seed, as_json):
     if as_json: return print(json.dumps(dict(video=str(out), dances=dances)))
     print(out, *(f"  {d['time_start']:.0f} – {d['time_end']:.0f} s  {d['label']}" for d in dances), sep='\n')
 
+# %% ../../nbs/study/02_cli.ipynb #0a7044dc
+def _settings(name, study, as_json):
+    "List settings: all, or one; with their values in a study"
+    from kinetics_dance.core.base import nearest
+    from kinetics_dance.core.settings import settings_table
+    rows = [r for r in settings_table() if name in (None, r['name'])]
+    if not rows:
+        known = [r['name'] for r in settings_table()]
+        raise StudyError(f'settings: there is no setting {name!r}{nearest(name, known)}')
+    if study:
+        from kinetics_dance.study.settings import read_settings
+        values = read_settings(study)
+        rows = [r | dict(value=values[r['name']]) for r in rows]
+    if as_json: return print(json.dumps(rows, default=str))
+    for r in rows:
+        value = f", here {r['value']!r}" if study else ''
+        print(f"{r['name']} ({r['type']}, {r['default']!r}{value}): {r['help']} [{r['stage']}]")
+
 # %% ../../nbs/study/02_cli.ipynb #0cc822b6
 def app():
     "The typer application `kinetics-dance`"
@@ -216,6 +236,15 @@ def app():
     ):
         "Train models of a study whose frames are there"
         _train(study, model, seed, runs, as_json, packed)
+
+    @app.command()
+    def settings(
+        name:str=typer.Argument(None, help='One of them'),
+        study:str=option(None, help='Show the values of this study, too'),
+        as_json:bool=json_option, debug:bool=debug
+    ):
+        "What a study file may say: name, type, default, one line of help, and the stage it matters to"
+        _settings(name, study, as_json)
 
     @app.command()
     def report(

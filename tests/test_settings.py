@@ -1,0 +1,86 @@
+"Settings are declared once, and read by one reader: the runner, every command and the library say the same."
+import json, subprocess, sys
+import pytest
+from hypothesis import given, settings as limits, strategies as st
+from conftest import ROOT
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.core.settings import check_settings, defaults, json_schema
+from kinetics_dance.study.settings import file_settings, read_settings
+from report.common import UserError, declared, load_nb, notebooks
+from report.study import load_study
+
+STAGES = [s for s in notebooks(ROOT) if s[:2].isdigit()]
+
+
+def write(folder, name, text):
+    (folder/'studies').mkdir(exist_ok=True)
+    path = folder/'studies'/f'{name}.yaml'
+    path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
+    return path
+
+
+def test_notebooks_and_declarations_agree():
+    "Each parameter of a stage is declared with the same default, and each declared setting is a parameter of some stage"
+    seen = {}
+    for s in STAGES: seen |= declared(load_nb(notebooks(ROOT)[s]))
+    assert seen == defaults()
+
+
+WRONG = [('epochz: 3', "unknown key 'epochz'"), ('epochs: 3\nepochs: 4', "key 'epochs' is given twice"),
+         ('n_train: true', 'n_train: expected a whole number, got true or false'), ('seeds: [a]', "seeds: in the list, expected a whole number"),
+         ('body_lr: 1e-3', 'write 0.001'), ('n_valid: 0', 'n_valid: 0 is too small; give at least 1'), ('- a', 'must be a mapping'),
+         ('a: [1', 'not valid YAML'), ('study: demo', "study is 'demo', but the file is named 'mine'"), (b'\xff\xfe\x00', 'not valid YAML'),
+         ('n_test: null', 'expected a whole number'), ('1: 2', 'must be a mapping'), ('source: utube', 'none of')]
+
+
+@pytest.mark.parametrize('text, says', WRONG, ids=[str(t)[:20] for t, _ in WRONG])
+def test_every_reader_refuses_it(tmp_path, text, says):
+    "The library, the runner and the commands, each with one line that names the file"
+    path = write(tmp_path, 'mine', text)
+    with pytest.raises(StudyError, match='mine.yaml') as e: read_settings(path)
+    assert says in str(e.value) and '\n' not in str(e.value)
+    if says != 'none of':
+        with pytest.raises(UserError) as e: load_study(path, ROOT)
+        assert says in str(e.value)
+    for command in ('download', 'frames', 'train', 'status'):
+        if text in ('a: [1', 'epochz: 3'):
+            p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', command, '--study', str(path)], cwd=ROOT, capture_output=True, text=True)
+            assert p.returncode == 2 and says in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+
+
+def test_a_study_is_named_by_its_file(tmp_path):
+    "A file without a line `study:` is not the demo"
+    path = write(tmp_path, 'mine', 'n_train: 3\n')
+    assert read_settings(path)['study'] == 'mine' == load_study(path, ROOT)[0]
+    assert file_settings(path) == dict(study='mine', n_train=3)
+
+
+@limits(max_examples=150, deadline=None)
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode),
+                 st.dictionaries(st.sampled_from([*defaults(), 'other']), st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+                                 lambda x: st.lists(x, max_size=3), max_leaves=4), max_size=4).map(lambda d: json.dumps(d).encode())))
+def test_any_bytes_are_settings_or_one_line(tmp_path_factory, data):
+    path = write(tmp_path_factory.getbasetemp(), 'any', data)
+    try: file_settings(path)
+    except StudyError as e: assert len(str(e).splitlines()) == 1
+
+
+def test_schema_beside_the_studies():
+    "`python -m report.schema` would not change it, and every study file passes it"
+    import jsonschema, yaml
+    schema = json.loads((ROOT/'studies/schema.json').read_text())
+    assert schema == json.loads(json.dumps(json_schema())), 'make export writes studies/schema.json'
+    for f in (ROOT/'studies').glob('*.yaml'):
+        assert f.read_text().startswith('# yaml-language-server: $schema=schema.json'), f.name
+        jsonschema.validate(yaml.safe_load(f.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError): jsonschema.validate({'epochz': 3}, schema)
+
+
+def test_the_command_lists_them():
+    def run(*args): return subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', 'settings', *args], cwd=ROOT, capture_output=True, text=True)
+    out = json.loads(run('--json').stdout)
+    assert {r['name'] for r in out} == set(defaults())
+    assert 'passes over the training clips' in run('epochs').stdout
+    p = run('epochz')
+    assert p.returncode == 2 and "did you mean 'epochs'" in p.stderr
+    assert json.loads(run('n_train', '--study', 'smoke', '--json').stdout)[0]['value'] == 4
