@@ -97,7 +97,7 @@ print(json.dumps([float(x.double().sum()) for x, _ in dl]))'''
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, workers):
     "The unit that was interrupted and the one that was not: the same bytes"
-    from kinetics_dance.training import runs, checkpoints
+    from kinetics_dance.training import checkpoints, runs
     runs, _ = packed
     folder, said = runs/'tiny'/'models'/'per_frame'/'seed9', runs/'tiny'/'predictions'/'per_frame'/'seed9.parquet'
     how = settings(runs, epochs=2, packed=True, workers=workers, seeds=[9]), 9
