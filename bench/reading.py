@@ -9,7 +9,7 @@ import argparse, itertools, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 import numpy as np
-from kinetics_dance.video import odd_files, decoding
+from kinetics_dance.video import decoding, odd_files
 from kinetics_dance.video.reading import read_frames
 from kinetics_dance.core.processes import worker_pool
 from kinetics_dance.video.encoding import normalise_clip

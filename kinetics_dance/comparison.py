@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core.base import StudyError, writing
+from .core.ownership import MARKER
 from .evaluation.positive_control import frame_ceiling, views
 from .evaluation.analysis import (
     agreement, confusion, load_probes, per_class, probe_effects, temporal_gain, together)
@@ -167,8 +168,10 @@ def write_report(
     for name, df in c.tables.items():
         df = df.assign(**{k: df[k].map(lambda m: marks.get(m, m)) for k in ('model', 'a', 'b') if k in df})
         with writing(folder/'tables'/f'{name}.csv') as out: df.to_csv(out, index=False, float_format='%.6g')
-    for old in (folder/'tables').glob('*.csv'):
-        if old.stem not in c.tables: old.unlink()
+    ours = folder/'tables'/MARKER # the tables that we wrote
+    before = ours.read_text(encoding='utf-8').split() if ours.exists() else []
+    for old in set(before) - set(c.tables): (folder/'tables'/f'{old}.csv').unlink(missing_ok=True)
+    with writing(ours) as out: out.write_text('\n'.join(c.tables), encoding='utf-8')
     with writing(folder/'report.json') as out:
         out.write_text(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n', encoding='utf-8')
     return report

@@ -6,11 +6,12 @@
 __all__ = ['store_info', 'export_frames']
 
 # %% ../nbs/01_frames.ipynb #9d25c039
-import os, shutil
+import os, re, shutil
 from pathlib import Path
 import numpy as np, pandas as pd
 from .loading.reader import MEAN, STD, FrameStore, normalise
 from .clips.annotations import folder_name
+from .core.base import StudyError
 from .video.reading import frame_times, read_frames
 from .video.film_strip import film_strip
 from .video.samplers import (
@@ -39,6 +40,8 @@ def export_frames(store:FrameStore, # Where the frames lie
     for c in clips.itertuples():
         clip_id, folder = c.clip_id, Path(out)/folder_name(c.split)/folder_name(c.label)/c.clip_id
         pictures = store.pictures(clip_id) if store.packed else _pictures(store[clip_id], quality)
+        if odd := [f.name for f in folder.glob('*') if not re.fullmatch(r'\d{5}\.jpg', f.name)]:
+            raise StudyError(f'{folder}: holds {odd[0]!r}, which is not of an earlier export; name another folder')
         new = folder.with_name(f'.{folder.name}.{os.getpid()}')
         new.mkdir(parents=True, exist_ok=True)
         for k, p in enumerate(pictures): (new/f'{k:05d}.jpg').write_bytes(p)

@@ -10,11 +10,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from .deploy.request import (
-    check_video, find_videos, run_command, script_arguments, stretch)
+    check_video, find_videos, readable, run_command, script_arguments, stretch)
 from .models.config import find_model, load_model, model_folders, read_card
 from .core.base import StudyError, writing
 from .core.base import Unavailable
-from .deploy.output import Prediction, Printer, doubts, folder_of_frames, targets
+from .deploy.output import Prediction, Printer, doubts, folder_of_frames, plan_targets
 from .core.watchdog import Reader
 from .deploy.windows import Windows, window_times
 
@@ -103,15 +103,15 @@ def _batch(card):
     return int(np.clip(2**25//(12*card['frames']*card['crop'][0]*card['crop'][1]), 1, 32))
 
 # %% ../nbs/06_inference.ipynb #63b2b404
-def _row(predictor, video, o, many):
+def _row(predictor, video, o, planned):
     "Everything that is asked for about one video: its row, and the prediction"
-    to,ask = targets(check_video(video), o, many),predictor.reader.ask
+    (to,frames),ask = planned,predictor.reader.ask
+    check_video(video)
     part = dict(zip(('start', 'stop'), o['part']))
     path,moving = str(Path(video).absolute()),o['over_time'] or o['save_video']
     if 'cut' in to:
         target = str(to['cut'].absolute())
         for _ in ask('kinetics_dance.deploy.windows:cut', o['timeout'], path=path, target=target, **part): pass
-    frames = o['save_frames_path'] and (Path(o['save_frames_path'])/Path(video).stem if many else o['save_frames_path'])
     with folder_of_frames(frames, o['rm_frames']) as folder:
         step = o['step'] if o['step'] is not None else predictor.card['clip_seconds']/6 if moving else None
         p = predictor.predict(video, step, o['timeout'], *o['part'], strip=10*bool(o['over_time']), save_frames=folder)
@@ -125,8 +125,8 @@ def _row(predictor, video, o, many):
                           times=times, lines=[[f'{q:4.0%} {c}' for c,q in t] for t in top], shares=[[q for _,q in t] for t in top],
                           start=p.span[0], stop=p.span[1]):
             if head.get('lost'): p.warnings.append('its sound cannot be decoded: the video that was written has none')
-    row = dict(video=str(video)) | p.to_dict(o['top'], bool(moving or o['step']))
-    return row | ({'files': {k: str(v) for k,v in to.items()}} if to else {}), p
+    row = dict(video=readable(video)) | p.to_dict(o['top'], bool(moving or o['step']))
+    return row | ({'files': {k: readable(v) for k,v in to.items()}} if to else {}), p
 
 def watch_videos(
     names:list,          # Files, folders, patterns
@@ -137,20 +137,23 @@ def watch_videos(
 )->list: # A dictionary a file: label, probability, top, warnings …; or error
     "Watch videos; a single bad one is an error, one of many is a row with its reason"
     o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None, rm_frames=True, step=None,
-             timeout=None, start_time=None, end_time=None, duration=None) | options | dict(top=top)
+             timeout=None, overwrite=False, out=None, start_time=None, end_time=None, duration=None) | options | dict(top=top)
     o['part'] = stretch(o['start_time'], o['end_time'], o['duration'])
     o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
     files = find_videos(names)
     many,rows = files != [str(n) for n in names] or len(files) > 1,[]
-    if not many: targets(check_video(files[0]), o, many)
+    if not many: check_video(files[0])
     elif o['picture']: raise StudyError('--picture: names one file, but there are several videos; leave it out')
-    predictor = Predictor.load(model_path)
+    plan,predictor = plan_targets(files, o, many),Predictor.load(model_path)
     try:
         for f in _bar(files, many):
-            try: row,p = _row(predictor, f, o, many)
-            except (Unavailable, StudyError, OSError) as e:
+            try: row,p = _row(predictor, f, o, plan[f])
+            except Exception as e: # whatever it is: one file does not end the answers of the others
+                known = isinstance(e, (Unavailable, StudyError, OSError))
+                if not many and not known: raise
                 if not many: raise StudyError(f'{f}: {e}' if isinstance(e, Unavailable) else str(e)) from e
-                row,p = dict(video=f, error=' '.join(str(e).split())),None
+                why = str(e) if known else f'a fault of kinetics_dance: {type(e).__name__}: {e}'
+                row,p = dict(video=readable(f), error=readable(' '.join(why.split()))),None
             rows.append(row)
             if show: show(row, p, many)
     finally: predictor.close()
@@ -164,17 +167,20 @@ def _bar(files, many):
     return track(files, 'watching', console=Console(stderr=True), transient=True)
 
 # %% ../nbs/06_inference.ipynb #8dcb725c
-def _predict(names, top=5, as_json=False, out=None, model_path=None, **options):
+def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=False, **options):
     "The command `predict`; its exit code"
     if top < 1: raise StudyError(f'--top: {top} classes; give at least 1')
-    show,many = Printer(top, as_json, out),False
+    show,many = Printer(top, as_json, out, overwrite),False
     where = find_model(model_path)
     def each(row, p, several):
         nonlocal many
         many = several
         show(row, p, several)
-    try: watch_videos(names, where, top, each, **options)
-    finally: code = show.finish(many) if show.n else 2
+    try: watch_videos(names, where, top, each, out=out, overwrite=overwrite, **options)
+    except BaseException:
+        show.stop(many)
+        raise
+    code = show.finish(many)
     if model_path is None: print(f'model: {where}', file=sys.stderr)
     return code
 
@@ -203,6 +209,7 @@ def app():
         rm_frames:bool=option(True, help='Remove them afterwards'),
         cut:bool=option(False, '--cut', help='Save the part that is watched, as <name>_cut.mp4 beside the video'),
         out:str=option(None, help='Write rows to this .csv or .json'),
+        overwrite:bool=option(False, '--overwrite', help='Replace files that are there already; a video that is read never'),
         timeout:float=option(None, help='Seconds a file may take (default: a minute and four times its length)'),
         as_json:bool=option(False, '--json', help='A JSON object; of several videos, a list'), debug:bool=debug
     ):

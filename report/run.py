@@ -5,12 +5,15 @@
 A notebook is fresh while its code, its parameters, the library modules it imports, the outputs of the notebooks
 before it and the pinned versions are the same as when it last ran, and what it wrote is still there, unchanged.
 Outputs count, not runs: a notebook that ran again and wrote the same bytes makes nothing after it stale."""
-import argparse, ast, fcntl, hashlib, json, os, re, shutil, signal, sys, tempfile, threading, time
+import argparse, fcntl, hashlib, http.client, json, os, re, shutil, signal, sys, tempfile, threading, time
+import urllib.error, urllib.request
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from csv import DictReader, Error as CsvError
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from kinetics_dance.core.dependencies import closure, plain_source
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
                      source, write_atomic, write_json)
 from .record import write_record
@@ -31,28 +34,72 @@ STAGES = {
 VOLATILE = {'report.json': ('seconds',), 'card.json': ('trained', 'seconds')}
 SKIPPED = {'history.csv'}
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS')
+SCHEME = 2      # of a stage's key; 1 (version 0.1.0) hashed whole modules under their names and no inputs
+# settings that name what a study reads; other values count where they look like a path of a file that is there
+INPUTS = ('annotations', 'folder', 'motion', 'weights')
+# not what is read: where things are written, how servers are reached, parts of addresses (the value itself counts)
+NO_INPUT = ('study', 'runs', 'keep', 'cookies', 'proxy', 'url_template', 'mirror', 'contrast')
+VALIDATORS = ('ETag', 'Last-Modified', 'Content-Length')
+LARGEST = 2**30     # bytes of a list without validators
 SILENCE = 20    # seconds between lines where there is no terminal
 
 
 def sha(x): return hashlib.sha256(x if isinstance(x, bytes) else x.encode()).hexdigest()[:20]
 
 
-def tree(src):
-    "Parsed code; a cell that holds a magic has none"
-    try: return ast.parse(src)
-    except SyntaxError: return None
+def remote_state(url, old, warn):
+    "Validators of a URL as the server gives them; where it cannot be reached, what was known"
+    request = urllib.request.Request(url, method='HEAD')
+    try:
+        try: answer = urllib.request.urlopen(request, timeout=20)
+        except urllib.error.HTTPError as e:
+            if e.code not in (403, 405, 501): raise
+            answer = urllib.request.urlopen(url, timeout=20)        # a server that does not know HEAD
+        with answer: state = {k: answer.headers[k] for k in VALIDATORS if answer.headers[k]}
+        if {'ETag', 'Last-Modified'} & set(state): return state
+        with urllib.request.urlopen(url, timeout=60) as answer: data = answer.read(LARGEST + 1)
+        return {'sha256': sha(data)}
+    except (OSError, ValueError, http.client.HTTPException) as e:
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        warn(f'warning: {url} cannot be reached ({why}): taken as unchanged')
+        return old
 
 
-def normal(src):
-    "Code without comments and layout: rewording a caption must not train a network again"
-    return ast.unparse(t) if (t := tree(src)) else src.strip()
+def stat_of(path):
+    "Size and time of a file, or None; a change of its content cannot leave both times as they were"
+    try: s = os.stat(path)
+    except OSError: return None
+    return [s.st_size, max(s.st_mtime_ns, s.st_ctime_ns)]
 
 
-def modules(srcs, root, lib):
-    "{module: hash} of the library's modules that `srcs` import, with what these import in turn"
-    from kinetics_dance.core.dependencies import closure
-    found = closure([t for s in srcs if (t := tree(s))], root/lib)
-    return {m: sha('\0'.join(code)) for m, code in found.items() if code}
+def folder_state(folder, csv=None):
+    "A hash over path, size and time of each video of a folder, or of those that its list names"
+    try:
+        if csv is None: names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file())
+        else:
+            with csv.open(encoding='utf-8', newline='') as f: names = sorted({r.get('path') or '' for r in DictReader(f)})
+    except (OSError, ValueError, CsvError) as e: return f'cannot be read: {type(e).__name__}'
+    return sha(json.dumps([(n, stat_of(folder/n)) for n in names if not n.startswith('.')]))
+
+
+def input_state(value, root, old, warn):
+    "What a setting that names a file, a folder or a URL points to, as far as it can be told apart"
+    if re.match('https?://', value): return remote_state(value, old, warn)
+    path = root/value
+    if path.is_dir(): return folder_state(path)
+    return file_sha(path) if path.is_file() else 'absent'
+
+
+def names_input(key, value, root):
+    "Does a setting's value name something outside of the study that is read?"
+    if not isinstance(value, str) or key in NO_INPUT: return False
+    if re.match('https?://', value) or key in INPUTS: return True
+    return ('/' in value or '.' in value) and (root/value).is_file()
+
+
+def same_library(a, b):
+    "Definitions count, and not the modules they lie in"
+    return isinstance(a, dict) and sorted(a.values()) == sorted(b.values())
 
 
 def file_sha(p):
@@ -112,9 +159,10 @@ class Run:
         for g in st.globs:
             for p in sorted(self.folder.glob(g)):
                 if p.name.startswith('.') or p.name.endswith('.tmp') or p.name in SKIPPED or not p.is_file(): continue
-                s, rel = p.stat(), p.relative_to(self.folder).as_posix()
+                rel = p.relative_to(self.folder).as_posix()
                 old = (known or {}).get(rel)
-                res[rel] = [s.st_size, s.st_mtime_ns, old[2] if old and old[:2] == [s.st_size, s.st_mtime_ns] else file_sha(p)]
+                seen = stat_of(p)
+                res[rel] = [*seen, old[2] if old and old[:2] == seen else file_sha(p)]
         return res
 
     def key(self, st):
@@ -126,15 +174,33 @@ class Run:
         if 'contrast' in self.decl[st.stem]:       # it also reads the report of another study, where there is one
             name = self.params.get('contrast', self.decl[st.stem]['contrast'])
             if name and name != self.study and (p := self.folder.parent/name/'report.json').exists(): up[f'study {name}'] = file_sha(p)
-        return dict(code=sha('\0'.join(map(normal, cells))), library=modules(cells, self.root, self.lib), upstream=up, pins=self.pins,
+        code = sha('\0'.join(plain_source(cells, self.root, self.lib)))
+        return dict(scheme=SCHEME, code=code, library=closure(cells, self.root, self.lib), upstream=up, pins=self.pins, inputs=self.inputs(st),
                     parameters={k: v for k, v in st.params.items() if k != 'runs'})
+
+    def inputs(self, st):
+        "{setting: state} of the files, folders and URLs that the notebook's settings name"
+        values, old, res = self.decl[st.stem] | st.params, (self.record(st.stem) or {}).get('key', {}).get('inputs', {}), {}
+        by_list = values.get('source') == 'folder' and values.get('annotations')
+        for key, value in values.items():
+            if key == 'folder' and (by_list or values.get('source') != 'folder'): continue
+            if key == 'weights' and value in ('none', 'imagenet'): continue
+            for v in value if isinstance(value, (list, tuple)) else [value]:
+                if names_input(key, v, self.root): res[f'{key}: {v}'] = input_state(v, self.root, old.get(f'{key}: {v}'), self.warn)
+        if by_list and not re.match('https?://', csv := by_list if isinstance(by_list, str) else by_list[0]):
+            folder = self.root/(values.get('folder') or Path(csv).parent)
+            res['videos of the list'] = folder_state(folder, self.root/csv)
+        return res
+
+    def warn(self, line): print(line, file=sys.stderr)
 
     def stale(self, st):
         "Why the notebook has to run, or None"
         rec, key = self.record(st.stem), st.key
         if not rec or not (self.executed/f'{st.stem}.ipynb').exists(): return 'not run yet'
+        if rec['key'].get('scheme') != SCHEME: return 'last run by an older version, which noted less'
         for part, old in rec['key'].items():
-            if old == key[part]: continue
+            if old == key[part] or part == 'library' and same_library(old, key[part]): continue
             names = [k for k in {**old, **key[part]} if old.get(k) != key[part].get(k)] if isinstance(old, dict) else []
             return f"{part} changed" + (f": {', '.join(sorted(names)[:4])}" if names else '')
         now = self.outputs(st, rec['outputs'])

@@ -10,6 +10,9 @@ from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp
 from .polish import polish, refuse
 
 HERE = Path(__file__).parent
+MARKER = '.kinetics_dance'                         # names the files of a site: what else is there is somebody's own
+OF_A_SITE = re.compile(r'(?:[^/]+/)*(?:[^/]+\.(?:html|css|js|map|json|svg|png|jpe?g|webp|gif|ico|mp4|webm|wav|mp3|txt|md|csv|xml|ipynb|inv|woff2?|ttf|eot|pdf)'
+                       r'|\.(?:stamp|buildinfo[\w.]*|nojekyll))')
 
 
 def sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()[:16]
@@ -143,6 +146,16 @@ def up_to_date(root, study, runs='runs', out=None):
     return stamp.exists() and all(p.exists() for p in executed.values()) and stamp.read_text() == stamp_of(root, study, runs, executed)
 
 
+def check_site(out):
+    "Refuse a folder that is neither empty nor an earlier site, or in which somebody put files of their own: it is replaced as a whole"
+    if not out.exists(): return
+    there = {str(p.relative_to(out)) for p in out.rglob('*') if not p.is_dir()} if out.is_dir() else {out.name}
+    if (out/MARKER).is_file(): there -= {MARKER, *(out/MARKER).read_text().split('\n')}
+    elif (out/'.stamp').is_file() and re.fullmatch(r'[0-9a-f]{16,}', (out/'.stamp').read_text()): # a site of version 0.1.0
+        there = {f for f in there if not OF_A_SITE.fullmatch(f)}
+    if there: raise UserError(f'{out}: holds {min(there)!r}, which is not of a site made here; name a folder that is new or empty')
+
+
 def build(root, study, runs='runs', out=None, as_they_are=False):
     """Build `_site/` of a study; True if there was anything to do. `as_they_are`: notebooks of the wings that were not run are shown
     without what they print."""
@@ -157,6 +170,7 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
     if 'index' not in stems: raise UserError('nbs/index.ipynb is missing: the site needs a home page')
     stamp = stamp_of(root, study, runs, executed)
     if (out/'.stamp').exists() and (out/'.stamp').read_text() == stamp: return False
+    check_site(out)
     proc = process(root, stems, executed, lib, folder/'.site')
     with tempfile.TemporaryDirectory(prefix='.site-', dir=out.parent) as tmp:
         src, html = Path(tmp)/'src', Path(tmp)/'html'
@@ -183,6 +197,9 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
         polish(html)
         refuse(html, root)
         (html/'.stamp').write_text(stamp)
+        files = sorted(str(p.relative_to(html)) for p in html.rglob('*') if p.is_file())
+        (html/MARKER).write_text('\n'.join(files))
+        check_site(out)
         old = Path(tmp)/'old'
         if out.exists(): os.rename(out, old)
         os.rename(html, out)

@@ -78,7 +78,9 @@ def test_the_old_form_to_the_letter(here, tmp_path):
     code, out, err = script('--start-time', '1')
     assert code == 2 and one_line(err) and 'where it ends' in err
     assert script('--rm-frames', 'maybe')[0] == 2 and cli('--model-path', here/'model', main=inference.script)[0] == 2
-    assert script('--duration', '2', '--json')[0] == 0 and len(read_frames(tmp_path/'inference_cut.mp4')) == 30
+    code, out, err = script('--duration', '2', '--json')
+    assert code == 2 and one_line(err) and '--overwrite' in err, 'what is there stays'
+    assert script('--duration', '2', '--json', '--overwrite')[0] == 0 and len(read_frames(tmp_path/'inference_cut.mp4')) == 30
 
 
 def test_avi_too(here):

@@ -49,7 +49,7 @@ def test_what_the_wheel_holds(wheel):
 
 def test_a_notebook_from_outside(outside, tmp_path):
     "Own folder of videos → loaders → models → comparison, in under thirty lines; then a prediction and the command"
-    from kinetics_dance.synthetic import uploads, dancers
+    from kinetics_dance.synthetic import dancers, uploads
     for member, label in enumerate(dancers.PAIRS['windmill'][:2]):
         (tmp_path/'videos'/label).mkdir(parents=True)
         for i in range(10): uploads.write_video(tmp_path/'videos'/label/f'{i}.mp4', dancers.render_clip('windmill', member, i)[::3], fps=5)

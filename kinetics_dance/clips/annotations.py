@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLUMNS', 'LARGEST', 'VIDEO_SUFFIXES', 'read_annotations', 'select_classes', 'read_folder', 'clip_id', 'folder_name']
+__all__ = ['COLUMNS', 'LARGEST', 'VIDEO_SUFFIXES', 'MOST_CLASSES', 'MOST_LABEL_BYTES', 'read_annotations', 'select_classes',
+           'read_folder', 'clip_id', 'folder_name', 'check_classes']
 
 # %% ../../nbs/clips/00_annotations.ipynb #72743430
 import hashlib, io, json, re, tarfile
@@ -183,3 +184,17 @@ def folder_name(
     "A label as the name of a folder"
     plain = re.sub(r"[^\w ()',&+-]", '_', label).strip(' .')[:80]
     return plain if plain and plain == label else f"{plain or 'class'}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+
+# %% ../../nbs/clips/00_annotations.ipynb #22478530
+MOST_CLASSES, MOST_LABEL_BYTES = 100_000, 5_000_000 # of a model
+
+def check_classes(
+    classes:list, # Labels of a model that is to be trained
+):
+    "`StudyError` for classes that no model's card could hold"
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise StudyError(f'classes: a model needs 2 to {MOST_CLASSES:,} of them, not {len(classes):,}')
+    if len(set(classes)) < len(classes): raise StudyError('classes: two have the same label')
+    if not all(isinstance(c, str) and c for c in classes): raise StudyError('classes: a label is empty, or is no text')
+    if (size := len(json.dumps(list(classes)))) > MOST_LABEL_BYTES:
+        raise StudyError(f'classes: their labels take {size/1e6:.1f} MB, at most {MOST_LABEL_BYTES/1e6:g} MB; shorten them')

@@ -10,6 +10,7 @@ import importlib.util, json, warnings
 from pathlib import Path
 import torch
 from torch import nn, Tensor
+from .request import check_target
 from ..models.config import load_model, read_card
 from ..core.base import StudyError, writing
 from ..models.scores import clip_probabilities
@@ -40,18 +41,20 @@ def export_model(
     folder,           # A model's folder
     format:str='onnx', # `onnx` or `torch_export`
     out=None,         # File to write (default: `model.onnx` or `model.pt2` in the model's folder)
+    overwrite:bool=True, # May it replace a file? The weights and the card it never does
 )->Path: # The file
     "Write a model as a graph that runs without this library"
     if format not in FORMATS: raise StudyError(f'--format: {format!r} is none of {", ".join(FORMATS)}')
     lacking = [p for p in ('onnx', 'onnxscript') if format == 'onnx' and importlib.util.find_spec(p) is None]
     if lacking: raise StudyError(f'--format: onnx needs the package {lacking[0]}; pip install onnx onnxscript')
     card = read_card(folder)
+    at = Path(out) if out else Path(folder)/f'model{FORMATS[format]}'
+    for name in ('model.safetensors', 'card.json'): check_target(at, '--out', Path(folder)/name, (), overwrite)
     how = card.get('normalise') or {}
     whole = Whole(load_model(folder, card), **{k: how[k] for k in ('mean', 'std') if k in how}).eval()
-    out = Path(out) if out else Path(folder)/f'model{FORMATS[format]}'
     frames = torch.zeros(2, card['frames'], *card['crop'], 3, dtype=torch.uint8)
     dynamic = ({0: torch.export.Dim('batch', min=1, max=4096)},)
-    with writing(out) as path, warnings.catch_warnings(), torch.no_grad():
+    with writing(at) as path, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         if format == 'torch_export':
             torch.export.save(torch.export.export(whole, (frames,), dynamic_shapes=dynamic), path)
@@ -61,4 +64,4 @@ def export_model(
             if program is None: raise StudyError(f'{folder}: cannot be written as onnx')
             program.model.metadata_props['classes'] = json.dumps(card['classes'])
             program.save(str(path), external_data=False)
-    return out
+    return at

@@ -6,8 +6,9 @@
 __all__ = ['held', 'download', 'cut_video', 'create_sample']
 
 # %% ../../nbs/download/07_downloader.ipynb #78e5b9a8
-import os, random, re, shutil, socket, time
+import os, random, re, socket, time
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable
 import pandas as pd
@@ -16,6 +17,7 @@ from ..clips.annotations import folder_name, read_annotations
 from ..clips.splits import sample
 from ..clips.table import ClipTable
 from ..core.base import StudyError, nearest
+from ..core.ownership import claim, sweep
 from ..clips.splits import wanted as wanted_clips
 from .cvdf import class_numbers, tar_of
 from .progress import Pace
@@ -29,13 +31,26 @@ def _made_of(row, version, short_side, fps):
     "What a clip is made of, as text: for a local file also the file's size and time"
     f = (Path(row['url']).stat()
          if row['source'] == 'folder' and isinstance(row['url'], str) and Path(row['url']).is_file() else None)
-    return '|'.join(map(str, (MARK, short_side, fps, version, *((f.st_size, f.st_mtime_ns) if f else ()))))
+    local = _local_facts(row, f) if f else ()
+    return '|'.join(map(str, (MARK, short_side, fps, version, *local)))
+
+@lru_cache(maxsize=100_000)
+def _content(path, *facts): return file_digest(path)['sha256']
+
+def _local_facts(row, f):
+    "Size, time, time of the last change and SHA-256 of a local video; what was noted, if it still says the content"
+    facts = f.st_size, f.st_mtime_ns, f.st_ctime_ns
+    noted = (row.get('made_of') or '').split('|')[4:]
+    if tuple(noted[:3]) == tuple(map(str, facts)) and len(noted) == 4: return noted
+    if len(noted) == 2 and noted == [str(x) for x in facts[:2]]: return noted       # of version 0.1.0
+    content = _content(row['url'], *facts)
+    return noted if len(noted) == 4 and noted[3] == content else (*facts, content)
 
 def _is_there(row, folder):
     "Is a clip on disk, made of the same, with the bytes that the table says?"
     try: f = (folder/row['path']).stat()
     except OSError: return False
-    untouched = f.st_mtime <= (row['updated'] or 0)
+    untouched = max(f.st_mtime, f.st_ctime) <= (row['updated'] or 0)
     return f.st_size == row['bytes'] and (untouched or file_digest(folder/row['path'])['sha256'] == row['sha256'])
 
 def _listed(folder):
@@ -48,7 +63,7 @@ def _listed(folder):
             except FileNotFoundError: continue
             names.append(f.name)
             size.append(x.st_size)
-            changed.append(x.st_mtime)
+            changed.append(max(x.st_mtime, x.st_ctime)) # a time can be set back, that of the last change cannot
     return names, size, changed
 
 def _look(table, folder, version, short_side, fps):
@@ -63,7 +78,9 @@ def _look(table, folder, version, short_side, fps):
     clips['there'] = clips.same & (disk.bytes == clips.bytes) & ~touched
     # few: those that somebody touched, and those that lie elsewhere
     odd = clips[clips.same & ~clips.there & clips.path.notna() & (touched | (disk.bytes < 0))]
-    return clips.assign(there=clips.there | clips.clip_id.isin(r['clip_id'] for r in odd.to_dict('records') if _is_there(r, folder)))
+    good = [r['clip_id'] for r in odd.to_dict('records') if _is_there(r, folder)]
+    table.update([dict(clip_id=c) for c in good])       # looked at: not again next time
+    return clips.assign(there=clips.there | clips.clip_id.isin(good))
 
 # %% ../../nbs/download/07_downloader.ipynb #25ffa87d
 @contextmanager
@@ -105,10 +122,11 @@ def download(table:ClipTable,   # The study's clips
     "Fetch, cut and check every clip of the table that is not there yet; may be killed and run again at any time"
     folder, settings = Path(folder), dict(settings or {}) | ({'url_template': url_template} if url_template else {})
     to = folder if storage is None else place(storage)
-    for f in (folder, *([] if is_far(to) else [to/'videos'])): f.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(to/'videos', 'videos')
     made, details, pace, log = (version, short_side, fps), {}, pace or Pace(), log or (lambda line: None)
     with held(folder):
-        _sweep(to)
+        sweep(to/'videos', 'videos')
         checked, attempt = set(), 0
         while not pace.why:
             clips = _look(table, to, *made)
@@ -131,18 +149,10 @@ def download(table:ClipTable,   # The study's clips
             details |= one_round(table, to, uploads, settings, jobs, timeout, log, pace, every, pool,
                                   short_side=short_side, fps=fps)
             attempt += not fresh or not attempt
-        if attempt: _sweep(to)
+        if attempt: sweep(to/'videos', 'videos')
     # what was read last is still true if nothing was done: half a million rows are not read twice
     clips = table.frame() if attempt or pace.why or len(found) else clips.drop(columns=['same', 'there'])
     return clips.assign(detail=clips.clip_id.map(details).fillna('') if details else '')
-
-def _sweep(folder):
-    "Remove what killed workers left; in a bucket they leave nothing"
-    if is_far(folder): return
-    for f in os.listdir(folder/'videos'):
-        if not f.startswith('.'): continue
-        p = folder/'videos'/f
-        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 def _check_sources(names, settings):
     "What would make every clip fail is said before the first is asked for"
@@ -199,6 +209,7 @@ def create_sample(
         numbers = class_numbers(df.label.dropna())
         lines['url'] = [tar_of(l, split, numbers) for l in lines.label]
     lines = lines.assign(source=source, split=split)
+    if not (save/split).exists() or not (save/'clips.sqlite').exists(): claim(save/split, 'classes')
     table = ClipTable(save/'clips.sqlite')
     others = table.frame()[lambda d: d.split != split] # of an earlier call
     def ask(gone=()): return pd.concat([others, wanted_clips(lines.assign(split='train'), sample_size, gone=gone).assign(split=split)])

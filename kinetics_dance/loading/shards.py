@@ -10,6 +10,7 @@ import hashlib, json, re, shutil, tarfile
 import numpy as np
 from ..clips.splits import hash_order
 from ..core.base import StudyError, pd
+from ..core.ownership import claim, remove_ours, sweep
 from ..core.storage import is_far, near, place, sizes, system_error, writing
 from .store import SUFFIX
 
@@ -72,9 +73,8 @@ def pack_store(
     version = hashlib.sha256(head+index).hexdigest()
     key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
     plan = _plan(folder, shard_mb*1_000_000)
-    out.mkdir(parents=True, exist_ok=True)
-    if not is_far(out):
-        for left in out.glob('.*.tar'): left.unlink() # of a packing that was killed
+    claim(out, 'packs')
+    sweep(out, 'packs') # of a packing that was killed
     there,names = sizes(out),[f'{key}-{k:06d}.tar' for k in range(len(plan))]
     _check_room(out, [sum(p.bytes) for n,p in zip(names, plan) if n not in there], log)
     for name,text in (('store.json', head), ('index.parquet', index)):
@@ -86,8 +86,7 @@ def pack_store(
         if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
     made = dict(format=PACK, version=version, shard_mb=shard_mb, store=json.loads(head), shards=shards)
     with writing(out/'index.json') as p: p.write_text(json.dumps(made))
-    for old in sizes(out):
-        if old.endswith('.tar') and old not in names: (out/old).unlink()
+    remove_ours(out, set(sizes(out)) - set(names), r'[0-9a-f]{10}-\d{6}\.tar') # of an earlier packing
     return made
 
 # %% ../../nbs/loading/05_shards.ipynb #584030a4

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['SUFFIX', 'QUALITY', 'FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', 'store_clip', 'build_store', 'store_bytes']
 
 # %% ../../nbs/loading/00_store.ipynb #87f4876c
-import io, json, re, shutil, sys, time, warnings
+import io, json, os, re, shutil, sys, time, warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from contextlib import nullcontext
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 from ..core.base import StudyError, pd
+from ..core.ownership import claim, sweep
 from ..video.reading import frame_times, read_frames
 from ..video.samplers import SAMPLERS
 from ..download.sources import reason_of
@@ -91,10 +92,10 @@ def _try_clip(clip_id, path, folder, params, source):
     try:
         if is_far(folder) and source and _valid_note(folder, clip_id, path, source, params): return None, ''
         if not path.exists(): raise Unavailable('file gone', f'{path.name}: no such file any more; download again')
-        if source and source['bytes'] != path.stat().st_size:
-            raise Unavailable('other', f'{path.name} is not what was downloaded')
         with warnings.catch_warnings(record=True) as said, near(path) as file: # of frames that are missing at the end
             warnings.simplefilter('always', UserWarning)
+            if source and source != file_digest(file):
+                raise Unavailable('other', f'{path.name} is not what was downloaded; run 00_data again')
             store_clip(clip_id, file, folder, params, source)
     except Exception as e: return getattr(e, 'reason', None) or reason_of(e), str(e)
     return None, '; '.join(str(w.message) for w in said)
@@ -156,27 +157,36 @@ def _jobs(clips, base):
 
 # %% ../../nbs/loading/00_store.ipynb #55b9e1d4
 def _open_store(folder, params, log):
-    if not is_far(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob('.*'): left.unlink() # of a run that was killed
+    claim(folder, 'frames')
+    sweep(folder, 'frames') # of a run that was killed
     head, wanted = folder/'store.json', dict(format=FORMAT) | params
     old = json.loads(head.read_text()) if head.exists() else wanted
     if old != wanted:
         log('frames: made anew, the store had ' + ', '.join(f'{k}={v}' for k, v in old.items() if wanted.get(k) != v))
         (folder/'index.parquet').unlink(missing_ok=True)
         for note in folder.glob('*.json'): # the clips of the old store, each with its note
-            if note.name == head.name: continue
+            if note.name == head.name or not _is_note(note): continue
             for suffix in SUFFIX.values(): note.with_name(note.stem + suffix).unlink(missing_ok=True)
             note.unlink()
     with writing(head) as p: p.write_text(json.dumps(wanted, indent=1) + '\n')
 
+def _is_note(path):
+    "Is it a note of `store_clip`, and not a file that somebody put there?"
+    try: note = json.loads(path.read_text())
+    except (OSError, ValueError): return False
+    return isinstance(note, dict) and note.get('clip_id') == path.stem and {'params', 'source', 'array'} <= set(note)
+
 def _valid_note(folder, clip_id, path, source, params):
     "The note of a clip that can stay: its parameters, its video and its array are still the same"
     try:
-        note, size = json.loads((folder/f'{clip_id}.json').read_text()), path.stat().st_size
+        file, video = folder/f'{clip_id}.json', path.stat()
+        note = json.loads(file.read_text())
         if source is None: source = file_digest(path)
         same = (note['params'] == params and all(note['source'][k] == source[k] for k in ('bytes', 'sha256'))
-                and size == source['bytes'])
+                and video.st_size == source['bytes'])
+        if same and not is_far(folder) and max(video.st_mtime, video.st_ctime) >= file.stat().st_mtime:
+            if file_digest(path) != source: return None     # changed since, maybe with its size and time as they were
+            os.utime(file)                                  # looked at: not again next time
         array = folder/f"{clip_id}{SUFFIX[params['compression']]}"
         return note if same and array.stat().st_size == note['array']['bytes'] else None
     except (OSError, ValueError, KeyError) as e:

@@ -9,6 +9,7 @@ __all__ = ['FORMAT', 'LARGEST_CARD', 'SCHEMA', 'read_card', 'model_folders', 'fi
 # %% ../../nbs/models/05_config.ipynb #ac242616
 import json, math
 from pathlib import Path
+from ..clips.annotations import MOST_CLASSES
 from ..core.base import StudyError, project_root
 from ..core.storage import system_error
 from .registry import MOVED, known_specs, model_class
@@ -21,7 +22,7 @@ def _whole(most): return dict(type='integer', minimum=1, maximum=most)
 def _three(least):
     return dict(type='array', items=dict(type='number', minimum=least, maximum=1e3), minItems=3, maxItems=3)
 
-_WORD = dict(type='string', minLength=1, maxLength=200)
+_WORD = dict(type='string', minLength=1) # as long as the card as a whole allows, see LARGEST_CARD
 _ARGUMENT = dict(anyOf=[
     dict(type='number', minimum=-65536, maximum=65536), dict(type=['boolean', 'null']),
     dict(type='string', maxLength=1000),
@@ -35,7 +36,7 @@ SCHEMA = dict(
         model=dict(enum=[*known_specs(), *MOVED]),
         arguments=dict(type='object', maxProperties=64, propertyNames=dict(pattern=r'^[a-z][a-z0-9_]{0,40}$'),
                        properties=dict(layers=_whole(256), depth=_whole(256)), additionalProperties=_ARGUMENT),
-        classes=dict(type='array', items=_WORD, minItems=2, maxItems=100_000, uniqueItems=True),
+        classes=dict(type='array', items=_WORD, minItems=2, maxItems=MOST_CLASSES, uniqueItems=True),
         frames=_whole(1024),
         crop=dict(type='array', items=_whole(4096), minItems=2, maxItems=2),
         stored=dict(type='object', required=list(_SIZES), properties=_SIZES),
@@ -48,7 +49,7 @@ def _read(path):
     if not path.is_file():
         pickles = [p.name for p in path.parent.glob('*') if p.suffix in _PICKLES] if path.parent.is_dir() else []
         raise StudyError(f'{path.parent}: no card.json; {_WHAT}'
-                         + f' ({pickles[0]} is not read: a pickle can run code)'*bool(pickles))
+                         + (f' ({pickles[0]} is not read: a pickle can run code)' if pickles else ''))
     try:
         if path.stat().st_size > LARGEST_CARD: raise ValueError
         card = json.loads(path.read_text(encoding='utf-8'))

@@ -37,8 +37,10 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
 
 def _at(run, storage, clips=()):
     "Where videos and frames lie, once it is known that this machine can write there, and that the videos of these clips do"
+    from kinetics_dance.core.ownership import check_ours
     from kinetics_dance.core.storage import home, is_far, place, probing, sizes, system_error
     where = home(run) if storage is None else place(storage)
+    for kind in () if storage is None else ('videos', 'frames', 'packs'): check_ours(where/kind, kind)
     if is_far(where):
         with probing(where): pass
     if len(clips):
@@ -155,11 +157,11 @@ def _report(study, runs, as_json):
     if as_json: print((run_dir(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
 
 # %% ../../nbs/study/02_cli.ipynb #76445ef0
-def _demo_video(out, seed, as_json):
-    from kinetics_dance.synthetic import uploads, dancers
+def _demo_video(out, seed, as_json, overwrite=False):
+    from kinetics_dance.synthetic import dancers, uploads
     from kinetics_dance.deploy.request import check_target
     spec = uploads.upload_spec(sorted(dancers.PAIRS)[seed % len(dancers.PAIRS)], seed, 'test')
-    uploads.render_upload(spec, check_target(out, '--out', suffixes=('.mp4',)))
+    uploads.render_upload(spec, check_target(out, '--out', suffixes=('.mp4',), overwrite=overwrite))
     dances = uploads.annotations([spec])[['label', 'time_start', 'time_end']].to_dict('records')
     if as_json: return print(json.dumps(dict(video=str(out), dances=dances)))
     print(out, *(f"  {d['time_start']:.0f} – {d['time_end']:.0f} s  {d['label']}" for d in dances), sep='\n')
@@ -259,24 +261,26 @@ def app():
         format:str=option('onnx', help='onnx or torch_export'),
         model_path:str=option(None, help='Folder of a model; the newest below runs/ by default'),
         out:str=option(None, help='File to write (default: in the folder of the model)'),
+        overwrite:bool=option(False, '--overwrite', help='Replace a file that is there already'),
         as_json:bool=json_option, debug:bool=debug
     ):
         "Write a model as a graph that runs without this library: frames in, probabilities out"
         from kinetics_dance.deploy.request import check_target
         from kinetics_dance.models.config import find_model
         folder = find_model(model_path)
-        if out: check_target(out, '--out')
+        if out: check_target(out, '--out', overwrite=overwrite)
         from kinetics_dance.deploy.export import export_model
-        path = export_model(folder, format, out)
+        path = export_model(folder, format, out, overwrite)
         print(json.dumps(dict(model=str(folder), path=str(path))) if as_json else path)
 
     @app.command()
     def demo_video(
         out:str=option('demo.mp4', help='File to write'),
+        overwrite:bool=option(False, '--overwrite', help='Replace a file that is there already'),
         seed:int=option(0, min=0, help='Another number, another dancer'), as_json:bool=json_option, debug:bool=debug
     ):
         "Render a video to try a model on"
-        _demo_video(out, seed, as_json)
+        _demo_video(out, seed, as_json, overwrite)
     return app
 
 def main(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core.base import writing
+from ..core.ownership import KINDS, claim, remove_ours
 from .dancers import CLIP_SECONDS, FPS, PAIRS, render_clip
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #daf19bfa
@@ -133,13 +134,13 @@ def make_uploads(
     jobs:int=2, # Processes
 )->str: # What the folder is made of; what was derived from another text is out of date
     "Render all uploads that are not there yet; safe to kill and run again"
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = claim(Path(folder), 'uploads')
     code = ast.unparse(ast.parse(Path(__file__).read_text()))       # without comments
     made_of = hashlib.sha256((code+json.dumps(specs, sort_keys=True)).encode()).hexdigest()
     manifest = folder/'manifest.json'
     same = manifest.exists() and json.loads(manifest.read_text()) == made_of
     if not same:
-        for f in folder.iterdir(): f.unlink()
+        remove_ours(folder, [f.name for f in folder.iterdir()], '|'.join(KINDS['uploads'][:2]))
         with writing(manifest) as tmp: tmp.write_text(json.dumps(made_of))
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
         list(pool.map(functools.partial(_render_job, folder=str(folder)), specs, chunksize=4))

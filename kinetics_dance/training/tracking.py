@@ -7,7 +7,7 @@ __all__ = ['TRACKERS', 'prediction_table', 'confusion', 'Tracker', 'TensorBoardT
            'make_tracker']
 
 # %% ../../nbs/training/03_tracking.ipynb #68a7e55a
-import importlib.util, os, shutil, uuid, warnings
+import importlib.util, os, uuid, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -104,7 +104,8 @@ class TensorBoardTracker(Tracker):
         from torch.utils.tensorboard import SummaryWriter
         at = self.folder/'tensorboard'/self.name/f'seed{self.seed}'
         goes_on = bool(past) and at.exists()
-        if not goes_on: shutil.rmtree(at, ignore_errors=True)
+        if not goes_on: # files of TensorBoard, nothing else
+            for old in at.glob('events.out.tfevents.*'): old.unlink(missing_ok=True)
         self.writer = SummaryWriter(at, purge_step=past[-1]['epoch']+1 if goes_on else None)
         if goes_on: return
         self.writer.add_text('parameters', _markdown(pd.DataFrame(sorted(self.params.items()), columns=['name', 'value'])), 0)

@@ -106,7 +106,8 @@ def even_size(f, v, short_side):
 
 # %% ../../nbs/video/01_encoding.ipynb #b247dbea
 MARK = 'kinetics_dance normalised 2'
-_SEAL = re.compile(MARK.encode() + rb' ([0-9a-f]{8}) (\d{8}) (\d+)/(\d+) (\d+)x(\d+)')
+_SEAL = re.compile(MARK.encode() + rb' ([0-9a-f]{8}) (\d{8})'
+                   rb' ([1-9]\d{0,8})/([1-9]\d{0,8}) ([1-9]\d{0,4})x([1-9]\d{0,4})(?!\d)') # a forged one may hold zeros
 
 def sealed(path:str|Path # Any file
           ) -> tuple|None: # (frames, frames a second, height, width); None if it is not, to the byte, a clip of ours
