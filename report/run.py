@@ -17,7 +17,7 @@ from kinetics_dance.core.dependencies import closure, plain_source
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
                      source, write_atomic, write_json)
 from .record import write_record
-from .study import check_values, effective, load_study
+from .study import check_values, effective, load_study, take_over
 
 MODEL = ('predictions/{name}/**/*', 'models/{name}/**/*')
 # number: (the notebooks it waits for, what it leaves in the study's folder). A number that is not here waits for all before it.
@@ -446,6 +446,7 @@ def run():
     ap.add_argument('--force', action='store_true', help='run also what is fresh')
     ap.add_argument('--jobs', type=int, default=3, help='how many notebooks side by side (default 3)')
     ap.add_argument('--runs', help='folder of all runs (default: runs)')
+    ap.add_argument('--replace', action='store_true', help='take over a study folder that was made from other lists')
     ap.add_argument('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
     a = ap.parse_args()
     root = a.root.resolve()
@@ -457,6 +458,7 @@ def run():
     if not chosen: raise UserError(f"--only {' '.join(a.only)}: no such notebook (there are: {', '.join(r.stages)})")
     r.sync_library()
     check_values(params, decl, root, shown)
+    if a.replace: take_over(root, effective(params, decl))
     # kernels: the python3 of this environment, whatever the user has installed, and no history or start-up files of theirs
     scratch = tempfile.mkdtemp(prefix='study-')
     os.environ.update(JUPYTER_PATH=f'{sys.prefix}/share/jupyter', JUPYTER_RUNTIME_DIR=scratch, IPYTHONDIR=scratch)

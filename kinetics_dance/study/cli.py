@@ -19,15 +19,15 @@ def _number(text, name):
     if not text.isdecimal(): raise StudyError(f"--{name}: {text!r} is neither a number of clips nor 'all'")
     return int(text)
 
-def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None):
+def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None, replace=False):
     from kinetics_dance.study import settings as lib
     from kinetics_dance.core.base import run_dir
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
-    clips, gone, version = lib.prepare(p)
+    clips, gone, version = lib.prepare(p, replace)
     at = _at(run_dir(p['study'], p['runs']), storage)
     with _hands(scheduler, at) as pool, _Screen() as screen:
-        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
+        try: out = lib.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise
@@ -206,10 +206,11 @@ def app():
         test:str=option(None, help=f'Test {clips}'),
         jobs:int=option(None, min=1, help='Downloads at a time'),
         scheduler:str=scheduler_option, storage:str=storage_option,
+        replace:bool=option(False, '--replace', help='Take over a folder that was made from other lists'),
         runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Fetch the clips of a study: stop it at any time, give the same line again and it goes on"
-        _download(study, runs, source, train, valid, test, jobs, as_json, scheduler, storage)
+        _download(study, runs, source, train, valid, test, jobs, as_json, scheduler, storage, replace)
 
     @app.command()
     def status(study:str=study_option, runs:str=runs_option, as_json:bool=json_option, debug:bool=debug):
