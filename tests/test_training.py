@@ -225,6 +225,6 @@ def test_defaults_are_the_same_wherever_they_stand():
 @pytest.mark.parametrize('path', sorted((ROOT/'studies').glob('*.yaml')), ids=lambda p: p.stem)
 def test_heads_of_a_study_are_of_one_size(path):
     from kinetics_dance.training.runs import model_sizes
-    from kinetics_dance.study.settings import DEFAULTS
-    head = model_sizes(DEFAULTS | yaml.safe_load(path.read_text()), 15).set_index('model')['head']
+    from kinetics_dance.core.settings import defaults
+    head = model_sizes(defaults() | yaml.safe_load(path.read_text()), 15).set_index('model')['head']
     assert head.max() <= 2*head.min(), head.to_dict()
