@@ -170,7 +170,7 @@ def laptop(rows, fate, server, work, jobs, **changes):
     report = json.loads((folder/'report.json').read_text())
     t = ClipTable(folder/'clips.sqlite').frame()
     got, want = t.reason.where(t.status != 'ok', 'ok'), t.youtube_id.map(expected(rows, fate, 'youtube'))
-    models = [json.loads(p.read_text()) for p in sorted(folder.glob('models/*/seed*/card.json'))]
+    models = [json.loads(p.read_text()) for p in sorted(folder.glob('models/*/seed*/c*.json'))]
     out = dict(
         note='the same five videos lie under all labels: the accuracies of this run mean nothing, and none is given', changes=changes,
         rows_of_the_table=len(t), clips={s: int(n) for s, n in t[t.status == 'ok'].split.value_counts().items()},

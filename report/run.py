@@ -31,7 +31,7 @@ STAGES = {
     '06': (('00', '02', '03', '04'), ('inference/**/*',)),
 }
 # what differs from run to run without meaning anything: it must not make the next notebook stale
-VOLATILE = {'report.json': ('seconds',), 'card.json': ('trained', 'seconds')}
+VOLATILE = {'report.json': ('seconds',), 'config.json': ('trained', 'seconds'), 'card.json': ('trained', 'seconds')}
 SKIPPED = {'history.csv'}
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS')
 SCHEME = 2      # of a stage's key; 1 (version 0.1.0) hashed whole modules under their names and no inputs

@@ -17,7 +17,7 @@ from ..synthetic import uploads, dancers
 from ..clips.annotations import clip_id, select_classes
 from ..clips.splits import list_clips, rooted, split, wanted
 from ..clips.table import ClipTable
-from ..core.base import StudyError, nearest, project_root, run_dir, writing
+from ..core.base import StudyError, nearest, project_root, study_folder, writing
 from ..download.downloader import download
 from ..download.cvdf import class_numbers, tar_of
 from ..core.settings import DataSettings, DownloadSettings, check_settings, defaults
@@ -117,7 +117,7 @@ def check_origin(
     replace=False, # Take the folder over, whatever it was made from
 ):
     "Refuse to write into the folder of a study whose clips come from elsewhere; note where these come from"
-    folder, now = run_dir(p['study'], p['runs']), origin_of(p)
+    folder, now = study_folder(p['study'], p['runs']), origin_of(p)
     note = folder/'origin.json'
     try: was = json.loads(note.read_text(encoding='utf-8'))
     except FileNotFoundError: was = None
@@ -139,7 +139,7 @@ def prepare(
     replace:bool=False, # Take a folder over that was made from other lists
 )->tuple: # Clips with split and place in line (see `data.split`); clips that left; version of the uploads
     "The clips that a study can choose from, in the order in which it takes them"
-    run, version, annotations = run_dir(p['study'], p['runs']), '', p['annotations']
+    run, version, annotations = study_folder(p['study'], p['runs']), '', p['annotations']
     if p['source'] in ('demo', 'motion'): check_origin(p, None, replace)   # they write into the folder
     if p['source'] == 'demo':
         specs = uploads.plan_uploads(p['n_train'] + p['n_valid'], p['n_test'], p['seed'], p['scene_bias'])
@@ -200,10 +200,10 @@ def collect(
     **kwargs            # As `download` takes them
 )->pd.DataFrame: # What `download` returns
     "Fetch the clips of a study into its folder and table; `clips.csv` is the table for people"
-    run = run_dir(p['study'], p['runs'])
+    run = study_folder(p['study'], p['runs'])
     check_origin(p, clips, replace)
     table = ClipTable(run/'clips.sqlite')
-    with uploads.serve(run/'uploads') if p['source'] == 'demo' else nullcontext() as url:
+    with uploads.serve_uploads(run/'uploads') if p['source'] == 'demo' else nullcontext() as url:
         out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'], version=version,
                        settings=source_settings(p), wanted=choose(p, clips), **kwargs)
     table.export(run/'clips.csv')
