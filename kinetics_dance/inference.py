@@ -21,6 +21,11 @@ from .deploy.windows import Windows, window_times
 # %% ../nbs/06_inference.ipynb #bfca2d50
 _all_ = ['Prediction', 'find_model', 'read_config']
 
+# %% ../nbs/06_inference.ipynb #67b39f05
+def _reader():
+    "A process that reads videos, and gets ready while PyTorch is loaded"
+    return Reader('kinetics_dance.deploy.windows')
+
 # %% ../nbs/06_inference.ipynb #1d0c0100
 class Predictor:
     "A trained model that watches videos"
@@ -28,7 +33,7 @@ class Predictor:
         model,     # A network of frames `(B,T,3,h,w)`
         card:dict, # From `read_config`
         reader:Reader|None=None, # The process that decodes
-    ): self.model,self.card,self.reader = model.eval(),card,reader or Reader()
+    ): self.model,self.card,self.reader = model.eval(),card,reader or _reader()
 
     @classmethod
     def load(cls,
@@ -37,7 +42,7 @@ class Predictor:
     )->'Predictor':
         "Build the network that the card names and fill in its weights"
         folder = find_model(path)
-        card,reader = read_config(folder),Reader().start() # it gets ready while PyTorch is loaded
+        card,reader = read_config(folder),_reader().start() # it gets ready while PyTorch is loaded
         return cls(load_model(folder, card, device), card, reader)
 
     def probabilities(self,

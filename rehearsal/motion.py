@@ -23,7 +23,8 @@ from kinetics_dance.training.study_files import study_clips
 from kinetics_dance.evaluation.predictions import (
     load_predictions, read_predictions, stack_predictions)
 from kinetics_dance.loading.store import build_store
-from kinetics_dance.study.settings import collect, prepare, read_settings
+from kinetics_dance.data import collect, prepare
+from kinetics_dance.study.settings import read_settings
 from kinetics_dance.training.runs import train_run
 from report import gallery
 from report.results import NAMES, span, table

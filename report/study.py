@@ -63,8 +63,7 @@ def parsed(path, shown):
 
 def take_over(root, values):
     "Let a study have its folder, whatever the clips in it came from"
-    lib = importlib.import_module(f"{settings(root)['lib_name']}.study.settings")
-    lib.check_origin(values, replace=True)
+    importlib.import_module(f"{settings(root)['lib_name']}.data").check_origin(values, replace=True)
 
 
 def checked(params, decl, path, shown):

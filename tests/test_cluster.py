@@ -137,7 +137,8 @@ DRIVER = """
 import itertools, os, signal, sys, time
 from pathlib import Path
 from kinetics_dance.core.cluster import Workers, workers
-from kinetics_dance.data import ClipTable, StudyError
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
 from kinetics_dance.download.downloader import download
 folder, scheduler, goal, victim, timeout, patience = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 came, schedule = itertools.count(1), Workers.schedule

@@ -80,7 +80,7 @@ def test_killed_and_run_again_ends_with_the_same(served, tmp_path):
     for t in tables: t.set(rows)
     download(tables[0], whole, url_template=url, short_side=64)
     script = tmp_path/'run.py'
-    script.write_text("import sys\nfrom kinetics_dance.data import ClipTable\nfrom kinetics_dance.download.downloader import download\n"
+    script.write_text("import sys\nfrom kinetics_dance.clips.table import ClipTable\nfrom kinetics_dance.download.downloader import download\n"
                       "if __name__ == '__main__': download(ClipTable(sys.argv[1] + '/clips.sqlite'), sys.argv[1], url_template=sys.argv[2], short_side=64)\n")
     for n in (1, 4):
         p = subprocess.Popen([sys.executable, script, killed, url])

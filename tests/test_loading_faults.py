@@ -63,7 +63,7 @@ def run(code, before='', timeout=120, cwd=None):
 COUNT = '''
 import sys, pandas as pd
 from kinetics_dance.loading.reader import FrameStore
-from kinetics_dance.data import StudyError
+from kinetics_dance.core.base import StudyError
 from kinetics_dance.loading.dataloader import ClipDataLoaders
 if __name__ == '__main__':
     table = pd.read_csv('table.csv')

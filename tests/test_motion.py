@@ -13,7 +13,8 @@ from kinetics_dance.synthetic.motion import (
     COLOURS, MOTION_FPS, BODY_JOINTS, PARTS, made_up_motion, place_body, render_motion, resample)
 from kinetics_dance.download.motion_source import (
     Motion, MotionFile, joint_reference, sequence_id, write_motion)
-from kinetics_dance.study.settings import check_study, collect, prepare, read_settings
+from kinetics_dance.data import collect, prepare
+from kinetics_dance.study.settings import check_study, read_settings
 from kinetics_dance.training.runs import train_run
 
 PENN = ROOT.parent/'shared'/'data'/'motion'/'penn_action_2d_joints.npz'

@@ -172,7 +172,7 @@ def test_a_killed_packing_leaves_whole_shards(tiny, tmp_path):  # noqa: F811
     runs = copy(tiny, tmp_path/'r')
     code = f'''
 import sys, time; from pathlib import Path
-from kinetics_dance import shards
+from kinetics_dance.loading import shards
 was = shards._samples
 def slow(*args):
     for s in was(*args):

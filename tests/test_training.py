@@ -43,7 +43,7 @@ def settings(runs, **changes): return TINY | dict(runs=str(runs)) | changes
 
 def start(runs, file, *args):
     "Train from a process of its own, as the command line does"
-    code = f'from kinetics_dance.training.runs import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
+    code = f'from kinetics_dance.study.launch import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                             env=os.environ | {'OMP_NUM_THREADS': '1'})
 

@@ -45,15 +45,20 @@ SILENCE = 60. # seconds without news after which a reader is taken for hung
 
 class Reader:
     "A process that reads files for us, warm from file to file; `Unavailable('timeout')` where it had to be killed"
-    def __init__(self): self.process, self.lock, self.stop = None, threading.RLock(), None
+    def __init__(self,
+        preload:str='kinetics_dance.core.base', # A module that the process loads while nobody waits
+    ):
+        self.preload, self.process, self.stop = preload, None, None
+        self.lock = threading.RLock()
 
     def start(self)->'Reader':
         "Start the process, if it does not run: it gets ready while others load a model"
         if self.process is None or self.process.poll() is not None:
-            code = ('import sys, json; sys.path[:] = json.loads(sys.argv[1]); '
-                    'from kinetics_dance.core.watchdog import serve; import kinetics_dance.deploy.windows; serve()')
+            code = ('import sys, json, importlib; sys.path[:] = json.loads(sys.argv[1]); '
+                    'from kinetics_dance.core.watchdog import answer_requests; '
+                    'importlib.import_module(sys.argv[2]); answer_requests()')
             self.process = subprocess.Popen(
-                [sys.executable, '-c', code, json.dumps([str(p) for p in sys.path])], stdin=subprocess.PIPE,
+                [sys.executable, '-c', code, json.dumps([str(p) for p in sys.path]), self.preload], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=None if os.environ.get('KINETICS_DANCE_DEBUG') else subprocess.DEVNULL)
             self.stop = weakref.finalize(self, _end, self.process)
         return self

@@ -20,14 +20,15 @@ def _number(text, name):
     return int(text)
 
 def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None, replace=False):
+    from kinetics_dance import data
     from kinetics_dance.study import settings as lib
     from kinetics_dance.core.base import study_folder
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
-    clips, gone, version = lib.prepare(p, replace)
+    clips, gone, version = data.prepare(p, replace)
     at = _at(study_folder(p['study'], p['runs']), storage)
     with _hands(scheduler, at) as pool, _Screen() as screen:
-        try: out = lib.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
+        try: out = data.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise
