@@ -148,7 +148,7 @@ def stage_of(
 )->str: # e.g. `00_data`
     "The stage whose result depends on a setting"
     owner = next(c for c in StudySettings.__mro__ if name in vars(c).get('__annotations__', {}))
-    return owner.__doc__
+    return owner.__doc__ or ''
 
 def defaults()->dict: # name: default
     "What a study does that says nothing"

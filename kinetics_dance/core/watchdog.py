@@ -48,7 +48,9 @@ class Reader:
     def __init__(self,
         preload:str='kinetics_dance.core.base', # A module that the process loads while nobody waits
     ):
-        self.preload, self.process, self.stop = preload, None, None
+        self.preload = preload
+        self.process:subprocess.Popen|None = None
+        self.stop:weakref.finalize|None = None
         self.lock = threading.RLock()
 
     def start(self)->'Reader':
