@@ -158,8 +158,7 @@ def _visit_attribute(self, node):
     node.value = self.visit(node.value)
     return node
 
-setattr(_Plain, 'visit_Name', _visit_name)
-setattr(_Plain, 'visit_Attribute', _visit_attribute)
+_Plain.visit_Name, _Plain.visit_Attribute = _visit_name, _visit_attribute
 
 # %% ../../nbs/core/05_dependencies.ipynb #3a4ba7e0
 def _visit_constant(self, node):
@@ -181,8 +180,7 @@ def _visit_joined(self, node):
         if isinstance(part, ast.FormattedValue): self.visit(part)
     return node
 
-setattr(_Plain, 'visit_Constant', _visit_constant)
-setattr(_Plain, 'visit_JoinedStr', _visit_joined)
+_Plain.visit_Constant, _Plain.visit_JoinedStr = _visit_constant, _visit_joined
 
 # %% ../../nbs/core/05_dependencies.ipynb #07a79b58
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -22,7 +22,7 @@ def _number(text, name):
 def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None, replace=False):
     from kinetics_dance import data
     from kinetics_dance.study import settings as lib
-    from kinetics_dance.core.base import study_folder
+    from kinetics_dance.core.base import project_root, study_folder
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = data.prepare(p, replace)
@@ -65,8 +65,10 @@ def _hands(scheduler, shared):
 def _status(study, runs, as_json):
     from kinetics_dance.study import settings as lib
     from kinetics_dance.clips.table import ClipTable
-    from kinetics_dance.core.base import study_folder
-    if study.endswith(('.yaml', '.yml')) or lib.study_path(study).is_file():
+    from kinetics_dance.core.base import project_root, study_folder
+    # a study that was downloaded by name may have lost its file: its folder can still be looked at
+    known = (project_root()/'studies'/f'{study}.yaml').is_file()
+    if known or study.endswith(('.yaml', '.yml')):
         p = lib.file_settings(study, runs=runs)
         study, runs = p['study'], p.get('runs')
     at = study_folder(study, runs or 'runs')/'clips.sqlite'
