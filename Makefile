@@ -1,6 +1,9 @@
 # `make` lists the targets. Each one that needs the environment makes it first, from constraints.txt.
 SHELL := /bin/bash
 STUDY ?= demo
+# taken as it is: neither make nor a shell looks for commands in it
+override STUDY := $(value STUDY)
+export STUDY
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,11 +30,11 @@ env: ## make .venv from constraints.txt (again only when the pins changed; then 
 	fi
 
 report: env ## run a study and build its site: make report STUDY=demo (ARGS="--force", "--only 05", …)
-	@$(PY) -m report.run studies/$(STUDY).yaml $(ARGS)
-	@$(PY) -m report.site $(STUDY)
+	@$(PY) -m report.run "studies/$$STUDY.yaml" $(ARGS)
+	@$(PY) -m report.site "$$STUDY"
 
 site: env ## build the site of a study that has been run
-	@$(PY) -m report.site $(STUDY)
+	@$(PY) -m report.site "$$STUDY"
 
 test: env ## every notebook's cells, the end-to-end tests, the checks (PYTEST_ARGS="-k runner")
 	@$(PY) -m pytest -q -n 2 --maxschedchunk 1 tests $(PYTEST_ARGS)
@@ -50,7 +53,7 @@ readme: env ## write README.md from nbs/index.ipynb
 	@$(PY) -m report.readme
 
 release: env ## pack wheel, demo model and checksums into dist/ (after make report)
-	@$(PY) -m report.release --study $(STUDY)
+	@$(PY) -m report.release --study "$$STUDY"
 
 bench: env ## run the benchmarks
 	@set -e; for f in bench/*.py; do echo "== $$f"; $(PY) $$f; done
@@ -69,6 +72,6 @@ rehearsal-kinetics: env ## the real lists at full size, with a loopback server i
 rehearsal-outside: env ## README followed in a fresh clone
 	@$(PY) -m rehearsal.outside $${TMPDIR:-/tmp}/kinetics-dance-outside
 
-clean: ## delete the results of a study and the site: runs/$(STUDY) and _site, nothing else
-	@[[ "$(STUDY)" =~ ^[A-Za-z0-9_-]+$$ ]] || { echo "error: STUDY must be a name" >&2; exit 2; }
-	@echo "deleting runs/$(STUDY) and _site"; rm -rf "runs/$(STUDY)" _site
+clean: ## delete the results of a study and the site: runs/STUDY and _site, nothing else
+	@[[ "$$STUDY" =~ ^[A-Za-z0-9_-]+$$ ]] || { echo "error: STUDY must be a name" >&2; exit 2; }
+	@echo "deleting runs/$$STUDY and _site"; rm -rf "runs/$$STUDY" _site

@@ -24,7 +24,7 @@ def main():
         # what works is a process of its own for each clip: let SLURM, not Dask, watch the memory
         worker_extra_args=['--memory-limit', '0', '--lifetime', '23h', '--lifetime-stagger', '10m'],
         job_script_prologue=['export OMP_NUM_THREADS=1'],
-        scheduler_options={'dashboard_address': ':0'}, local_directory=tempfile.gettempdir())
+        scheduler_options={'dashboard_address': '127.0.0.1:0'}, local_directory=tempfile.gettempdir())
     if a.script: return print(cluster.job_script())
     if not shutil.which('sbatch'): sys.exit('there is no sbatch here: run this where jobs are submitted')
     cluster.scale(jobs=a.jobs)

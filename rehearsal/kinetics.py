@@ -128,7 +128,7 @@ def check(source, rows, fate, folder, legs, results=RESULTS):
     want = t.youtube_id.map(expected(rows, fate, source))
     got = t.reason.where(t.status != 'ok', 'ok')
     wrong = t[want != got]
-    on_disk = {p.stem for p in (folder/'videos').iterdir()}
+    on_disk = {p.stem for p in (folder/'videos').iterdir() if p.name[0] != '.'}
     index = pd.read_parquet(folder/'frames'/'index.parquet')
     stages = {s: json.loads((folder/'stages'/f'{s}.json').read_text())['seconds'] for s in ('00_data', '01_frames')}
     sample = t[t.status == 'ok'].sample(min(200, int((t.status == 'ok').sum())), random_state=0)

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLUMNS', 'LARGEST', 'VIDEO_SUFFIXES', 'MOST_CLASSES', 'MOST_LABEL_BYTES', 'read_annotations', 'select_classes',
-           'read_folder', 'clip_id', 'folder_name', 'check_classes']
+__all__ = ['COLUMNS', 'LARGEST', 'MOST_ROWS', 'PATIENCE', 'VIDEO_SUFFIXES', 'MOST_CLASSES', 'MOST_LABEL_BYTES',
+           'read_annotations', 'select_classes', 'unfit_file', 'account', 'read_folder', 'clip_id', 'folder_name',
+           'check_classes']
 
 # %% ../../nbs/clips/00_annotations.ipynb #72743430
-import hashlib, io, json, re, tarfile
+import gzip, hashlib, io, json, os, re, stat, tarfile, time, warnings, zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
+from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHandler, HTTPRedirectHandler,
+                            HTTPSHandler, OpenerDirector, ProxyHandler, UnknownHandler)
 import numpy as np
 from ..core.base import StudyError, nearest, pd
 
@@ -28,14 +30,26 @@ else: pd = Late('pandas')
 COLUMNS = ['label', 'youtube_id', 'time_start', 'time_end', 'split']
 _SPLITS = {'train':'train', 'validate':'validate', 'val':'validate', 'validation':'validate', 'test':'test'}
 
+# %% ../../nbs/clips/00_annotations.ipynb #9a01c0de
+def _text_or_none(value, what):
+    if value is None or isinstance(value, str): return value
+    raise ValueError(f'{what} is {json.dumps(value)[:40]}, not text')
+
+def _json_row(name, v):
+    "One entry of a list in JSON: label, id, start, end, split"
+    notes = {} if v.get('annotations') is None else v['annotations']
+    if not isinstance(notes, dict): raise ValueError(f'{name}: annotations is not a mapping')
+    times = notes.get('segment', [np.nan, np.nan])
+    if not isinstance(times, list) or len(times) != 2:
+        raise ValueError(f'{name}: segment is not a list of two times')
+    label = _text_or_none(notes.get('label'), f'{name}: label')
+    return label, name, *times, _text_or_none(v.get('subset'), f'{name}: subset')
+
 def _json_rows(text):
     rows = json.loads(text)
     if not isinstance(rows, dict) or not all(isinstance(v, dict) for v in rows.values()):
         raise ValueError('not a Kinetics list: expected {id: {annotations, subset}}')
-    for k,v in rows.items():
-        a = v.get('annotations') or {}
-        s,e = a.get('segment', (np.nan, np.nan))
-        yield a.get('label'), k, s, e, v.get('subset')
+    return [_json_row(k, v) for k, v in rows.items()]
 
 # %% ../../nbs/clips/00_annotations.ipynb #0434763a
 def read_annotations(
@@ -45,53 +59,106 @@ def read_annotations(
     name = str(path)
     try:
         if name.endswith(('.tar.gz', '.tgz')):
-            return pd.concat([_one_list(io.BytesIO(b), f'{name}: {n}') for n,b in _lists_in(path)], ignore_index=True)
-        return _one_list(path, name)
+            return pd.concat([_one_list(b, f'{name}: {n}') for n,b in _lists_in(path)], ignore_index=True)
+        return _one_list(_bytes(path), name)
     except FileNotFoundError: raise StudyError(f"{name}: no such file") from None
-    except (ValueError, OSError, tarfile.TarError, EOFError) as e:
-        if isinstance(e, StudyError): raise
-        raise StudyError(f"{name}: cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}") from None
+    except StudyError: raise
+    except RecursionError: raise StudyError(f"{name}: cannot be read: nested too deeply") from None
+    except (ValueError, OSError, tarfile.TarError, EOFError, zlib.error, OverflowError) as e:
+        why = ' '.join((str(e) or type(e).__name__).split())[:300]
+        raise StudyError(f"{name}: cannot be read: {why}") from None
 
 # %% ../../nbs/clips/00_annotations.ipynb #dc2fd654
-def _one_list(src, name):
-    if name.endswith('.json'):
-        text = _bytes(src) if not hasattr(src, 'read') else src.read()
-        df = pd.DataFrame(_json_rows(text), columns=COLUMNS)
-    else: df = pd.read_csv(src if hasattr(src, 'read') else io.BytesIO(_bytes(src)), dtype=str, keep_default_na=False, skip_blank_lines=False)
+def _csv_rows(data):
+    "A CSV as text columns; a row with more fields than the head is an error, commas at the end of all rows are none"
+    if data.count(b'\n') > MOST_ROWS: raise ValueError(f'more than {MOST_ROWS:,} lines')
+    head = pd.read_csv(io.BytesIO(data), header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = [str(n).strip() for n in head.iloc[0]]
+    twice = next((n for n in names if n and names.count(n) > 1), None)
+    if twice: raise ValueError(f'column {twice} is there twice')
+    df = pd.read_csv(io.BytesIO(data), header=None, skiprows=1, names=range(len(names) + 1), dtype=str,
+                     keep_default_na=False, skip_blank_lines=False, index_col=False).fillna('')
+    more = df.pop(len(names)) if len(df) else pd.Series(dtype=str)
+    if more.ne('').any():
+        raise ValueError(f'line {more.ne("").idxmax()+2} has more than {len(names)} fields; a text with a comma '
+                         'in it stands in quotes')
+    return df.set_axis(names, axis=1)
+
+def _one_list(data, name):
+    "The rows of one list"
+    df = pd.DataFrame(_json_rows(data), columns=COLUMNS) if name.endswith('.json') else _csv_rows(data)
     missing = [c for c in COLUMNS[1:] if c not in df]
     if missing: raise StudyError(f"{name}: no column {', '.join(missing)}; a Kinetics list has {', '.join(COLUMNS)}")
     if 'label' not in df: df['label'] = None
     blank = df[COLUMNS[1:]].fillna('').astype(str).eq('').all(axis=1)
-    return _checked(df.loc[~blank, [*COLUMNS, *(['is_cc'] if 'is_cc' in df else [])]], name)
+    df = df.loc[~blank, [*COLUMNS, *(['is_cc'] if 'is_cc' in df else [])]]
+    if not len(df): raise StudyError(f'{name}: the list has no rows')
+    return _checked(df, name)
+
+# %% ../../nbs/clips/00_annotations.ipynb #9a01c0d2
+LARGEST, MOST_ROWS = 2**28, 2_000_000 # bytes and rows of a list
+PATIENCE = 900 # seconds that fetching a list may take in all
+
+def _web():
+    "Opens http(s) addresses, also where a server leads on to another, and no others"
+    opener = OpenerDirector()
+    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPRedirectHandler,
+                    HTTPErrorProcessor, UnknownHandler): opener.add_handler(handler())
+    return opener
+
+def _pieces(file, most, until=None):
+    "All of an open file, as long as it is not longer than `most` bytes"
+    data = bytearray()
+    while piece := file.read(1 << 20):
+        data += piece
+        if len(data) > most: raise ValueError(f'more than {most/1e6:,.0f} MB')
+        if until and time.monotonic() > until: raise ValueError(f'it takes longer than {PATIENCE} s')
+    return bytes(data)
 
 def _bytes(path):
-    "Contents of a file or a URL"
-    if '://' not in str(path): return Path(path).read_bytes()
-    with urlopen(str(path), timeout=60) as r: data = r.read(LARGEST + 1)
-    if len(data) > LARGEST: raise ValueError(f'more than {LARGEST/1e9:.1f} GB')
-    return data
+    "Contents of a file or of an http(s) address"
+    scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]+):', str(path))
+    if scheme and scheme[1].lower() in ('http', 'https'):
+        with _web().open(str(path), timeout=60) as answer:
+            return _pieces(answer, LARGEST, time.monotonic() + PATIENCE)
+    if scheme and not Path(path).exists():
+        raise ValueError(f'{scheme[1]}: is no address of a list; give a path, or http:// or https://')
+    with Path(path).open('rb') as f: return _pieces(f, LARGEST)
 
-LARGEST = 2**30 # bytes of one list: the longest has 25 MB
-
+# %% ../../nbs/clips/00_annotations.ipynb #9a01c0d3
 def _lists_in(path):
     "(name, bytes) of the lists in an archive, read in memory; a JSON only where its CSV is not there"
-    with tarfile.open(fileobj=io.BytesIO(_bytes(path))) as tar:
-        files = {m.name: m for m in tar if m.isfile() and m.size < LARGEST and m.name.endswith(('.csv', '.json'))}
-        for n in sorted(files):
-            if n.endswith('.csv') or f'{n[:-5]}.csv' not in files: yield n, tar.extractfile(files[n]).read()
-        if not files: raise ValueError('no .csv or .json in it')
+    with gzip.GzipFile(fileobj=io.BytesIO(_bytes(path))) as packed: data = _pieces(packed, LARGEST)
+    files, members = {}, 0
+    with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as tar:
+        while (m := tar.next()) is not None:
+            members += 1
+            if members > 10_000: raise ValueError('more than 10,000 files in it')
+            if m.size < 0 or m.offset_data + m.size > len(data):
+                raise ValueError(f'{m.name[:80]!r} is said to have {m.size} bytes')
+            if m.isfile() and not m.issparse() and m.name.endswith(('.csv', '.json')):
+                files[m.name] = data[m.offset_data:m.offset_data + m.size]
+    if not files: raise ValueError('no .csv or .json in it')
+    for n in sorted(files):
+        if n.endswith('.csv') or f'{n[:-5]}.csv' not in files: yield n, files[n]
 
 # %% ../../nbs/clips/00_annotations.ipynb #9f9a2fdf
+def _odd(texts):
+    "Which texts nobody can have meant: line breaks and other control characters, or a page instead of a name"
+    return texts.fillna('').astype(str).map(lambda x: len(x) > 1000 or bool(re.search(r'[\x00-\x1f\x7f-\x9f]', x)))
+
 def _checked(df, name):
     def fail(bad, why):
         # the index counts the lines below the head
         if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()+2}: {why}")
-    df = df.copy()
+    df = df.assign(label=df.label.map(lambda x: x.strip() if isinstance(x, str) else None).astype(object))
     fail(df.label.eq(''), 'no label')
+    fail(_odd(df.label), 'the label holds a control character, or more than 1,000 letters')
+    fail(_odd(df.youtube_id), 'youtube_id holds a control character, or more than 1,000 letters')
     fail(df.youtube_id.isna() | (df.youtube_id.astype(str).str.strip() == ''), 'no youtube_id')
     for c in ('time_start', 'time_end'):
         num = pd.to_numeric(df[c], errors='coerce')
-        fail(num.isna() | (num < 0), f'{c} is not a time in seconds')
+        fail(~(num.ge(0) & num.lt(1e6)), f'{c} is not a time in seconds')
         df[c] = num.astype(float)
     fail(df.time_end <= df.time_start, 'time_end is not after time_start')
     split = df.split.astype(str).str.strip().str.lower().map(_SPLITS)
@@ -122,10 +189,42 @@ def _file_id(path):
     return (f"{re.sub('[^A-Za-z0-9]+', '-', Path(path).stem).strip('-')[:24] or 'clip'}"
             f"-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
 
-def _folder_rows(root):
+# %% ../../nbs/clips/00_annotations.ipynb #9a01c0d5
+def unfit_file(
+    path:Path, # A file of a folder of videos
+)->str: # Why it is left out, or nothing
+    "What speaks against opening a file, found out without opening it"
+    try: str(path).encode()
+    except UnicodeEncodeError: return 'its name is not UTF-8'
+    try: mode = path.stat().st_mode
+    except FileNotFoundError: return 'a link that leads nowhere'
+    except OSError as e: return f'cannot be read: {e.strerror}'
+    if stat.S_ISREG(mode): return ''
+    kinds = {stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket', stat.S_IFDIR: 'a folder',
+             stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
+    return f'not a file but {kinds.get(stat.S_IFMT(mode), "something else")}'
+
+def _folder_rows(root, left_out):
+    "The videos of root/<class>/; what is left out is noted with the reason"
     for d in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] not in '._'):
-        for f in sorted(d.rglob('*')):
-            if f.suffix.lower() in VIDEO_SUFFIXES: yield dict(path=f.relative_to(root).as_posix(), label=d.name)
+        found = 0
+        try: names = sorted(f for f in d.rglob('*') if f.suffix.lower() in VIDEO_SUFFIXES)
+        except OSError as e: names, found = left_out.append((d, f'cannot be read: {e.strerror}')) or [], 1
+        for f in names:
+            why = unfit_file(f)
+            found += not why
+            if why: left_out.append((f, why))
+            else: yield dict(path=f.relative_to(root).as_posix(), label=d.name)
+        if not found: left_out.append((d, 'no video in this class'))
+
+def account(
+    left_out:list, # (path, why)
+)->str: # One line, or nothing
+    "What was left out of a folder, and why"
+    shown = [f'{str(p.name)!r}: {why}' for p, why in left_out[:5]]
+    more = [f'and {len(left_out) - 5} more'] if len(left_out) > 5 else []
+    line = 'left out of the folder: ' + '; '.join([*shown, *more]) if left_out else ''
+    return line.encode('utf-8', 'backslashreplace').decode()
 
 # %% ../../nbs/clips/00_annotations.ipynb #ab31db76
 def read_folder(
@@ -137,11 +236,13 @@ def read_folder(
         raise StudyError("folder: name a folder root/<class>/<video>, or a CSV path,label under annotations")
     root = Path(folder) if folder is not None else Path(csv).parent
     if not root.is_dir(): raise StudyError(f"folder: {root} is not a folder")
-    if csv is None: df = pd.DataFrame(_folder_rows(root), columns=['path', 'label'])
+    left_out = []
+    if csv is None: df = pd.DataFrame(_folder_rows(root, left_out), columns=['path', 'label'])
     else:
-        try: df = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        try: df = _csv_rows(_bytes(csv))
         except (ValueError, OSError) as e:
-            raise StudyError(f"{csv}: cannot be read: {str(e).splitlines()[0]}") from None
+            raise StudyError(f"{csv}: cannot be read: {' '.join(str(e).split())[:300]}") from None
+    if left_out: warnings.warn(account(left_out), stacklevel=2)
     if not len(df): raise StudyError(f"folder: no video under {root}/<class>/")
     return _folder_checked(df, root, csv or root)
 
@@ -149,10 +250,14 @@ def read_folder(
 def _folder_checked(df, root, name):
     for c in ('path', 'label'):
         if c not in df: raise StudyError(f"{name}: no column {c}; expected path,label[,group][,split]")
+    df = df.assign(label=df.label.str.strip())
+    if (bad := _odd(df.label)).any():
+        raise StudyError(f'{name}, line {bad.idxmax()+2}: the label holds a control character, or more than 1,000 letters')
     for i,r in enumerate(df.itertuples()):
         if not r.path or not r.label: raise StudyError(f"{name}, line {i+2}: path or label is empty")
-        if not (root/r.path).is_file():
-            raise StudyError(f"{name}, line {i+2}: {r.path} does not exist under {root.name}/")
+        if '\0' in r.path or not os.path.lexists(root/r.path):
+            raise StudyError(f"{name}, line {i+2}: {r.path!r:.200} does not exist under {root.name}/")
+        if why := unfit_file(root/r.path): raise StudyError(f"{name}, line {i+2}: {r.path}: {why}")
     if df.path.duplicated().any():
         raise StudyError(f"{name}, line {int(df.path.duplicated().argmax())+2}: "
                          f"{df.path[df.path.duplicated()].iloc[0]} is listed twice")

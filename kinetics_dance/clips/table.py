@@ -33,6 +33,20 @@ FIELDS = dict(
     made_of='TEXT', updated='REAL', wanted='INTEGER DEFAULT 1')
 _FACTS = ['label', 'youtube_id', 'group_', 'time_start', 'time_end', 'split', 'source', 'url']
 
+# %% ../../nbs/clips/02_table.ipynb #9a01c0d9
+def _table_error(error, path):
+    "One line for what SQLite says about a file"
+    said = str(error)
+    causes = {'locked': 'another process is writing it; wait for that, or stop it',
+              'readonly': 'it cannot be written here; look at its rights',
+              'full': 'the disk is full; make room, what is written is kept',
+              'disk I/O': 'the disk cannot be written or read; make room, or look at the disk',
+              'unable to open': 'it cannot be opened; look at its rights and at the folder',
+              'not a database': 'it is damaged; put a copy in its place, or delete it and download again',
+              'malformed': 'it is damaged; put a copy in its place, or delete it and download again'}
+    why = next((v for k, v in causes.items() if k in said), None)
+    return StudyError(f'{path}: {why}') if why else error
+
 # %% ../../nbs/clips/02_table.ipynb #ea79a7f8
 class ClipTable:
     "One row a clip in SQLite: what it is, where it is, and what became of it"
@@ -50,11 +64,13 @@ class ClipTable:
 
     @contextmanager
     def _db(self):
-        db = sqlite3.connect(self.path, timeout=60)
+        try: db = sqlite3.connect(self.path, timeout=60)
+        except sqlite3.Error as e: raise _table_error(e, self.path) from None
         # with WAL: a crash loses no committed row order, only the last moments of a power cut
-        db.execute('PRAGMA synchronous=NORMAL')
         try:
+            db.execute('PRAGMA synchronous=NORMAL')
             with db: yield db                      # commits, or rolls back on an exception
+        except sqlite3.DatabaseError as e: raise _table_error(e, self.path) from None
         finally: db.close()
 
     def set(self,

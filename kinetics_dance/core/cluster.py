@@ -99,7 +99,7 @@ def _connect(where, stack, timeout):
         stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': _SILENT}))
         # memory_limit: what takes memory are the processes of a worker, which Dask does not see
         cluster = stack.enter_context(LocalCluster(n_workers=int(local[1]), threads_per_worker=1, memory_limit=0,
-                                                   dashboard_address=':0', silence_logs=logging.CRITICAL))
+                                                   dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL))
         return stack.enter_context(Client(cluster))
     if re.fullmatch(r'[\w.-]+:\d+', where): where = f'tcp://{where}'
     if '://' not in where and not Path(where).is_file():

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..clips.annotations import VIDEO_SUFFIXES
 from ..core.base import StudyError
 from ..core.base import Unavailable
+from ..core.storage import system_error
 
 # %% ../../nbs/deploy/02_request.ipynb #9917e659
 def check_span(
@@ -154,6 +155,7 @@ def run_command(
         if hasattr(e, 'format_message'): # typer's; one without words comes after the help
             fail(2, e.format_message()) if e.format_message() else sys.exit(2)
         if type(e).__name__ == 'Abort': fail(130, 'stopped')
+        if blame := system_error(e, getattr(e, 'filename', None) or 'this machine'): fail(2, blame)
         fail(1, f'a fault of kinetics_dance: {type(e).__name__}: {e} (--debug shows where)')
 
 # %% ../../nbs/deploy/02_request.ipynb #73364686

@@ -68,10 +68,14 @@ class _Header(tarfile.TarInfo):
 
 class _Unpacked:
     "What comes out of a compressed file, within bounds"
-    def __init__(self, file, received):
-        self.file, self.received, self.n, self.most = gzip.GzipFile(fileobj=file), received, 0, MAX_UNPACKED
+    def __init__(self, file, received, stop=None):
+        self.file, self.received, self.stop = gzip.GzipFile(fileobj=file), received, stop
+        self.n, self.most, self.over = 0, MAX_UNPACKED, 0
     def read(self, n):
+        if self.stop is not None and self.stop.is_set(): raise Stopped
         data = self.file.read(n)
+        self.over = 0 if data else self.over + 1
+        if self.over > 2: raise tarfile.ReadError('the tar ends before the files in it do')
         self.n += len(data)
         if self.n > min(self.most, 2**26 + MAX_RATIO*self.received()):
             raise Unavailable('too large', f'a header without an end, or {self.received()} bytes unpack to {self.n}')
@@ -94,16 +98,19 @@ def clips_in(file,          # Compressed tar, open for reading from its start
              folder:Path,   # Where the clips go
              max_size:int,  # Bytes of one clip
              refused:dict,  # Filled: file name → `Unavailable`, for wanted clips that were refused
-             log:Callable=print # Called with one line for each of the first 20 refusals
+             log:Callable=print, # Called with one line for each of the first 20 refusals
+             stop=None      # An event: set it to end
             ) -> Iterator:  # (clip, `Upload` or `Unavailable`)
     "Each wanted clip of a tar as soon as it is on disk. Raises `EOFError`, `TarError`, `OSError`, `zlib.error` ..."
-    unpacked = _Unpacked(file, received)
+    unpacked = _Unpacked(file, received, stop)
     header = type('Header', (_Header,), dict(unpacked=unpacked))
     with tarfile.open(fileobj=unpacked, mode='r|', tarinfo=header) as tar:
         seen = said = 0
         while left and (m := tar.next()) is not None:
             tar.members.clear() # tarfile would remember them all
             if (seen := seen + 1) > MAX_MEMBERS: raise Unavailable('too large', f'more than {MAX_MEMBERS} members')
+            if not 0 <= m.size <= MAX_UNPACKED - unpacked.n: # to skip it would take for ever
+                raise Unavailable('too large', f'{m.name[:80]!r} is said to have {m.size} bytes')
             name = re.split(r'[/\\]', m.name)[-1]
             if m.isdir(): continue
             if problem := refusal(m, max_size):
@@ -178,7 +185,7 @@ def _stream(self:CVDF, tar, left, folder, stop):
     for _ in range(self.how['retries'] + 1):
         try:
             with self._file(tar, folder, stop) as (file, received):
-                yield from clips_in(file, received, left, folder, self.max_filesize, refused, log)
+                yield from clips_in(file, received, left, folder, self.max_filesize, refused, log, stop)
             problem = Unavailable('removed', f'not in {tar}')
             break
         except Changed: continue
@@ -235,6 +242,7 @@ def _save(transfer, path):
               part.open('ab' if start else 'wb') as out):
             for block in iter(lambda: raw.read(1 << 16), b''):
                 if not out.tell() and raw.mark: mark.write_text(raw.mark)
+                if out.tell() > MAX_UNPACKED: raise Unavailable('too large', f'more than {MAX_UNPACKED/1e9:.0f} GB')
                 out.write(block)
     except Changed:
         part.unlink()

@@ -12,7 +12,7 @@ __all__ = ['SUFFIX', 'QUALITY', 'STORE_FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jp
 import io, json, os, re, shutil, sys, time, warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable
 import numpy as np
@@ -106,6 +106,21 @@ def _finished(future):
     except TimeoutError: return 'timeout', 'the worker was killed'
     except Exception as e: return 'other', f'the worker died: {e}'
 
+# %% ../../nbs/loading/00_store.ipynb #9a01c0da
+@contextmanager
+def _alone(folder):
+    "Two processes that make one store would sweep away each other's files"
+    if is_remote(folder):
+        yield
+        return
+    from filelock import FileLock, Timeout
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder).with_name(f'.{Path(folder).name}.lock'))
+    try: lock.acquire(timeout=0)
+    except Timeout: raise StudyError(f'{folder}: another process is making these frames; wait for it, or stop it') from None
+    try: yield
+    finally: lock.release()
+
 # %% ../../nbs/loading/00_store.ipynb #fbff8d06
 def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if known, its `bytes` and `sha256`
                 folder:str|Path,    # The store, e.g. `runs/demo/frames`, or an address such as `s3://bucket/frames`
@@ -122,6 +137,10 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
     folder, base = as_path(folder), as_path(base) if base is not None else as_path(folder).parent
+    with _alone(folder): return _build(clips, folder, base, n_frames, size, sampler, jobs, timeout, rebuild, log, compression, pool)
+
+def _build(clips, folder, base, n_frames, size, sampler, jobs, timeout, rebuild, log, compression, pool):
+    "What `build_store` does when nobody else does it"
     params = _params(n_frames, size, sampler, compression)
     jobs_todo = _jobs(clips, base)
     _open_store(folder, params, log)
