@@ -24,8 +24,8 @@ def prose_pages(root, taken):
         s = p.read_text(encoding='utf-8')
         if m := re.match(r'---\n(.*?)\n---\n', s, re.S):      # Quarto's title block
             head = yaml.safe_load(m[1]) or {}
-            lead = head.get('description') or head.get('subtitle')
-            s = f"# {head.get('title', p.stem)}\n" + (f'\n:::{{div}} lead\n{lead}\n:::\n' if lead else '') + s[m.end():]
+            about = head.get('description') or head.get('subtitle')
+            s = f"# {head.get('title', p.stem)}\n" + (f'\n:::{{div}} lead\n{about}\n:::\n' if about else '') + s[m.end():]
         else: s = lead(s)
         s = re.sub(r'(!\[[^\[\]]*\]\()\.\./images/', r'\1images/', s)        # the pages of the site lie beside the pictures
         if not s.lstrip().startswith('# '): raise UserError(f'{p.relative_to(root)}: must begin with a title, `# …`')
