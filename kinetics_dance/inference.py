@@ -230,7 +230,8 @@ def app():
                                    **{k: card[k] for k in ('frames', 'clip_seconds')}))
         if as_json: print(json.dumps(rows))
         for r in () if as_json else rows:
-            print(for_terminal(r['path']), for_terminal(r['error']) if 'error' in r else f"{r['classes']} classes, {r['parameters'] or 0:,} parameters", sep='  ')
+            what = r.get('error') or f"{r['classes']} classes, {r['parameters'] or 0:,} parameters"
+            print(for_terminal(f"{r['path']}  {what}"))
     return app
 
 def script(

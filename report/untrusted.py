@@ -22,6 +22,12 @@ def parser():
     return create_md_parser(MdParserConfig(enable_extensions=set(myst_enable_extensions)), lambda _: RendererHTML())
 
 
+def decorated(t):
+    "Did the text give a token attributes? (Those that Markdown itself needs are no decoration.)"
+    own = {'link_open': {'href', 'title'}, 'ordered_list_open': {'start'}, 'th_open': {'style'}, 'td_open': {'style'}}.get(t.type, set())
+    return bool(set(t.attrs) - own)
+
+
 def acts(text):
     "Is there anything in Markdown that is more than text: a directive, a role, HTML, a picture, a link to a file, a definition?"
     env = {}
@@ -29,7 +35,7 @@ def acts(text):
     tokens += [c for t in tokens for c in t.children or []]
     # a fence of colons would end the figure that it stands in, and what follows would be read anew
     return bool(env.get('references')) or ':::' in text or any(
-        t.type not in PLAIN or t.type == 'fence' and '{' in t.info or t.type == 'link_open' and not GOES_TO.fullmatch(str(t.attrs['href'])) for t in tokens)
+        t.type not in PLAIN or decorated(t) or t.type == 'fence' and '{' in t.info or t.type == 'link_open' and not GOES_TO.fullmatch(str(t.attrs['href'])) for t in tokens)
 
 
 def markdown(text):

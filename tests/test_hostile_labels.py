@@ -11,7 +11,7 @@ LABELS = [
     f'<script>{RUN}</script>', f'"><svg onload={RUN}>', f"'><img src=x onerror={RUN}>", f'</td></table><iframe srcdoc="<script>parent.{RUN}</script>">',
     'b\n\n```{include} ../../../../../../../../etc/passwd\n:literal:\n```\n', '```{literalinclude} /etc/passwd\n```', '{download}`../../../../../../etc/passwd`', '````\n\n```{csv-table}\n:file: /etc/passwd\n```',
     f'````\n````{{raw}} html\n<script>{RUN}</script>\n````', '::::::\n\n:::{include} /etc/passwd\n:::', r'costs $\frac$ more', 'pay $5 or $6', r'$$\begin{x}$$ \begin{equation}', 'tap `code` ``two``', 'a | b | c\n--|--|--',
-    f'[click](javascript:{RUN}) <javascript:{RUN}>', '![x](../../../../../../etc/passwd) [y](/etc/passwd)', f'<!-- <script>{RUN}</script>', 'bell \x07 null-free \x08\x0c', 'right \u202egnp.exe\u202c left', 'line\none\r\ntwo',
+    f'[click](javascript:{RUN}) <javascript:{RUN}>', '![x](../../../../../../etc/passwd) [y](/etc/passwd)', f'<!-- <script>{RUN}</script>', 'bell \x07 back \x08 page \x0c end', 'right \u202egnp.exe\u202c left', 'line\none\r\ntwo',
     'long ' + 'very '*400 + 'end', '🕺\u200d💃 🏳️\u200d🌈', '盆踊り ダンス', "=cmd|' /C calc'!A0", '\x1b[31mred\x1b]0;title\x07', 'text\n\n# heading\n\n% comment', '{{ 7*7 }} {% raw %} @fig-x [@tbl-x]', ']]> &amp; &lt; <![CDATA[x',
     '"double" \'single\' -- ... (c)']
 MODEL = f'<img src=x onerror={RUN}> $x$ `y` | *z*'

@@ -120,3 +120,35 @@ def test_outputs_of_notebooks():
     hostile = '<p>\n````\n```{include} x\n:::::: [a](b)</p>'
     assert '```' not in raw(hostile).strip('`').split('\n', 1)[1].rsplit('\n', 1)[0] and ':::' not in raw(hostile) and '](' not in raw(hostile)
     assert plain('a\nb\x1b[31mc\x1b]0;t\x07\u202e') == 'a\nb\x1b[31mc\\x1b]0;t\\x07\\u202e'
+
+
+def test_terminal_and_film(monkeypatch, tmp_path, capsys):
+    "A label in brackets is no colour of rich's, one with a line break is drawn into a film, and no answer moves the cursor"
+    from types import SimpleNamespace
+    from rich.console import Console
+    from kinetics_dance.deploy.output import Prediction, Printer
+    from kinetics_dance.deploy.overlay import _caption
+    from kinetics_dance.study.cli import _Screen
+    label = '[/red]\x1b[2J\n=cmd|x $\\frac$ \u202e'
+    console = Console(file=io.StringIO(), force_terminal=True)
+    screen = _Screen()
+    screen.console, screen.live, screen.status = console, True, console.status('x')
+    screen(label)
+    console.print(screen.status.renderable)
+    assert _caption([label, 'b'], [.5, .5], 96, 128)[0].max() > 100
+    import numpy as np
+    p = Prediction([label, '_b'], np.zeros(1), 3., np.array([[.6, .4]]), (0., 3.))
+    p.plot().savefig(tmp_path/'a.png')
+    for many in (False, True):
+        show = Printer(2, False)
+        show(dict(video=label, warnings=[label]) | p.to_dict(2), p, many)
+        out = ''.join(capsys.readouterr())
+        assert '\x1b' not in out and '\u202e' not in out and '[/red]\\x1b[2J\\n=cmd|x' in out
+
+
+def test_files_of_a_gallery():
+    "Classes whose names have no letters, or the same ones, or too many, have files of their own"
+    from report.gallery import file_name
+    taken = set()
+    names = [file_name(s, taken) for s in ('tap dancing', 'tap-dancing', '盆踊り', '🕺', '../../x', 'x'*900, '')]
+    assert names[0] == 'tap-dancing' and len(set(names)) == 7 and all(re.fullmatch('[a-z0-9-]{1,80}', n) for n in names)
