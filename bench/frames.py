@@ -70,7 +70,7 @@ def main():
         for form in ('none', 'jpeg'):
             build_store(table, d/form, n_frames=N, size=SIZE, compression=form, log=quiet)
             stores[form] = FrameStore(d/form)
-            loaders[form] = ClipLoader(Clips(stores[form], table, ['a'], T, CROP, flip=True), bs=B, train=True, light=0)
+            loaders[form] = ClipLoader(Clips(stores[form], table, ['a'], T, CROP, flip=True), bs=B, train=True, color_jitter=0)
         memory = torch.from_numpy(rng.integers(0, 256, (4, B, T, *CROP, 3), np.uint8))
 
         def epoch(form): [None for _ in loaders[form]]

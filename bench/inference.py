@@ -30,7 +30,7 @@ def make_model(folder, spec):
     net = getattr(importlib.import_module(module), name)(n_classes=15)
     folder.mkdir()
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder/'model.safetensors')
-    (folder/'card.json').write_text(json.dumps(dict(format=1, model=spec, arguments={}, classes=[f'class {i}' for i in range(15)], frames=8, crop=[44, 60],
+    (folder/'config.json').write_text(json.dumps(dict(format=1, model=spec, arguments={}, classes=[f'class {i}' for i in range(15)], frames=8, crop=[44, 60],
                                                     stored=dict(height=48, width=64), clip_seconds=10.)))
     return folder
 

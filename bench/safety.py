@@ -23,13 +23,13 @@ BAR = .98
 def make_store(folder, n):
     "A frame store of noise, in format 2"
     import numpy as np, pandas as pd
-    from kinetics_dance.loading.store import FORMAT
+    from kinetics_dance.loading.store import STORE_FORMAT
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for k in range(n):
         np.save(folder/f'clip{k:05d}.npy', rng.integers(0, 255, SHAPE, np.uint8))
         (folder/f'clip{k:05d}.json').write_text('{}')
-    head = dict(format=FORMAT, n_frames=SHAPE[0], height=SHAPE[1], width=SHAPE[2], sampler='uniform', reader='pyav', compression='none')
+    head = dict(format=STORE_FORMAT, n_frames=SHAPE[0], height=SHAPE[1], width=SHAPE[2], sampler='uniform', reader='pyav', compression='none')
     (folder/'store.json').write_text(json.dumps(head))
     size = (folder/'clip00000.npy').stat().st_size
     pd.DataFrame(dict(clip_id=[f'clip{k:05d}' for k in range(n)], bytes=size, sha256='')).to_parquet(folder/'index.parquet')

@@ -203,12 +203,12 @@ def workers(d):
     from kinetics_dance.video.decoding import numbered_clip
     from kinetics_dance.video.encoding import normalise_clip
     files, where = videos(d)
-    real, light = [str(d/f'w{i}.mp4') for i in range(len(files))], [str(d/'light.mp4')]
+    real, color_jitter = [str(d/f'w{i}.mp4') for i in range(len(files))], [str(d/'light.mp4')]
     for f, to in zip(files, real): cut(f, Path(to))
-    normalise_clip(numbered_clip(d/'v.mp4', n=300, fps=30, size=(360, 640)), light[0], 0, 10)
+    normalise_clip(numbered_clip(d/'v.mp4', n=300, fps=30, size=(360, 640)), color_jitter[0], 0, 10)
     with cluster('local:1', d, log=quiet) as one, cluster('local:2', d, log=quiet) as two, multiprocessing.get_context('spawn').Pool(2) as pool2:
-        pool2.starmap(lib.burn, [(light, 2)]*2, chunksize=1)
-        for what, paths, n in ((where, real, 100), ('a clip that is easily decoded', light, 300)):
+        pool2.starmap(lib.burn, [(color_jitter, 2)]*2, chunksize=1)
+        for what, paths, n in ((where, real, 100), ('a clip that is easily decoded', color_jitter, 300)):
             seconds, bare = {1: [], 2: []}, {1: [], 2: []}
             for turn in range(4):
                 for k, pool in ((1, one), (2, two)):

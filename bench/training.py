@@ -40,7 +40,7 @@ from kinetics_dance.video.reading import read_frames
 from kinetics_dance.video.samplers import uniform
 from kinetics_dance.loading.dataloader import ClipDataLoaders, ClipLoader, Clips
 from kinetics_dance.per_frame import PerFrame
-from kinetics_dance.evaluation.perturbations import list_probes, predict_probes, probe_frames
+from kinetics_dance.evaluation.perturbations import list_perturbations, predict_perturbed, perturbed_frames
 from kinetics_dance.training.recipe import Recipe
 from kinetics_dance.models.scores import ClipLoss, clip_probabilities
 from kinetics_dance.training.learner import fit, make_learner, rates, split_parameters
@@ -87,7 +87,7 @@ def filmed(d, size=(128, 171), name='large'):
 
 
 def loaders(store, table, r, **how):
-    return ClipDataLoaders.from_store(store, table, None, r.clip_frames, r.crop, r.batch_size, 0, r.flip, r.light, r.workers, device=r.device, **how)
+    return ClipDataLoaders.from_store(store, table, None, r.clip_frames, r.crop, r.batch_size, 0, r.flip, r.color_jitter, r.workers, device=r.device, **how)
 
 
 # ---- steps
@@ -243,7 +243,7 @@ def probes(d, threads):
     torch.set_num_threads(1)
     store, table = rendered(d)
     clips = Clips(store, table.drop_duplicates(), sorted(set(table.label)), 8, (44, 60))
-    names = list_probes(24, 8)
+    names = list_perturbations(24, 8)
     top, left = np.full(len(clips), 2), np.full(len(clips), 2)
     for name, cls in MODELS.items():
         model = cls(12).eval()
@@ -253,12 +253,12 @@ def probes(d, threads):
             for probe in names:
                 for i in range(0, len(clips), 8):
                     ids = clips.ids[i:i+8]
-                    x = store.batch(ids, probe_frames(probe, 24, 8, ids), top[:len(ids)], left[:len(ids)], (44, 60))
+                    x = store.batch(ids, perturbed_frames(probe, 24, 8, ids), top[:len(ids)], left[:len(ids)], (44, 60))
                     out.setdefault(probe, []).append(clip_probabilities(model(normalise(torch.from_numpy(x)))).double().numpy())
             return {k: np.concatenate(v) for k, v in out.items()}
         took = []
         for _ in range(3):
-            a = clock(); together = predict_probes(model, clips, names); b = clock(); apart = one_by_one(); c = clock()
+            a = clock(); together = predict_perturbed(model, clips, names); b = clock(); apart = one_by_one(); c = clock()
             took.append((c-b)/(b-a))
         assert all(np.allclose(together[k], apart[k], atol=1e-5) for k in names)
         row(f'{name}: {len(names)} probes, one pass each / one pass for all', float(np.median(took)), '≥', 1.)

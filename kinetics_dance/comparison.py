@@ -14,13 +14,13 @@ from fastcore.basics import patch
 from .core.base import StudyError, writing
 from .core.ownership import MARKER
 from .core.text import for_csv
-from .evaluation.positive_control import frame_ceiling, views
+from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from .evaluation.analysis import (
-    agreement, confusion, load_probes, per_class, probe_effects, temporal_gain, together)
+    agreement, confusion, load_probes, per_class, perturbation_effects, temporal_gain, together)
 from .evaluation.intervals import Estimate, bootstrap
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
-from .evaluation.significance import MARK, marked, paired_differences, verdict
+from .evaluation.significance import PRETRAINING_MARK, marked, paired_differences, verdict
 
 # %% ../nbs/05_comparison.ipynb #8a58d64c
 @dataclass
@@ -58,7 +58,7 @@ def _notes(p):
     elif len(found) < len(p.classes): yield f'{len(p.classes) - len(found)} of {len(p.classes)} classes have no clip.'
     if once: yield (f'{", ".join(once)}: a single training run, so the interval speaks of new uploads only, not of the luck '
                     'of training.')
-    if marks: yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before ({MARK}), perhaps these '
+    if marks: yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before ({PRETRAINING_MARK}), perhaps these '
                      'very clips; its accuracy is no fair comparison with the others.')
 
 # %% ../nbs/05_comparison.ipynb #50a3acf8
@@ -91,7 +91,7 @@ def compare(
     known, first = known or {}, baseline if baseline in runs else None
     class_pairs = [q for q in known.get('pairs', []) if set(q['classes']) <= set(p.classes)]
     boots = {(k, q): bootstrap(v, n_resamples, seed)
-             for k, x in stacks.items() for q, v in views(x, class_pairs).items() if k == 'normal' or q != 'pair'}
+             for k, x in stacks.items() for q, v in views_of_pairs(x, class_pairs).items() if k == 'normal' or q != 'pair'}
     scores = pd.DataFrame([(q, m, s, e[s].value, *e[s].interval(confidence)) for (k, q), b in boots.items()
                            if k == 'normal'
                            for m, e in b.items() for s in (SCORES if q == 'classes' else SCORES[:1]) if s in e],
@@ -110,7 +110,7 @@ def compare(
 def _tables(c):
     "What is derived from the resamples"
     p, boot, conf = c.predictions, c.boots['normal', 'classes'], c.settings['confidence']
-    effects = pd.concat([probe_effects(c.boots, q, conf).assign(question=q)
+    effects = pd.concat([perturbation_effects(c.boots, q, conf).assign(question=q)
                          for q in dict.fromkeys(q for _, q in c.boots) if q != 'pair'], ignore_index=True)
     out = dict(scores=c.scores, pairs=c.pairs, seeds=seed_scores(p), per_class=per_class(p, boot, conf), probes=effects,
                confusion=pd.concat({m: confusion(p, m) for m in p.probs}, names=['model', 'true class']).reset_index(),

@@ -6,7 +6,136 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = []
+__all__ = ['SOURCE_SETTINGS', 'prepare', 'choose', 'source_settings', 'collect', 'origin_of', 'check_origin']
 
 # %% ../nbs/00_data.ipynb #f951751d
-from typing import TYPE_CHECKING
+import json
+from contextlib import nullcontext
+from functools import partial
+import pandas as pd
+from .synthetic import dancers, uploads
+from .clips.annotations import clip_id, select_classes
+from .clips.splits import list_clips, split, wanted
+from .clips.table import ClipTable
+from .core.base import StudyError, study_folder, writing
+from .download.downloader import download
+from .download.cvdf import class_numbers, tar_of
+from .download.sources import get_source
+
+# %% ../nbs/00_data.ipynb #033a0284
+def prepare(
+    p:dict, # Parameters of the data, checked
+    replace:bool=False, # Take a folder over that was made from other lists
+)->tuple: # Clips with split and place in line (see `data.split`); clips that left; version of the uploads
+    "The clips that a study can choose from, in the order in which it takes them"
+    run, version, annotations = study_folder(p['study'], p['runs']), '', p['annotations']
+    if p['source'] in ('demo', 'motion'): check_origin(p, None, replace)   # they write into the folder
+    if p['source'] == 'demo':
+        specs = uploads.plan_uploads(p['n_train'] + p['n_valid'], p['n_test'], p['seed'], p['scene_bias'])
+        # clips that were cut from another version are cut anew
+        version = uploads.make_uploads(run/'uploads', specs, p['jobs'])
+        uploads.annotations(specs).to_csv(run/'annotations.csv', index=False)
+        (run/'known.json').write_text(json.dumps(dancers.known_answer(p['scene_bias']), indent=1))
+        annotations = [run/'annotations.csv']
+    elif p['source'] == 'motion':
+        source = get_source('motion', source_settings(p))
+        version = source.version()
+        run.mkdir(parents=True, exist_ok=True)
+        source.annotations().to_csv(run/'annotations.csv', index=False)
+        annotations = [run/'annotations.csv']
+    listed, numbers = list_clips(p['source'], annotations, p['folder'], None, ()), None
+    if p['source'] == 'cvdf' and listed.label.nunique() == 700: numbers = class_numbers(listed.label)
+    listed = select_classes(listed, p['contains'] or '', p['classes'])
+    clips, gone = split(listed, p['n_valid'], p['seed'], p['n_train'])
+    url = clips['path'] if 'path' in clips else None
+    if p['source'] == 'cvdf':
+        numbers = numbers or class_numbers(clips.label)
+        url = [tar_of(l, s, numbers) for l, s in zip(clips.label, clips.split)]
+    empty = [f'{l} ({s})' for s in ('train', 'valid', 'test') for l in clips.label.unique()
+             if not ((clips.label == l) & (clips.split == s)).any()]
+    if empty:
+        raise StudyError(f"{', '.join(empty[:3])}: no clip of this class in this split; "
+                         "take more clips, or leave the class out")
+    return clips.assign(source=p['source'], url=url), gone, version
+
+def choose(
+    p:dict,             # Parameters of the data
+    clips:pd.DataFrame, # From `prepare`
+): # A function: clip ids that are gone → the rows the table should hold
+    "Which clips the study wants, as `download` asks it"
+    return partial(wanted, clips, p['n_train'], p['n_valid'], p['n_test'])
+
+# %% ../nbs/00_data.ipynb #67128e8c
+SOURCE_SETTINGS = dict(motion=('motion',), youtube=('cookies', 'proxy', 'ratelimit'), cvdf=('proxy', 'keep', 'ratelimit'))
+
+def source_settings(
+    p:dict, # Parameters of the data
+)->dict: # What the class of its source takes
+    "A source's settings out of a study's parameters"
+    out = {k: p[k] for k in SOURCE_SETTINGS.get(p['source'], ()) if p[k] is not None}
+    if p['source'] == 'motion': out['size'] = p['short_side']
+    if p['source'] == 'youtube' and p['url_template']: out['url_template'] = p['url_template']
+    if p['source'] == 'youtube': # every worker sleeps by itself; what YouTube sees is all of them
+        sleep = p['sleep'] if p['sleep'] is not None else 0 if p['url_template'] else 10
+        out['sleep'] = sleep*p['jobs']
+    if p['source'] == 'cvdf' and p['mirror']: out['base'] = p['mirror']
+    return out
+
+def collect(
+    p:dict,             # Parameters of the data
+    clips:pd.DataFrame, # From `prepare`
+    version:str='',     # From `prepare`
+    replace:bool=False, # Take a folder over that was made from other lists
+    **kwargs            # As `download` takes them
+)->pd.DataFrame: # What `download` returns
+    "Fetch the clips of a study into its folder and table; `clips.csv` is the table for people"
+    run = study_folder(p['study'], p['runs'])
+    check_origin(p, clips, replace)
+    table = ClipTable(run/'clips.sqlite')
+    with uploads.serve_uploads(run/'uploads') if p['source'] == 'demo' else nullcontext() as url:
+        out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'], version=version,
+                       settings=source_settings(p), wanted=choose(p, clips), **kwargs)
+    table.export(run/'clips.csv')
+    return out
+
+# %% ../nbs/00_data.ipynb #5e7a91c3
+_ORIGIN = ('source', 'annotations', 'folder', 'motion', 'seed', 'scene_bias')
+
+def origin_of(
+    p:dict, # Settings of a study
+)->dict: # Those that say where its clips come from
+    "What makes the clips of a study those of this study"
+    drawn = p['source'] == 'demo'
+    kept = {k: p[k] for k in _ORIGIN if drawn or k not in ('seed', 'scene_bias')}
+    lists = kept['annotations']
+    return kept | dict(annotations=[lists] if isinstance(lists, str) else list(lists))
+
+def _foreign_table(folder, clips):
+    "Does a table without a note hold none of the clips that are wanted?"
+    if clips is None or not (folder/'clips.sqlite').is_file(): return False
+    old = ClipTable(folder/'clips.sqlite').frame()
+    ids = {clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].values}
+    return len(old) > 0 and not ids & set(old.clip_id)
+
+# %% ../nbs/00_data.ipynb #5e7a91c4
+def check_origin(
+    p:dict,        # Settings of a study
+    clips=None,    # Clips that it wants, from `prepare`
+    replace=False, # Take the folder over, whatever it was made from
+):
+    "Refuse to write into the folder of a study whose clips come from elsewhere; note where these come from"
+    folder, now = study_folder(p['study'], p['runs']), origin_of(p)
+    note = folder/'origin.json'
+    try: was = json.loads(note.read_text(encoding='utf-8'))
+    except FileNotFoundError: was = None
+    except ValueError: raise StudyError(f'{note}: not JSON; delete it if the folder is this study\'s') from None
+    if not replace:
+        other = [k for k in now if was and was.get(k) != now[k]]
+        if other:
+            k = other[0]
+            raise StudyError(f"{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; take another name "
+                             'for this study, or say --replace')
+        if was is None and _foreign_table(folder, clips):
+            raise StudyError(f'study: {folder} holds the clips of other lists; take another name for this study, '
+                             'or say --replace')
+    with writing(note) as tmp: tmp.write_text(json.dumps(now, indent=1, ensure_ascii=False) + '\n')

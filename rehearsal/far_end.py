@@ -10,8 +10,8 @@ import numpy as np, pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tests'))
 from faults import PAGE, Fault  # noqa: E402
-from kinetics_dance.synthetic import uploads, dancers  # noqa: E402
-from kinetics_dance.clips.annotations import read_annotations
+from kinetics_dance.synthetic import dancers, uploads  # noqa: E402
+from kinetics_dance.clips.annotations import read_annotations  # noqa: E402
 from kinetics_dance.core.base import writing  # noqa: E402
 from kinetics_dance.download.cvdf import CLASS_NUMBERS, tar_of  # noqa: E402
 
@@ -99,7 +99,7 @@ def read_rows(n=0, seed=0, lists=LISTS):
 
 # ---- YouTube's place
 
-def uploads(rows, fate, videos, folder):
+def served_uploads(rows, fate, videos, folder):
     "(bodies, plan) of a server: `/<id>.mp4` for every id"
     need = rows.groupby('youtube_id').time_end.max()
     bodies, plan = {}, {}

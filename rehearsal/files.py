@@ -10,7 +10,8 @@ from kinetics_dance.core.base import Unavailable
 from kinetics_dance.video.decoding import open_video, probe
 from kinetics_dance.inference import Predictor
 from kinetics_dance.loading.store import build_store
-from kinetics_dance.study.settings import collect, prepare, read_settings
+from kinetics_dance.data import collect, prepare
+from kinetics_dance.study.settings import read_settings
 from kinetics_dance.core.processes import killable
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ the clip table must say what it was known to say. Stop it and call it again: it 
 import argparse, json, os, platform, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pandas as pd, psutil, yaml
-from .far_end import LISTS, ROOT, Videos, expected, fates, make_tars, read_rows, tar_plan, uploads
+from .far_end import LISTS, ROOT, Videos, expected, fates, make_tars, read_rows, served_uploads, tar_plan
 from faults import Faults # far_end has said where it is
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.video.encoding import file_digest
@@ -22,7 +22,7 @@ def serve(rows, fate, work, everything):
     far = work/'far'
     far.mkdir(parents=True, exist_ok=True)
     videos = Videos(far)
-    bodies, plan = uploads(rows, fate, videos, far)
+    bodies, plan = served_uploads(rows, fate, videos, far)
     tars = make_tars(rows, fate, videos, far)
     names = dict(train='train', validate='val')
     for split, name in names.items():
@@ -170,7 +170,7 @@ def laptop(rows, fate, server, work, jobs, **changes):
     report = json.loads((folder/'report.json').read_text())
     t = ClipTable(folder/'clips.sqlite').frame()
     got, want = t.reason.where(t.status != 'ok', 'ok'), t.youtube_id.map(expected(rows, fate, 'youtube'))
-    models = [json.loads(p.read_text()) for p in sorted(folder.glob('models/*/seed*/card.json'))]
+    models = [json.loads(p.read_text()) for p in sorted(folder.glob('models/*/seed*/c*.json'))]
     out = dict(
         note='the same five videos lie under all labels: the accuracies of this run mean nothing, and none is given', changes=changes,
         rows_of_the_table=len(t), clips={s: int(n) for s, n in t[t.status == 'ok'].split.value_counts().items()},

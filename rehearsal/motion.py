@@ -23,8 +23,9 @@ from kinetics_dance.training.study_files import study_clips
 from kinetics_dance.evaluation.predictions import (
     load_predictions, read_predictions, stack_predictions)
 from kinetics_dance.loading.store import build_store
-from kinetics_dance.study.settings import collect, prepare, read_settings
-from kinetics_dance.training.runs import train_unit
+from kinetics_dance.data import collect, prepare
+from kinetics_dance.study.settings import read_settings
+from kinetics_dance.training.runs import train_run
 from report import gallery
 from report.results import NAMES, span, table
 
@@ -54,7 +55,7 @@ def transfer(runs, heads=HEADS):
         if kind == 'random': p = p | dict(weights=str(random_weights(p, folder)))
         for head in heads:
             for seed in p['seeds']:
-                card = train_unit(head, p, seed, log=print)
+                card = train_run(head, p, seed, log=print)
                 said = folder/'predictions'/head/f'seed{seed}.parquet'
                 for probe in ('', 'shuffled'):
                     kept = folder/'kept'/kind.lower()/head/probe
@@ -132,7 +133,7 @@ def publish_study(run):
             if f.suffix != '.png' or not f.with_suffix('.svg').exists() or f.with_suffix('.svg').stat().st_size > 250_000: shutil.copy(f, out/folder/f.name)
     keep_predictions(run, out, report['models'], ('', *PROBES))
     if (run/'videos').is_dir(): gallery.make(run, out/'media')
-    cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/card.json'))]
+    cards = [json.loads(f.read_text()) for f in sorted(run.glob('models/*/seed*/c*.json'))]
     (out/'README.md').write_text(readme(report, cards, date(run/'report.json')))
 
 

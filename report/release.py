@@ -10,12 +10,12 @@ from .common import ROOT, UserError, main, settings
 
 def pack(folder, out):
     "A model's two files in an archive, in a folder of its name; a file that is no such model is an error"
-    from kinetics_dance.models.config import load_model
+    from kinetics_dance.models.config import config_path, load_model
     from kinetics_dance.core.base import StudyError
     try: load_model(folder)
     except StudyError as e: raise UserError(str(e)) from None
     with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:
-        for name in ('card.json', 'model.safetensors'):
+        for name in (config_path(folder).name, 'model.safetensors'):
             info = zipfile.ZipInfo(f'{out.stem}/{name}', (1980, 1, 1, 0, 0, 0))
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             z.writestr(info, (Path(folder)/name).read_bytes())
@@ -29,7 +29,7 @@ def release():
     ap.add_argument('--runs', type=Path, default=ROOT/'runs', help='folder of all runs (default: runs)')
     ap.add_argument('--out', type=Path, default=ROOT/'dist', help='where to (default: dist)')
     a = ap.parse_args()
-    found = sorted((a.runs/a.study/'models'/a.model).glob('seed*/card.json'))
+    found = sorted((a.runs/a.study/'models'/a.model).glob('seed*/c*.json'))
     if not found: raise UserError(f'{a.runs/a.study}: no model {a.model}; make report STUDY={a.study}')
     a.out.mkdir(parents=True, exist_ok=True)
     cfg = settings(ROOT)

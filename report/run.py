@@ -18,7 +18,7 @@ from kinetics_dance.core.text import for_terminal
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
                      source, write_atomic, write_json)
 from .record import write_record
-from .study import check_values, effective, load_study
+from .study import check_values, effective, load_study, take_over
 
 MODEL = ('predictions/{name}/**/*', 'models/{name}/**/*')
 # number: (the notebooks it waits for, what it leaves in the study's folder). A number that is not here waits for all before it.
@@ -32,7 +32,7 @@ STAGES = {
     '06': (('00', '02', '03', '04'), ('inference/**/*',)),
 }
 # what differs from run to run without meaning anything: it must not make the next notebook stale
-VOLATILE = {'report.json': ('seconds',), 'card.json': ('trained', 'seconds')}
+VOLATILE = {'report.json': ('seconds',), 'config.json': ('trained', 'seconds'), 'card.json': ('trained', 'seconds')}
 SKIPPED = {'history.csv'}
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS')
 SCHEME = 2      # of a stage's key; 1 (version 0.1.0) hashed whole modules under their names and no inputs
@@ -447,6 +447,7 @@ def run():
     ap.add_argument('--force', action='store_true', help='run also what is fresh')
     ap.add_argument('--jobs', type=int, default=3, help='how many notebooks side by side (default 3)')
     ap.add_argument('--runs', help='folder of all runs (default: runs)')
+    ap.add_argument('--replace', action='store_true', help='take over a study folder that was made from other lists')
     ap.add_argument('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
     a = ap.parse_args()
     root = a.root.resolve()
@@ -458,6 +459,7 @@ def run():
     if not chosen: raise UserError(f"--only {' '.join(a.only)}: no such notebook (there are: {', '.join(r.stages)})")
     r.sync_library()
     check_values(params, decl, root, shown)
+    if a.replace: take_over(root, effective(params, decl))
     # kernels: the python3 of this environment, whatever the user has installed, and no history or start-up files of theirs
     scratch = tempfile.mkdtemp(prefix='study-')
     os.environ.update(JUPYTER_PATH=f'{sys.prefix}/share/jupyter', JUPYTER_RUNTIME_DIR=scratch, IPYTHONDIR=scratch)

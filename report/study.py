@@ -61,6 +61,11 @@ def parsed(path, shown):
     return params
 
 
+def take_over(root, values):
+    "Let a study have its folder, whatever the clips in it came from"
+    importlib.import_module(f"{settings(root)['lib_name']}.data").check_origin(values, replace=True)
+
+
 def checked(params, decl, path, shown):
     "Each key against the parameters cells of the notebooks"
     # a key counts as declared where a numbered notebook declares it: the others only follow

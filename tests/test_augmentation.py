@@ -24,7 +24,7 @@ def study(request, tmp_path_factory):
     return d/'frames', table
 
 
-def loaders(study, **how): return ClipDataLoaders.from_store(FrameStore(study[0]), study[1], n_frames=4, bs=2, flip=True, light=.3, zoom=.2, **how)
+def loaders(study, **how): return ClipDataLoaders.from_store(FrameStore(study[0]), study[1], n_frames=4, bs=2, flip=True, color_jitter=.3, zoom=.2, **how)
 def epochs(dl, n): return [[t for b in dl for t in b] for _ in range(n)]
 def equal(a, b): return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
 
@@ -51,7 +51,7 @@ def test_names_of_a_batch(study):
                     seen += ids
                 assert len(set(seen)) == len(seen) == (8 if dl is dls.train else 3)
     # and it is these clips: fetched by name they are the frames of the batch
-    dl = ClipLoader(Clips(FrameStore(study[0]), study[1], ['a', 'b'], 4), bs=3, train=True, light=0)
+    dl = ClipLoader(Clips(FrameStore(study[0]), study[1], ['a', 'b'], 4), bs=3, train=True, color_jitter=0)
     for step, (x, _) in enumerate(dl):
         at = [dl.clips.ids.tolist().index(c) for c in dl.batch_ids(step)]
         assert torch.equal(x, normalise(dl.clips.batch(at, dl.epoch)[0]))
@@ -98,16 +98,16 @@ def test_locked_memory_only_where_it_helps(study):
 
 @given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([(5, 7), (8, 8), (44, 60), (3, 4)]), st.floats(0, .9), st.floats(0, 1), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_one_draw_a_clip(b, t, size, light, zoom, seed):
+def test_one_draw_a_clip(b, t, size, color_jitter, zoom, seed):
     "A still clip stays still; a clip's result depends on its own draw alone; layout in memory does not matter; the input is left alone"
     g = torch.Generator().manual_seed(seed)
     x = normalise(torch.randint(0, 256, (b, 1, *size, 3), dtype=torch.uint8, generator=g).repeat(1, t, 1, 1, 1))
     u, before = torch.rand(b, 6, generator=g), x.clone()
-    y = augment(x, u, light, zoom)
+    y = augment(x, u, color_jitter, zoom)
     assert y.shape == x.shape and y.isfinite().all() and torch.equal(x, before)
     assert torch.allclose(y, y[:, :1].expand_as(y), atol=1e-5)
-    for k in range(b): assert torch.allclose(augment(x[k:k+1], u[k:k+1], light, zoom), y[k:k+1], atol=1e-4)
-    assert torch.allclose(augment(x.contiguous(), u, light, zoom), y, atol=1e-4)
+    for k in range(b): assert torch.allclose(augment(x[k:k+1], u[k:k+1], color_jitter, zoom), y[k:k+1], atol=1e-4)
+    assert torch.allclose(augment(x.contiguous(), u, color_jitter, zoom), y, atol=1e-4)
 
 
 def test_colours_are_those_of_torchvision():

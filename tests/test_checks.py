@@ -30,7 +30,7 @@ def test_library_is_exported():
 
 def test_notebooks_are_clean(tmp_path):
     shutil.copy(ROOT/'settings.ini', tmp_path)
-    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=lambda d, names: [n for n in names if not n.endswith('.ipynb')])
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=lambda d, names: [n for n in names if not n.endswith('.ipynb') and not (Path(d)/n).is_dir()])
     subprocess.run([sys.executable, '-c', 'from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()'], cwd=tmp_path, check=True)
     dirty = [s for s, p in NBS.items() if (tmp_path/'nbs'/f'{s}.ipynb').read_bytes() != p.read_bytes()]
     assert not dirty, f'`make clean-notebooks` would change {dirty}'

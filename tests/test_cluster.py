@@ -137,7 +137,8 @@ DRIVER = """
 import itertools, os, signal, sys, time
 from pathlib import Path
 from kinetics_dance.core.cluster import Workers, workers
-from kinetics_dance.data import ClipTable, StudyError
+from kinetics_dance.clips.table import ClipTable
+from kinetics_dance.core.base import StudyError
 from kinetics_dance.download.downloader import download
 folder, scheduler, goal, victim, timeout, patience = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 came, schedule = itertools.count(1), Workers.schedule
@@ -400,7 +401,7 @@ def test_clips_and_frames_in_a_bucket(kind, upload, alone, tmp_path, monkeypatch
     "Downloaded, stored, opened and read through an address: the same bytes, and nothing else lies there"
     monkeypatch.setenv('KINETICS_DANCE_CACHE', str(tmp_path/'cache'))
     where, n = request.getfixturevalue('s3') if kind == 's3' else f'memory://{tmp_path.name}', 6
-    at, pool = storage.place(where), Here() if kind == 'memory' else None
+    at, pool = storage.as_path(where), Here() if kind == 'memory' else None
     def again(): return download(table_in(tmp_path, upload, n), tmp_path, storage=where, pool=pool, **HOW)
     out = again()
     assert (out.status == 'ok').all() and not list((tmp_path/'videos').iterdir() if (tmp_path/'videos').exists() else [])

@@ -49,7 +49,7 @@ def test_two_processes_make_the_unit_of_one(tiny, two, tmp_path):  # noqa: F811
     card, = train_study(study(tiny, tmp_path/'r'), 'cnn_lstm', 0, log=None)
     one, other = files(tmp_path/'r'), files(at)
     assert set(one) == set(other) and not any('checkpoint' in f for f in one)
-    theirs = json.loads((at/'tiny/models/cnn_lstm/seed0/card.json').read_text())
+    theirs = json.loads((at/'tiny/models/cnn_lstm/seed0/config.json').read_text())
     assert theirs['recipe'] == card['recipe'] and theirs['key'] == card['key']     # the same learning rate, chosen by both; the same unit
     assert np.allclose(*(pd.read_csv(f['tiny/models/cnn_lstm/seed0/history.csv'])[['train_loss', 'valid_loss']] for f in (one, other)), atol=1e-4)
     tables = [f for f in one if f.endswith('.parquet')]

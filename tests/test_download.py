@@ -8,7 +8,7 @@ from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.download.downloader import download
 from kinetics_dance.download.progress import Pace
-from kinetics_dance.download.attrition import rot_report
+from kinetics_dance.download.attrition import attrition_report
 from kinetics_dance.download.sources import YouTube, get_source
 from kinetics_dance.core.base import Unavailable
 from kinetics_dance.core.processes import killable
@@ -61,7 +61,7 @@ def test_every_fault_gets_its_reason(served, tmp_path):
     for r in out[out.status == 'ok'].itertuples():
         assert (read_numbers(frames_of(tmp_path/r.path)) == np.arange(r.time_start*15, r.time_end*15)).all()
         assert r.bytes == (tmp_path/r.path).stat().st_size and r.seconds == r.time_end - r.time_start
-    report = rot_report(out)
+    report = attrition_report(out)
     assert report.loc['all', 'clips'] == len(expected) and report.loc['all', 'ok'] == 4
     assert report.drop(columns=['clips', 'alive']).loc['all'].sum() == len(expected)
 
@@ -80,7 +80,7 @@ def test_killed_and_run_again_ends_with_the_same(served, tmp_path):
     for t in tables: t.set(rows)
     download(tables[0], whole, url_template=url, short_side=64)
     script = tmp_path/'run.py'
-    script.write_text("import sys\nfrom kinetics_dance.data import ClipTable\nfrom kinetics_dance.download.downloader import download\n"
+    script.write_text("import sys\nfrom kinetics_dance.clips.table import ClipTable\nfrom kinetics_dance.download.downloader import download\n"
                       "if __name__ == '__main__': download(ClipTable(sys.argv[1] + '/clips.sqlite'), sys.argv[1], url_template=sys.argv[2], short_side=64)\n")
     for n in (1, 4):
         p = subprocess.Popen([sys.executable, script, killed, url])

@@ -57,7 +57,7 @@ def state(folder):
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from kinetics_dance.data import ClipTable
+from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.download.downloader import download
 from kinetics_dance.download.progress import Pace
 if __name__ == '__main__':
@@ -114,7 +114,8 @@ import io, json, sys
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from kinetics_dance.data import ClipTable, wanted
+from kinetics_dance.clips.splits import wanted
+from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.download.downloader import download
 if __name__ == '__main__':
     f = Path(sys.argv[1])

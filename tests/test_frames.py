@@ -204,7 +204,7 @@ def test_memory_stays_flat_over_three_thousand_files(tmp_path):
     for c in store.clip_ids: store[c]                        # and reading them all again
     assert me.memory_info().rss - before < 50e6 and len(store._open) <= 512
 
-NEWS = "import sys, pandas as pd; from kinetics_dance.frames import build_store\nif __name__ == '__main__': build_store(pd.read_csv(sys.argv[1] + '/clips.csv'), sys.argv[1] + '/frames', n_frames=4, size=(48, 64), rebuild=True)"
+NEWS = "import sys, pandas as pd; from kinetics_dance.loading.store import build_store\nif __name__ == '__main__': build_store(pd.read_csv(sys.argv[1] + '/clips.csv'), sys.argv[1] + '/frames', n_frames=4, size=(48, 64), rebuild=True)"
 
 def test_news_on_a_terminal_and_in_a_log(videos, tmp_path):
     "A log gets whole lines and no more; a terminal gets a bar, and nothing is left of it"

@@ -64,7 +64,7 @@ def test_the_key_of_a_model_counts_weights_and_no_trackers():
     from kinetics_dance.models.weights import read_weights
     from kinetics_dance.training.tracking import make_tracker
     ours = [f'{runs.__name__}:{n}' for n in ('_train', '_predict_all', '_start', 'make_model')]
-    found = closure([*ours, *registry.MODELS.values()], ROOT, 'kinetics_dance', runs._without())
+    found = closure([*ours, *(e.spec for e in registry.MODELS.values())], ROOT, 'kinetics_dance', runs._without())
     assert f'{read_weights.__module__}.read_weights' in found
     assert not any(k.startswith(make_tracker.__module__ + '.') for k in found)
 

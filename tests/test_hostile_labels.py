@@ -65,13 +65,13 @@ def execute(folder):
         write_nb(nb, run/'executed'/f'{stem}.ipynb')
     study = "study, runs, n_resamples, bootstrap_seed, confidence, baseline, contrast = 'hostile', 'runs', 20, 0, .95, 'per_frame', None"
     (run/'executed').mkdir()
-    cells('05_comparison', study, lambda c: '#| study' in c.source or 'import' in c.source or 'parameters' in c.metadata.get('tags', []) or 'claim(' in c.source)
+    cells('05_comparison', study, lambda c: '#| study' in c.source or 'import' in c.source or 'parameters' in c.metadata.get('tags', []) or 'claims = ' in c.source)
     cells('index', study, lambda c: '#| study' in c.source or 'import' in c.source or 'parameters' in c.metadata.get('tags', []))
     # the data: as if its clips had been listed and fetched
     clips = pd.DataFrame([dict(label=c, youtube_id=f'{s}{k}-{i}', group=f'{s}{k}-{i}', clip_id=f'{s}{k}-{i}', split=s, time_start=0., time_end=10., status='ok', reason=None, path='media/x.mp4', why=c, updated=0., bytes=1)
                           for k, s in enumerate(('train', 'train', 'valid', 'test')) for i, c in enumerate(classes)])
     clips.loc[clips.index[:30], ['status', 'reason']] = np.array([['missing']*30, classes]).T
-    shown = {'crosstab', 'gone.groupby', 'rot_report(', 'balance(', 'plot_rot(', 'plot_audit(', 'video = lambda', 'Markdown(f'}
+    shown = {'crosstab', 'gone.groupby', 'attrition_report(', 'balance(', 'plot_attrition(', 'plot_audit(', 'video = lambda', 'Markdown(f'}
     def data(c):
         c.source = re.sub(r"(?m)^(run|check_study|lines, gone|clips = choose|test_eq|outcome = collect|p = dict|         n_train=|         url_template).*\n", '', c.source)
         return '#| study' in c.source and any(s in c.source for s in shown) or 'import' in c.source

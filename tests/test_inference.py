@@ -26,7 +26,7 @@ def make_model(folder, spec='kinetics_dance.cnn_lstm:CNNLSTM', classes=CLASSES, 
     net = getattr(importlib.import_module(module), name)(n_classes=len(classes), **arguments)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder/'model.safetensors')
-    (folder/'card.json').write_text(json.dumps(dict(format=1, model=spec, arguments=arguments, classes=classes, frames=4, crop=[44, 60],
+    (folder/'config.json').write_text(json.dumps(dict(format=1, model=spec, arguments=arguments, classes=classes, frames=4, crop=[44, 60],
                                                     stored=dict(height=48, width=64), clip_seconds=seconds)))
     return folder
 
@@ -148,7 +148,7 @@ def test_the_newest_model_is_the_default(here, tmp_path, monkeypatch):
     assert code == 2 and one_line(err) and 'make report' in err and '--model-path' in err
     for age, seed in ((100, 'seed1'), (50, 'seed0')):
         f = make_model(tmp_path/'runs/mine/models/cnn_lstm'/seed)
-        os.utime(f/'card.json', (1e9-age, 1e9-age))
+        os.utime(f/'config.json', (1e9-age, 1e9-age))
     code, out, err = cli('predict', here/'clip.mp4', '--json')
     assert code == 0 and err.startswith('model: ') and err.rstrip().endswith('seed0')
     assert [r['path'][-5:] for r in json.loads(cli('models', '--json')[1])] == ['seed1', 'seed0']
@@ -279,14 +279,14 @@ def test_nothing_of_a_model_is_run(here, tmp_path):
         (model/'model.safetensors').write_bytes(wrong)
         assert 'not the weights of this model' in says()
     (model/'model.safetensors').write_bytes(good)
-    card = json.loads((model/'card.json').read_text())
+    card = json.loads((model/'config.json').read_text())
     for change, why in (({'format': 2}, 'newer version'), ({'model': 'os:system'}, 'is none of'), ({'arguments': {'backbone': 'nothing'}}, 'make no PerFrame'),
                         ({'frames': 10**9}, 'frames'), ({'classes': ['one']}, 'classes'), ({'clip_seconds': float('inf')}, 'clip_seconds'), ({'crop': [4, 5, 6]}, 'crop')):
-        (model/'card.json').write_text(json.dumps(card | change))
+        (model/'config.json').write_text(json.dumps(card | change))
         assert why in says()
-    (model/'card.json').write_text(json.dumps(card | {'arguments': {'weights': str(tmp_path/'weights.pth')}}))
+    (model/'config.json').write_text(json.dumps(card | {'arguments': {'weights': str(tmp_path/'weights.pth')}}))
     assert cli('predict', here/'clip.mp4', '--model-path', model)[0] == 0, 'a card cannot have a file opened'
-    (model/'card.json').write_bytes(b'\x80')
+    (model/'config.json').write_bytes(b'\x80')
     assert 'not JSON' in says()
     model = tmp_path/'weights.pth'
     assert 'a pickle can run code' in says()

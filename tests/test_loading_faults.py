@@ -9,7 +9,7 @@ from kinetics_dance.core.base import StudyError
 from kinetics_dance.loading.workers import fit_workers, worker_error
 from kinetics_dance.loading.dataloader import ClipDataLoaders, ClipLoader, Clips
 from kinetics_dance.training.recipe import Recipe
-from kinetics_dance.loading.store import FORMAT
+from kinetics_dance.loading.store import STORE_FORMAT
 from conftest import ROOT
 
 LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='/dev/shm and /proc are of Linux')
@@ -27,7 +27,7 @@ def make_store(folder, n=60):
         (folder/f'{c}.json').write_text(json.dumps(dict(seconds=list(range(8)))))
         data = (folder/f'{c}.npy').read_bytes()
         rows.append(dict(clip_id=c, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-    head = dict(format=FORMAT, n_frames=8, height=48, width=64, sampler='uniform', reader='pyav', compression='none')
+    head = dict(format=STORE_FORMAT, n_frames=8, height=48, width=64, sampler='uniform', reader='pyav', compression='none')
     (folder/'store.json').write_text(json.dumps(head))
     pd.DataFrame(rows).to_parquet(folder/'index.parquet')
     split = ['valid' if k % 10 == 0 else 'train' for k in range(n)]
@@ -63,7 +63,7 @@ def run(code, before='', timeout=120, cwd=None):
 COUNT = '''
 import sys, pandas as pd
 from kinetics_dance.loading.reader import FrameStore
-from kinetics_dance.data import StudyError
+from kinetics_dance.core.base import StudyError
 from kinetics_dance.loading.dataloader import ClipDataLoaders
 if __name__ == '__main__':
     table = pd.read_csv('table.csv')
@@ -331,13 +331,13 @@ def things(noise, tmp_path_factory):
     p.to_parquet(at/'p.parquet')
     p.to_csv(at/'p.csv', index=False)
     open_store, open_packs = FrameStore(frames), streaming.PackedStore(at/'packs')
-    open_features, read = FeatureStore(at/'features', open_store), config.read_card(at/'model')
+    open_features, read = FeatureStore(at/'features', open_store), config.read_config(at/'model')
     index = pd.DataFrame(dict(clip_id=['clip00001'], bytes=[1], sha256=['']))
     return dict(
         store=lambda: FrameStore(frames), clip=lambda: open_store['clip00001'], pack=lambda: streaming.PackedStore(at/'packs'),
         packed=lambda: open_packs['clip00001'], shard=lambda: list(shards.read_shard(shard)),
         features=lambda: FeatureStore(at/'features', open_store), feature=lambda: open_features['clip00000'],
-        model=lambda: config.read_model(at/'model'), card=lambda: config.read_card(at/'model'),
+        model=lambda: config.read_model(at/'model'), card=lambda: config.read_config(at/'model'),
         weights=lambda: config.load_model(at/'model', read), pretrained=lambda: weights.read_weights(at/'w.npz'),
         checkpoint=lambda: checkpoints.load_checkpoint(at/'checkpoint.safetensors', None, 'k'),
         predictions=lambda: predictions.read_predictions(at/'p.parquet'),

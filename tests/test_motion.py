@@ -10,11 +10,12 @@ from kinetics_dance.core.base import StudyError
 from kinetics_dance.loading.store import build_store
 from kinetics_dance.video.reading import read_frames
 from kinetics_dance.synthetic.motion import (
-    COLOURS, FPS, JOINTS, PARTS, made_up_motion, place, render_motion, resample)
+    COLOURS, MOTION_FPS, BODY_JOINTS, PARTS, made_up_motion, place_body, render_motion, resample)
 from kinetics_dance.download.motion_source import (
     Motion, MotionFile, joint_reference, sequence_id, write_motion)
-from kinetics_dance.study.settings import check_study, collect, prepare, read_settings
-from kinetics_dance.training.runs import train_unit
+from kinetics_dance.data import collect, prepare
+from kinetics_dance.study.settings import check_study, read_settings
+from kinetics_dance.training.runs import train_run
 
 PENN = ROOT.parent/'shared'/'data'/'motion'/'penn_action_2d_joints.npz'
 penn = pytest.mark.skipif(not PENN.exists(), reason='the labels of Penn Action are not on this machine (../shared/data/motion)')
@@ -40,7 +41,7 @@ def test_a_file_of_joints_becomes_a_study(tmp_path):
     assert table.split.value_counts().to_dict() == {'train': 12, 'test': 9, 'valid': 6}      # the test part as the file says, valid out of train
     want = MotionFile(tmp_path/'m.npz').table.set_index('youtube_id')
     assert all((want.train[r.youtube_id] == -1) == (r.split == 'test') and want.action[r.youtube_id] == r.label for r in table.itertuples())
-    assert table.clip_id.str.fullmatch(r'[\w-]{11}_\d{6}_\d{6}').all() and (table.fps == FPS).all() and (table.width == 64).all()
+    assert table.clip_id.str.fullmatch(r'[\w-]{11}_\d{6}_\d{6}').all() and (table.fps == MOTION_FPS).all() and (table.width == 64).all()
     # what is on disk is what was drawn
     run, r = tmp_path/'runs'/'bodies', table.iloc[3]
     drawn = MotionFile(tmp_path/'m.npz').frames(list(want.index).index(r.youtube_id), 64)
@@ -48,7 +49,7 @@ def test_a_file_of_joints_becomes_a_study(tmp_path):
     assert len(got) == len(drawn) == r.frames and np.abs(got-drawn).mean() < 6
     stored = build_store(table, run/'frames', 8, (32, 32), base=run, log=lambda s: None)
     assert (stored.status == 'ok').all()
-    card = train_unit('per_frame', p, 0)
+    card = train_run('per_frame', p, 0)
     assert card['classes'] == sorted(want.action.unique())
     # again: nothing is drawn; another file: everything is
     stamps = {f: f.stat().st_mtime_ns for f in (run/'videos').glob('*.mp4')}
@@ -111,7 +112,7 @@ def test_left_and_right_can_be_told_apart():
 
 def test_one_wrong_label_does_not_make_the_body_small():
     xy = np.repeat(body(), 3, 0); wrong = xy.copy(); wrong[7, 4] = [5000, 5000]
-    assert np.abs(place(wrong)[0]-place(xy)[0]).max() < .1
+    assert np.abs(place_body(wrong)[0]-place_body(xy)[0]).max() < .1
 
 
 @pytest.mark.parametrize('n, fps, want', [(60, 30, 30), (60, 60, 24), (200, 120, 25), (10, 30, 24), (1, 30, 24), (30, 15, 30), (24, 10, 36), (3000, 30, 600)])
@@ -130,12 +131,12 @@ def test_ids():
 @penn
 def test_penn_action_is_read_whole():
     f = MotionFile(PENN)
-    assert len(f) == 2326 and len(f.xy) == 163_841 and f.table.action.nunique() == 15 and f.joints == JOINTS and f.parts == PARTS
+    assert len(f) == 2326 and len(f.xy) == 163_841 and f.table.action.nunique() == 15 and f.joints == BODY_JOINTS and f.parts == PARTS
     assert f.table.train.value_counts().to_dict() == {1: 1258, -1: 1068} and f.table.youtube_id.is_unique
     missing = np.isnan(f.xy).all(-1).mean()
     assert .05 < missing < .12                                                    # the corner is no place for a joint
     for k in range(0, len(f), 60):
-        xy = place(f[k][0].astype(float)); inside = xy[np.isfinite(xy)]
+        xy = place_body(f[k][0].astype(float)); inside = xy[np.isfinite(xy)]
         assert (np.abs(inside-.5) < .5).mean() > .95 and (f[k][0].size and np.ptp(inside) > .5)
     assert f.frames(0, 32).shape == (76, 32, 32, 3)
 

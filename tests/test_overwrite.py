@@ -153,10 +153,10 @@ def test_a_long_label_can_be_predicted(here, tmp_path):
 def test_a_forged_seal_with_zeros_is_none(here, tmp_path):
     "A rate of 15/0 was a ZeroDivisionError, and ended the answers for a whole folder"
     import struct, zlib
-    from kinetics_dance.video.encoding import MARK, sealed
-    text = MARK.encode() + b' 00000000 00000030 15/0 96x128'
+    from kinetics_dance.video.encoding import SEAL_MARK, sealed
+    text = SEAL_MARK.encode() + b' 00000000 00000030 15/0 96x128'
     data = bytearray((here/'clip.mp4').read_bytes() + struct.pack('>I4s', 8+len(text), b'free') + text)
-    at = data.find(MARK.encode()) + len(MARK) + 1
+    at = data.find(SEAL_MARK.encode()) + len(SEAL_MARK) + 1
     data[at:at+8] = b'%08x' % zlib.crc32(data[at+8:], zlib.crc32(data[:at]))
     (tmp_path/'z.mp4').write_bytes(data)
     assert sealed(tmp_path/'z.mp4') is None

@@ -6,7 +6,7 @@ from conftest import ROOT
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.core.ownership import KINDS, MARKER, check_ours, claim, remove_ours, sweep
-from kinetics_dance.core.storage import place
+from kinetics_dance.core.storage import as_path
 
 
 def put(folder, *names):
@@ -48,7 +48,7 @@ def test_names_like_ours_alone_are_not_enough(kind, tmp_path):
 
 
 def test_a_bucket_follows_the_same_rule():
-    bucket = place('memory://ownership')
+    bucket = as_path('memory://ownership')
     (bucket/'theirs'/'frames'/'labels.json').write_text('mine')
     with pytest.raises(StudyError, match='neither empty'): claim(bucket/'theirs'/'frames', 'frames')
     claim(bucket/'new', 'packs')
@@ -96,10 +96,10 @@ def test_uploads_of_the_demo(tmp_path):
 
 def test_models_that_a_study_no_longer_has(tmp_path):
     from kinetics_dance.training.runs import forget_models
-    put(tmp_path, 'models/old/seed0/card.json', 'models/old/lr.json', 'models/old/seed0.lock', 'models/old/notes.md', 'models/.git/config',
-        'models/mine/weights.bin', 'models/keep/seed0/card.json', 'predictions/old/seed0.parquet', 'predictions/old/reversed/seed0.parquet', 'predictions/old/mine.csv')
+    put(tmp_path, 'models/old/seed0/config.json', 'models/old/lr.json', 'models/old/seed0.lock', 'models/old/notes.md', 'models/.git/config',
+        'models/mine/weights.bin', 'models/keep/seed0/config.json', 'predictions/old/seed0.parquet', 'predictions/old/reversed/seed0.parquet', 'predictions/old/mine.csv')
     forget_models(tmp_path, ['keep'])
-    assert names(tmp_path) == {'models/old/notes.md', 'models/.git/config', 'models/mine/weights.bin', 'models/keep/seed0/card.json', 'predictions/old/mine.csv'}
+    assert names(tmp_path) == {'models/old/notes.md', 'models/.git/config', 'models/mine/weights.bin', 'models/keep/seed0/config.json', 'predictions/old/mine.csv'}
 
 
 def test_exported_frames_go_over_exported_frames_only(tmp_path):

@@ -60,11 +60,11 @@ def test_faults_of_uploads_have_the_reasons_that_are_expected(rows, kind, tmp_pa
     from kinetics_dance.core.base import Unavailable
     from kinetics_dance.video.encoding import normalise_clip
     from faults import Faults
-    from rehearsal.far_end import Videos, expected, uploads
+    from rehearsal.far_end import Videos, expected, served_uploads
     rows = rows[0][rows[0].time_start.between(20, 50)].head(1)
     i, start, end = rows.youtube_id.iloc[0], rows.time_start.iloc[0], rows.time_end.iloc[0]
     fate = {i: kind}
-    with Faults(*uploads(rows, fate, Videos(tmp_path), tmp_path)) as server:
+    with Faults(*served_uploads(rows, fate, Videos(tmp_path), tmp_path)) as server:
         source = YouTube(server.template(), wait=.02, retries=2)
         for _ in range(3): # as often as the downloader asks
             try:

@@ -28,7 +28,7 @@ def test_notebooks_and_declarations_agree():
 
 WRONG = [('epochz: 3', "unknown key 'epochz'"), ('epochs: 3\nepochs: 4', "key 'epochs' is given twice"),
          ('n_train: true', 'n_train: expected a whole number, got true or false'), ('seeds: [a]', "seeds: in the list, expected a whole number"),
-         ('body_lr: 1e-3', 'write 0.001'), ('n_valid: 0', 'n_valid: 0 is too small; give at least 1'), ('- a', 'must be a mapping'),
+         ('backbone_lr: 1e-3', 'write 0.001'), ('n_valid: 0', 'n_valid: 0 is too small; give at least 1'), ('- a', 'must be a mapping'),
          ('a: [1', 'not valid YAML'), ('study: demo', "study is 'demo', but the file is named 'mine'"), (b'\xff\xfe\x00', 'not valid YAML'),
          ('n_test: null', 'expected a whole number'), ('1: 2', 'must be a mapping'), ('source: utube', 'none of')]
 
@@ -84,3 +84,48 @@ def test_the_command_lists_them():
     p = run('epochz')
     assert p.returncode == 2 and "did you mean 'epochs'" in p.stderr
     assert json.loads(run('n_train', '--study', 'smoke', '--json').stdout)[0]['value'] == 4
+
+
+def cli(tmp_path, *args, rc=0):
+    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args)], cwd=tmp_path, capture_output=True, text=True)
+    assert p.returncode == rc, p.stdout + p.stderr
+    return p
+
+
+@pytest.fixture
+def small(tmp_path):
+    "A project with two folders of videos and a study on the first"
+    from kinetics_dance.synthetic.dancers import render_clip
+    from kinetics_dance.synthetic.uploads import write_video
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\n')
+    frames = render_clip('wave', 0, 1)[:12]
+    for folder in ('videos', 'others'):
+        for label in 'ab':
+            (tmp_path/folder/label).mkdir(parents=True)
+            for i in range(3): write_video(tmp_path/folder/label/f'{folder}{i}.mp4', frames)
+    write(tmp_path, 'mine', 'source: folder\nfolder: videos\ncontains: ""\nn_train: 0\nn_valid: 1\nn_test: 0\nshort_side: 64\n')
+    return tmp_path
+
+
+def test_a_folder_belongs_to_its_lists(small):
+    "A study file that was copied or edited cannot overwrite the clips of another study; --replace says yes"
+    cli(small, 'download', '--study', 'mine')
+    table = (small/'runs/mine/clips.csv').read_bytes()
+    assert not (small/'runs/demo').exists()
+    other = (small/'studies/mine.yaml').read_text().replace('folder: videos', 'folder: others')
+    write(small, 'mine', other)
+    p = cli(small, 'download', '--study', 'mine', rc=2)
+    assert len(p.stderr.strip().splitlines()) == 1 and "folder: 'videos', not 'others'" in p.stderr and '--replace' in p.stderr
+    assert (small/'runs/mine/clips.csv').read_bytes() == table
+    (small/'runs/mine/origin.json').unlink()           # as version 0.1.0 left a folder
+    assert 'holds the clips of other lists' in cli(small, 'download', '--study', 'mine', rc=2).stderr
+    cli(small, 'download', '--study', 'mine', '--replace')
+    assert b'others0' in (small/'runs/mine/clips.csv').read_bytes()
+
+
+def test_a_folder_of_an_older_version_is_taken_over(small):
+    "The same clips, no note: it gets one"
+    cli(small, 'download', '--study', 'mine')
+    (small/'runs/mine/origin.json').unlink()
+    cli(small, 'download', '--study', 'mine')
+    assert json.loads((small/'runs/mine/origin.json').read_text())['folder'] == 'videos'

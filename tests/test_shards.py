@@ -36,18 +36,18 @@ def loaders(store, runs, **changes):
 
 def test_training_from_shards(packed):
     from kinetics_dance.loading.reader import FrameStore
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     runs, index = packed
     assert len(index['shards']) > 1
-    card = train_unit('per_frame', settings(runs, epochs=2, packed=True, seeds=[7]), 7)
+    card = train_run('per_frame', settings(runs, epochs=2, packed=True, seeds=[7]), 7)
     assert card['recipe']['packed'] and card['stored'] == FrameStore(runs/'tiny'/'frames').params
     before = card['key']
-    assert train_unit('per_frame', settings(runs, epochs=2, packed=True, seeds=[7]), 7) == card
-    assert train_unit('per_frame', settings(runs, epochs=2, seeds=[7]), 7)['key'] != before, 'other batches, another unit'
+    assert train_run('per_frame', settings(runs, epochs=2, packed=True, seeds=[7]), 7) == card
+    assert train_run('per_frame', settings(runs, epochs=2, seeds=[7]), 7)['key'] != before, 'other batches, another unit'
     # of frames/ a training from shards needs only what names the clips
     for f in (runs/'tiny'/'frames').iterdir():
         if f.name not in ('store.json', 'index.parquet'): f.rename(runs/f.name)
-    try: train_unit('per_frame', settings(runs, epochs=1, packed=True, seeds=[8]), 8)
+    try: train_run('per_frame', settings(runs, epochs=1, packed=True, seeds=[8]), 8)
     finally:
         for f in runs.iterdir():
             if f.is_file(): f.rename(runs/'tiny'/'frames'/f.name)
@@ -62,7 +62,7 @@ def test_the_same_clips_in_other_company(tiny, tmp_path, compression):  # noqa: 
     if compression == 'jpeg':
         build_store(with_videos(tiny, runs), runs/'tiny'/'frames', n_frames=8, size=(48, 64), jobs=1, compression='jpeg', log=lambda s: None)
     pack(runs)
-    a, b = (loaders(s, runs, light=0.).train for s in (FrameStore(runs/'tiny'/'frames'), PackedStore(runs/'tiny'/'packs')))
+    a, b = (loaders(s, runs, color_jitter=0.).train for s in (FrameStore(runs/'tiny'/'frames'), PackedStore(runs/'tiny'/'packs')))
     for _ in range(2):
         seen = [{c: x for k, (xs, _) in enumerate(dl) for c, x in zip(dl.batch_ids(k), xs)} for dl in (a, b)]
         assert len(seen[0]) == len(seen[1]) == 9 and len(set(seen[0]) & set(seen[1])) >= 8    # ten clips in batches of three
@@ -102,9 +102,9 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, worke
     folder, said = runs/'tiny'/'models'/'per_frame'/'seed9', runs/'tiny'/'predictions'/'per_frame'/'seed9.parquet'
     how = settings(runs, epochs=2, packed=True, workers=workers, seeds=[9]), 9
     def made(): return (folder/'model.safetensors').read_bytes(), (folder/'history.csv').read_bytes(), said.read_bytes()
-    def again(): (folder/'card.json').unlink(missing_ok=True)
+    def again(): (folder/'config.json').unlink(missing_ok=True)
     again()
-    training_runs.train_unit('per_frame', *how)
+    training_runs.train_run('per_frame', *how)
     whole, seen = made(), []
     class Dies(checkpoints.Checkpoint):
         def __init__(self, *args): super().__init__(*args, every=0)
@@ -114,9 +114,9 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(packed, monkeypatch, worke
             if seen[-1:] == [(1, 1)] and seen.count((1, 1)) == 1: raise KeyboardInterrupt
     monkeypatch.setattr(training_runs, 'Checkpoint', Dies)
     again()
-    with pytest.raises(KeyboardInterrupt): training_runs.train_unit('per_frame', *how)
+    with pytest.raises(KeyboardInterrupt): training_runs.train_run('per_frame', *how)
     before = len(seen)
-    training_runs.train_unit('per_frame', *how)
+    training_runs.train_run('per_frame', *how)
     assert seen[before:] == [(1, 2)] and made() == whole, "of its two steps one was left"
 
 
@@ -126,7 +126,7 @@ def test_processes_share_the_shards(packed, size):
     runs, _ = packed
     seen, opened = [], []
     for rank in range(size):
-        dl = loaders(PackedStore(runs/'tiny'/'packs'), runs, light=0.).train
+        dl = loaders(PackedStore(runs/'tiny'/'packs'), runs, color_jitter=0.).train
         dl.part, was = (rank, size), dl._stream
         dl._stream = lambda wanted, was=was: (opened.append((rank, got[0])) or got for got in was(wanted))
         seen.append([(x, y) for x, y in dl])
@@ -137,14 +137,14 @@ def test_processes_share_the_shards(packed, size):
 
 
 def test_a_pack_of_other_frames_is_refused(tiny, tmp_path):  # noqa: F811
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     runs = copy(tiny, tmp_path/'r')
-    with pytest.raises(StudyError, match=r'no finished frame store here|no finished pack'): train_unit('per_frame', settings(runs, packed=True), 0)
+    with pytest.raises(StudyError, match=r'no finished frame store here|no finished pack'): train_run('per_frame', settings(runs, packed=True), 0)
     pack(runs)
     index = runs/'tiny'/'frames'/'index.parquet'
     pd.read_parquet(index).iloc[:-1].to_parquet(index, index=False)
     with pytest.raises(StudyError, match='packed: tiny/packs was made from other frames; kinetics-dance frames --pack') as e:
-        train_unit('per_frame', settings(runs, packed=True), 0)
+        train_run('per_frame', settings(runs, packed=True), 0)
     assert '\n' not in str(e.value)
 
 
@@ -172,7 +172,7 @@ def test_a_killed_packing_leaves_whole_shards(tiny, tmp_path):  # noqa: F811
     runs = copy(tiny, tmp_path/'r')
     code = f'''
 import sys, time; from pathlib import Path
-from kinetics_dance import shards
+from kinetics_dance.loading import shards
 was = shards._samples
 def slow(*args):
     for s in was(*args):

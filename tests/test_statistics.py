@@ -11,7 +11,7 @@ from kinetics_dance.evaluation.intervals import Estimate, bootstrap, upload_weig
 from kinetics_dance.evaluation.predictions import (
     Predictions, calibration_error, rank_of_truth, reliability, seed_scores, simulate)
 from kinetics_dance.evaluation.significance import (
-    claim, clips_to_tell_apart, marked, paired_differences, verdict)
+    claim_of, clips_to_tell_apart, marked, paired_differences, verdict)
 
 # --- the promise
 
@@ -126,9 +126,9 @@ def test_spread_is_the_analysis_of_variance():
 
 def test_wilson():
     "27 of 34 (0.632 to 0.897), Brown, Cai and DasGupta's 0 of 50, and statsmodels at any count"
-    assert [round(claim(27, 34)[k], 3) for k in ('low', 'high')] == [.632, .897]
-    assert [round(claim(1589, 1912)[k], 3) for k in ('low', 'high')] == [.814, .847]
-    for k, n in ((0, 50), (50, 50), (3, 7)): assert (claim(k, n)['low'], claim(k, n)['high']) == pytest.approx(proportion_confint(k, n, method='wilson'))
+    assert [round(claim_of(27, 34)[k], 3) for k in ('low', 'high')] == [.632, .897]
+    assert [round(claim_of(1589, 1912)[k], 3) for k in ('low', 'high')] == [.814, .847]
+    for k, n in ((0, 50), (50, 50), (3, 7)): assert (claim_of(k, n)['low'], claim_of(k, n)['high']) == pytest.approx(proportion_confint(k, n, method='wilson'))
     w = upload_weights(2000, 3000, 0).astype(float)
     for k in (20, 1000, 1900):
         x = np.r_[np.ones(k), np.zeros(2000 - k)]

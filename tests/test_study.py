@@ -79,8 +79,8 @@ def test_predictions_are_of_the_same_clips(smoke):
 def test_models_hold_no_code(smoke):
     folders = sorted((smoke/'models').glob('*/seed0')); assert len(folders) == 3
     for f in folders:
-        assert {p.name for p in f.iterdir()} == {'model.safetensors', 'card.json', 'history.csv'}
-        card = json.loads((f/'card.json').read_text()); assert card['classes'] == dancers.CLASSES and card['stored']['n_frames'] == 8
+        assert {p.name for p in f.iterdir()} == {'model.safetensors', 'config.json', 'history.csv'}
+        card = json.loads((f/'config.json').read_text()); assert card['classes'] == dancers.CLASSES and card['stored']['n_frames'] == 8
     assert not [p for p in smoke.rglob('*') if p.suffix in ('.pkl', '.pth', '.pt')]
 
 
@@ -191,7 +191,7 @@ def test_youtube_source_from_a_list(tmp_path):
     specs = uploads.plan_uploads(4, 2, steps=('round', 'bounce')); uploads.make_uploads(tmp_path/'far', specs, 1)
     uploads.annotations(specs).to_csv(tmp_path/'list.csv', index=False)
     keys = ('short_side', 'n_frames', 'frame_height', 'frame_width')
-    with uploads.serve(tmp_path/'far') as url:
+    with uploads.serve_uploads(tmp_path/'far') as url:
         study = dict(study='tube', source='youtube', annotations=[str(tmp_path/'list.csv')], url_template=url, n_train=0, n_valid=1, n_test=0, **dict(zip(keys, (96, 12, 48, 64))))
         (tmp_path/'tube.yaml').write_text(yaml.safe_dump(study))
         for stage in ('00_data', '01_frames'):
@@ -208,7 +208,7 @@ def test_clips_are_made_anew_when_their_uploads_change(tmp_path):
     spec = uploads.upload_spec('round', 0, 'train'); (tmp_path/'far').mkdir(); uploads.render_upload(spec, tmp_path/'far'/f"{spec['id']}.mp4")
     table = ClipTable(tmp_path/'clips.sqlite'); table.set(uploads.annotations([spec]).assign(source='demo', split='train'))
     def fetch(version, short_side=96):
-        with uploads.serve(tmp_path/'far') as url: return download(table, tmp_path, url_template=url, jobs=1, short_side=short_side, version=version)
+        with uploads.serve_uploads(tmp_path/'far') as url: return download(table, tmp_path, url_template=url, jobs=1, short_side=short_side, version=version)
     first = fetch('a'); assert (first.status == 'ok').all() and fetch('a').attempts.tolist() == [1, 1]
     other = spec | dict(seed=spec['seed']+1); uploads.render_upload(other, tmp_path/'far'/f"{spec['id']}.mp4")
     again = fetch('b'); assert (again.status == 'ok').all() and set(again.sha256).isdisjoint(first.sha256)

@@ -11,7 +11,7 @@ from kinetics_dance.core.base import StudyError
 from kinetics_dance.loading.reader import FrameStore
 from kinetics_dance.loading.store import build_store
 from kinetics_dance.loading.dataloader import ClipDataLoaders
-from kinetics_dance.training.tracking import confusion, make_tracker, prediction_table
+from kinetics_dance.training.tracking import confusion_counts, make_tracker, prediction_table
 from kinetics_dance.training.learner import fit, make_learner
 from conftest import ROOT
 
@@ -208,7 +208,7 @@ def test_tables_of_many_classes():
     p = pd.DataFrame(rng.dirichlet(np.ones(15), 200), columns=[f'p_{c}' for c in classes])
     said = p.assign(clip_id=[f'c{k}' for k in range(200)], label=rng.choice(classes[:14], 200), split='test')
     table = prediction_table(said)
-    m = confusion(table, classes)
+    m = confusion_counts(table, classes)
     assert m.shape == (15, 15) and m.to_numpy().sum() == 200 and m.loc['class 14'].sum() == 0
     assert np.trace(m) == (table.label == table.predicted).sum()
     tracking.draw_confusion(m, 'many').savefig('/dev/null', format='png')

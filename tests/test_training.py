@@ -43,7 +43,7 @@ def settings(runs, **changes): return TINY | dict(runs=str(runs)) | changes
 
 def start(runs, file, *args):
     "Train from a process of its own, as the command line does"
-    code = f'from kinetics_dance.training.runs import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
+    code = f'from kinetics_dance.study.launch import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                             env=os.environ | {'OMP_NUM_THREADS': '1'})
 
@@ -95,9 +95,9 @@ def test_unit_alone_is_skipped_when_done(tiny, tmp_path):
 
 def test_every_probe_leaves_a_file_that_can_be_compared(tiny, tmp_path):
     from kinetics_dance.evaluation.predictions import load_predictions
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     runs = copy(tiny, tmp_path/'r')
-    for m in ('per_frame', 'cnn_lstm', 'video_transformer'): train_unit(m, settings(runs, epochs=1), 0)
+    for m in ('per_frame', 'cnn_lstm', 'video_transformer'): train_run(m, settings(runs, epochs=1), 0)
     at = runs/'tiny'
     assert set(load_predictions(at)) == {'per_frame', 'cnn_lstm', 'video_transformer'}
     probes = {p.name for p in (at/'predictions/cnn_lstm').iterdir() if p.is_dir()}
@@ -114,9 +114,9 @@ def test_every_probe_leaves_a_file_that_can_be_compared(tiny, tmp_path):
 
 def test_learning_rate_is_chosen_on_valid_and_recorded(tiny, tmp_path):
     from kinetics_dance.training.study_files import learning_rates
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     runs = copy(tiny, tmp_path/'r')
-    card = train_unit('per_frame', settings(runs, lr=[1e-6, .002, 9.], lr_epochs=2, epochs=1), 0)
+    card = train_run('per_frame', settings(runs, lr=[1e-6, .002, 9.], lr_epochs=2, epochs=1), 0)
     tried = learning_rates(runs/'tiny', 'per_frame')
     assert tried.lr.tolist() == [1e-6, .002, 9.] and tried.chosen.sum() == 1
     assert card['recipe']['lr'] == tried.lr[tried.chosen].item() == tried.lr[tried.valid_loss.idxmin()]
@@ -126,9 +126,9 @@ def test_frozen_features_take_the_same_road(tiny, tmp_path):
     from safetensors.torch import load_file
     import torch
     from kinetics_dance.evaluation.predictions import load_predictions
-    from kinetics_dance.training.runs import make_model, train_unit
+    from kinetics_dance.training.runs import make_model, train_run
     runs = copy(tiny, tmp_path/'r')
-    for m in ('per_frame', 'cnn_lstm', 'video_transformer'): card = train_unit(m, settings(runs, epochs=2, train='head'), 0)
+    for m in ('per_frame', 'cnn_lstm', 'video_transformer'): card = train_run(m, settings(runs, epochs=2, train='head'), 0)
     assert set(load_predictions(runs/'tiny')) == {'per_frame', 'cnn_lstm', 'video_transformer'}
     assert len(list((runs/'tiny/features').glob('*/features.json'))) == 1, 'three models with one picture network share its features'
     torch.manual_seed(0)    # the body is what it was before training
@@ -153,16 +153,16 @@ def test_frozen_features_take_the_same_road(tiny, tmp_path):
 ])
 def test_what_cannot_be_right_is_said_before_anything_is_trained(tiny, changes, why):
     import torch
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     if changes.get('device') == 'cuda' and torch.cuda.is_available() or changes.get('device') == 'mps' and torch.backends.mps.is_available():
         pytest.skip('this machine has the device')
-    with pytest.raises(StudyError, match=why) as e: train_unit('cnn_lstm', settings(tiny, **changes), 7)
+    with pytest.raises(StudyError, match=why) as e: train_run('cnn_lstm', settings(tiny, **changes), 7)
     assert '\n' not in str(e.value) and not (tiny/'tiny/predictions/cnn_lstm/seed7.parquet').exists()
 
 
 def test_unknown_model_is_named_with_a_hint(tiny):
-    from kinetics_dance.training.runs import train_unit
-    with pytest.raises(StudyError, match="model: 'r3d18' is none of .*did you mean 'r3d_18'"): train_unit('r3d18', settings(tiny), 0)
+    from kinetics_dance.training.runs import train_run
+    with pytest.raises(StudyError, match="model: 'r3d18' is none of .*did you mean 'r3d_18'"): train_run('r3d18', settings(tiny), 0)
 
 
 @pytest.mark.parametrize('edit,why', [
@@ -172,15 +172,15 @@ def test_unknown_model_is_named_with_a_hint(tiny):
 ])
 def test_clips_that_make_no_study(tiny, tmp_path, edit, why):
     import sqlite3
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     runs = copy(tiny, tmp_path/'r')
     with sqlite3.connect(runs/'tiny/clips.sqlite') as db:
         assert db.execute(edit.replace("'round dancing'", f"(SELECT label FROM clips LIMIT 1)")).rowcount
-    with pytest.raises(StudyError, match=why): train_unit('per_frame', settings(runs), 0)
+    with pytest.raises(StudyError, match=why): train_run('per_frame', settings(runs), 0)
 
 
 def test_diverging_training_names_its_clips(tiny, tmp_path):
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     from kinetics_dance import per_frame
     import torch
     runs = copy(tiny, tmp_path/'r')
@@ -191,18 +191,18 @@ def test_diverging_training_names_its_clips(tiny, tmp_path):
     old, per_frame.PerFrame = per_frame.PerFrame, Broken
     try:
         with pytest.raises(StudyError, match=r'per_frame, seed 0: loss is nan in epoch 0, batch 0, clips upload0.*lower lr'):
-            train_unit('per_frame', settings(runs), 0)
+            train_run('per_frame', settings(runs), 0)
         with pytest.raises(StudyError, match='diverges with every learning rate'):
-            train_unit('per_frame', settings(runs, lr=[.001, .002], lr_epochs=1), 0)
+            train_run('per_frame', settings(runs, lr=[.001, .002], lr_epochs=1), 0)
     finally: per_frame.PerFrame = old
 
 
 def test_settings_that_change_nothing_retrain_nothing(tiny, tmp_path):
-    from kinetics_dance.training.runs import train_unit
+    from kinetics_dance.training.runs import train_run
     runs = copy(tiny, tmp_path/'r')
-    a = train_unit('per_frame', settings(runs, epochs=1), 0)
-    assert train_unit('per_frame', settings(runs, epochs=1, workers=1), 0) == a
-    assert train_unit('per_frame', settings(runs, epochs=1, label_smoothing=.2), 0)['key'] != a['key']
+    a = train_run('per_frame', settings(runs, epochs=1), 0)
+    assert train_run('per_frame', settings(runs, epochs=1, workers=1), 0) == a
+    assert train_run('per_frame', settings(runs, epochs=1, label_smoothing=.2), 0)['key'] != a['key']
 
 
 def test_defaults_are_the_same_wherever_they_stand():
@@ -216,7 +216,7 @@ def test_defaults_are_the_same_wherever_they_stand():
     for stem, name in (('02_per_frame', 'per_frame'), ('03_cnn_lstm', 'cnn_lstm'), ('04_video_transformer', 'video_transformer')):
         cell = declared(load_nb(ROOT/'nbs'/f'{stem}.ipynb'))
         assert {f.name: plain(f.default) for f in fields(Recipe)}.items() <= cell.items(), stem
-        module, cls = MODELS[name].split(':')
+        module, cls = MODELS[name].spec.split(':')
         cls = getattr(importlib.import_module(module), cls)
         defaults = {k: plain(p.default) for k, p in inspect.signature(cls).parameters.items()}
         assert {s: defaults[a] for a, s in cls.study_parameters.items()}.items() <= cell.items(), stem
@@ -225,6 +225,6 @@ def test_defaults_are_the_same_wherever_they_stand():
 @pytest.mark.parametrize('path', sorted((ROOT/'studies').glob('*.yaml')), ids=lambda p: p.stem)
 def test_heads_of_a_study_are_of_one_size(path):
     from kinetics_dance.training.runs import model_sizes
-    from kinetics_dance.study.settings import DEFAULTS
-    head = model_sizes(DEFAULTS | yaml.safe_load(path.read_text()), 15).set_index('model')['head']
+    from kinetics_dance.core.settings import defaults
+    head = model_sizes(defaults() | yaml.safe_load(path.read_text()), 15).set_index('model')['head']
     assert head.max() <= 2*head.min(), head.to_dict()

@@ -10,7 +10,7 @@ from kinetics_dance.video.reading import frame_times, has_decord, read_frames, r
 from kinetics_dance.core.base import Unavailable
 from kinetics_dance.core.processes import worker_pool
 from kinetics_dance.video.decoding import (
-    Damaged, numbered_clip, open_video, probe, read_numbers, sound_frames)
+    Damaged, numbered_clip, open_video, probe, read_numbers, intact_frames)
 from kinetics_dance.video.encoding import normalise_clip, sealed
 
 MEDIA = ROOT.parent/'shared/data/media'
@@ -47,7 +47,7 @@ def worst(a, b): return abs(a.astype(int) - b).max()
 
 @pytest.mark.parametrize('name', ODD_FILES)
 def test_an_odd_file(name, folder, pool):
-    got = pool.schedule(odd_files.verdict, args=(make(name, folder), name), timeout=LIMIT).result()
+    got = pool.schedule(odd_files.outcome_of, args=(make(name, folder), name), timeout=LIMIT).result()
     assert 'WRONG' not in str(got)
     n = len(ODD_FILES[name].shown)
     if name in ERROR: assert all(v.startswith(f'error: {ERROR[name]}') for v in got.values()), got
@@ -75,7 +75,7 @@ def test_a_part_is_stated_everywhere(folder):
     assert len(x) == len(t) == got['frames'] == 27 and 'frame 27' in got['error'] and got['counted']
     assert (read_numbers(read_frames(path, [26, 0])) == [26, 0]).all()
     with pytest.raises(IndexError, match='frame 40 was asked for, 27 can be decoded: frame 27 cannot'): read_frames(path, [3, 40])
-    with pytest.raises(Damaged) as e: list(sound_frames(path))
+    with pytest.raises(Damaged) as e: list(intact_frames(path))
     import pickle
     assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value) and e.value.reason == 'truncated'
 
@@ -134,7 +134,7 @@ def test_a_clip_with_one_wrong_byte_is_not_read_the_fast_way(tmp_path):
         at, n = int(rng.uniform(.3, .97)*len(data)), int(rng.choice([1, 60, 400]))
         (tmp_path/'bad.mp4').write_bytes(data[:at] + bytes(255 - x for x in data[at:at+n]) + data[at+n:])
         assert sealed(tmp_path/'bad.mp4') is None and regular(tmp_path/'bad.mp4') is None
-    (tmp_path/'bad.mp4').write_bytes(data.replace(encoding.MARK.encode(), b'x'*len(encoding.MARK)))
+    (tmp_path/'bad.mp4').write_bytes(data.replace(encoding.SEAL_MARK.encode(), b'x'*len(encoding.SEAL_MARK)))
     assert sealed(tmp_path/'bad.mp4') is None
     run('-i', tmp_path/'clip.mp4', '-c', 'copy', '-map_metadata', '0', tmp_path/'copy.mp4')   # tools copy the comment
     assert sealed(tmp_path/'copy.mp4') is None
@@ -205,7 +205,7 @@ def test_a_jump_goes_where_reading_on_would(tmp_path):
         path = numbered_clip(tmp_path/f'{codec}.{ending}', 90, 15, (96, 128), False, codec, options)
         normalise_clip(path, tmp_path/'clip.mp4', 4, 5)
         assert (read_numbers(read_frames(tmp_path/'clip.mp4')) == np.arange(60, 75)).all(), codec
-        first = next(sound_frames(path, 4))
+        first = next(intact_frames(path, 4))
         assert first[0] <= 4 and (ending in ('ts', 'avi')) == (first[0] < .1), codec
 
 def test_readers_that_are_not_there_say_so(folder, monkeypatch):

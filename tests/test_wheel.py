@@ -77,7 +77,7 @@ def test_a_release_carries_a_model(tmp_path):
     first = pack(folder, tmp_path/'m.zip').read_bytes()
     assert pack(folder, tmp_path/'m.zip').read_bytes() == first
     zipfile.ZipFile(tmp_path/'m.zip').extractall(tmp_path)
-    assert {p.name for p in (tmp_path/'m').iterdir()} == {'card.json', 'model.safetensors'}
+    assert {p.name for p in (tmp_path/'m').iterdir()} == {'config.json', 'model.safetensors'}
     (folder/'model.safetensors').write_bytes(b'no')
     with pytest.raises(UserError, match='not the weights'): pack(folder, tmp_path/'n.zip')
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Late', 'StudyError', 'Unavailable', 'nearest', 'project_root', 'run_dir', 'writing']
+__all__ = ['Late', 'StudyError', 'Unavailable', 'nearest', 'project_root', 'study_folder', 'writing']
 
 # %% ../../nbs/core/00_base.ipynb #825ec9f6
 import difflib, importlib, os, re
@@ -49,7 +49,7 @@ def project_root()->Path: # Nearest folder above the working directory with a `s
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
 
-def run_dir(
+def study_folder(
     study:str,       # Name of the study
     runs='runs',     # Folder of all runs; a relative one starts at `project_root`
 )->Path: # Folder of this study

@@ -16,7 +16,7 @@ from typing import Callable
 from fastcore.basics import patch
 from .. import __version__
 from .base import StudyError
-from .storage import place, probing, writing
+from .storage import as_path, probing, writing_to
 
 # %% ../../nbs/core/04_cluster.ipynb #4f07cccc
 _LOCK, _POOL = threading.Lock(), '_kinetics_dance_pool'
@@ -56,9 +56,9 @@ def _about(folder, token):
     out = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__, distributed=distributed.__version__,
                kinetics_dance=ours, av=has('av'), decord=has('decord'), trouble=None)
     try:
-        folder = place(folder)
+        folder = as_path(folder)
         if (folder/f'.probe-{token}').read_text() != token: raise OSError('there is another file of that name')
-        with writing(mine := folder/f'.probe-{token}-{secrets.token_hex(4)}') as p: p.write_text(token)
+        with writing_to(mine := folder/f'.probe-{token}-{secrets.token_hex(4)}') as p: p.write_text(token)
         mine.unlink()
     except Exception as e: out['trouble'] = f'{type(e).__name__}: {e}'
     return out
@@ -259,7 +259,7 @@ def workers(where:str,  # `tcp://host:8786`, `local:2`, or a scheduler file
     with ExitStack() as stack, warnings.catch_warnings(), _quiet():
         warnings.filterwarnings('ignore', module='distributed')
         client = _connect(where, stack, timeout)
-        out = Workers(client, place(folder), log, ahead, patience, where.startswith('local:'))
+        out = Workers(client, as_path(folder), log, ahead, patience, where.startswith('local:'))
         while out.room() and not out.fit: time.sleep(.2)
         n, threads = len(out.fit), sum(out.fit.values())
         log(f'{where}: {n} worker{"s"*(n != 1)} with {threads} thread{"s"*(threads != 1)}; dashboard at {client.dashboard_link}')

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.base import writing
 from ..core.base import Unavailable
 from ..core.text import for_figure, visible
-from ..video.decoding import Damaged, open_video, sound_frames
+from ..video.decoding import Damaged, open_video, intact_frames
 from ..video.film_strip import film_strip
 from ..video.encoding import Shaper, encoder, even_size, ffmpeg_command, steady
 
@@ -56,22 +56,22 @@ def _caption(lines, shares, h, w):
         size -= 1
     tall = round(size*1.75)
     box = min(h, 2*math.ceil((tall*len(lines)+size//2)/2)), min(w, 2*math.ceil((wide+size)/2))
-    light, image = np.zeros(box, np.float32), Image.new('L', box[::-1])
+    color_jitter, image = np.zeros(box, np.float32), Image.new('L', box[::-1])
     pen = ImageDraw.Draw(image)
     for k,(line,share) in enumerate(zip(lines, shares)):
         y = k*tall+size//4
         pen.text((size//2, y), line, fill=255, font=font)
         pen.rectangle([size//2, y+size*1.3, size//2+max(1, share*(box[1]-size)), y+size*1.3+max(1, size//6)], fill=200)
-    light[:] = np.asarray(image, np.float32)/255
-    return 16+219*light, np.maximum(light, .55)
+    color_jitter[:] = np.asarray(image, np.float32)/255
+    return 16+219*color_jitter, np.maximum(color_jitter, .55)
 
 def _lay(picture, caption, h, w):
     "Lay a caption over the upper left of a YUV 4:2:0 picture, in place"
-    light, cover = caption
-    y, x = light.shape
+    color_jitter, cover = caption
+    y, x = color_jitter.shape
     flat, n = picture.reshape(-1), h*w
     over = flat[:n].reshape(h, w)[:y, :x]
-    over[:] = over*(1-cover)+light*cover
+    over[:] = over*(1-cover)+color_jitter*cover
     cover = cover.reshape(y//2, 2, x//2, 2).mean((1, 3))
     for k in (n, n+n//4): # the two planes of colour become grey
         over = flat[k:k+n//4].reshape(h//2, w//2)[:y//2, :x//2]
@@ -101,7 +101,7 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
             size = size or even_size(f, v, None)
             yield t, f, v
     ticks = math.ceil((stop-start)*rate-1e-6) if stop is not None else None
-    with closing(sound_frames(path, start)) as frames, encoder(time.monotonic()+30*86400) as (begin, write, end):
+    with closing(intact_frames(path, start)) as frames, encoder(time.monotonic()+30*86400) as (begin, write, end):
         try:
             for k,(f,_) in enumerate(steady(sized(frames), float(rate), start, ticks)):
                 if k == 0:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 from ..core.base import StudyError
 from ..core.base import Unavailable
-from ..video.decoding import Damaged, open_video, sound_frames, upright_size
+from ..video.decoding import Damaged, open_video, intact_frames, upright_size
 from ..video.reading import cover_size, cut_out, shaper_to, regular
 
 # %% ../../nbs/deploy/00_windows.ipynb #b9fa4a32
@@ -56,7 +56,7 @@ class _Pass:
         "(seconds, frame, shape of its pixels, until when it is on screen), the last one with infinity"
         held, first, n, rate, pixels = None, None, 0, 25., None
         try:
-            with closing(sound_frames(self.path, self.start)) as sound:
+            with closing(intact_frames(self.path, self.start)) as sound:
                 for n, (t, f, v) in enumerate(sound):
                     if held:
                         self.frames += t > self.start

@@ -13,7 +13,7 @@ import pandas as pd
 from .cvdf import CVDF # which add themselves
 from .motion_source import Motion # to the sources
 from .sources import get_source, is_final, reason_of
-from ..core.storage import is_far, writing
+from ..core.storage import is_remote, writing_to
 from ..video.encoding import file_digest, normalise_clip
 
 # %% ../../nbs/download/04_cutting.ipynb #9e60c3e3
@@ -25,7 +25,7 @@ def fetch_upload(rows:list,     # The clips of one upload, as dicts of the table
                  own_disk:bool=False # Keep the upload on this machine's own disk, not beside the clips?
                 ) -> list:      # One dict a clip: the columns to update, `detail` and `retry_after`
     "Fetch an upload, cut its clips into `videos/`; never raises, each clip gets its status and reason"
-    start, beside = time.monotonic(), None if own_disk or is_far(folder) else folder/'videos'
+    start, beside = time.monotonic(), None if own_disk or is_remote(folder) else folder/'videos'
     ends = [r['time_end'] for r in rows]
     wanted = rows[0] | dict(time_start=min(r['time_start'] for r in rows), time_end=max(ends) if all(ends) else None)
     try:
@@ -47,7 +47,7 @@ def cut_clip(row:dict,    # A clip
     "Cut one clip into `videos/`; never raises"
     path = f"videos/{row['clip_id']}.mp4"
     try:
-        with writing(folder/path) if is_far(folder) else nullcontext(folder/path) as clip:
+        with writing_to(folder/path) if is_remote(folder) else nullcontext(folder/path) as clip:
             got = normalise_clip(upload, clip, row['time_start'] - start, row['time_end'] and row['time_end'] - start,
                                  short_side, fps=fps, timeout=timeout)
             columns = {k: got[k] for k in ('width', 'height', 'fps', 'frames', 'seconds')} | file_digest(clip)

@@ -23,8 +23,8 @@ from .cvdf import class_numbers, tar_of
 from .progress import Pace
 from .scheduler import one_round
 from .sources import SOURCES, get_source
-from ..core.storage import is_far, place, sizes
-from ..video.encoding import MARK, file_digest, normalise_clip
+from ..core.storage import is_remote, as_path, sizes
+from ..video.encoding import SEAL_MARK, file_digest, normalise_clip
 
 # %% ../../nbs/download/07_downloader.ipynb #a6abf84a
 def _made_of(row, version, short_side, fps):
@@ -32,7 +32,7 @@ def _made_of(row, version, short_side, fps):
     f = (Path(row['url']).stat()
          if row['source'] == 'folder' and isinstance(row['url'], str) and Path(row['url']).is_file() else None)
     local = _local_facts(row, f) if f else ()
-    return '|'.join(map(str, (MARK, short_side, fps, version, *local)))
+    return '|'.join(map(str, (SEAL_MARK, short_side, fps, version, *local)))
 
 @lru_cache(maxsize=100_000)
 def _content(path, *facts): return file_digest(path)['sha256']
@@ -55,7 +55,7 @@ def _is_there(row, folder):
 
 def _listed(folder):
     "Names of the clips on disk, their bytes, and the times of their last change"
-    if is_far(folder): return [*(there := sizes(folder/'videos'))], [*there.values()], [0.]*len(there)
+    if is_remote(folder): return [*(there := sizes(folder/'videos'))], [*there.values()], [0.]*len(there)
     names, size, changed = [], [], [] # half a million need be no objects
     with os.scandir(folder/'videos') as files:
         for f in files:
@@ -121,7 +121,7 @@ def download(table:ClipTable,   # The study's clips
             ) -> pd.DataFrame:  # The table's clips; the column `detail` has the words behind a reason of this run
     "Fetch, cut and check every clip of the table that is not there yet; may be killed and run again at any time"
     folder, settings = Path(folder), dict(settings or {}) | ({'url_template': url_template} if url_template else {})
-    to = folder if storage is None else place(storage)
+    to = folder if storage is None else as_path(storage)
     folder.mkdir(parents=True, exist_ok=True)
     claim(to/'videos', 'videos')
     made, details, pace, log = (version, short_side, fps), {}, pace or Pace(), log or (lambda line: None)

@@ -15,7 +15,7 @@ from ..synthetic import uploads, dancers, motion as bodies
 from ..clips.splits import rooted
 from ..core.base import StudyError, project_root, writing
 from ..synthetic.motion import (
-    FPS, JOINTS, PARTS, made_up_motion, place, render_motion, resample)
+    MOTION_FPS, BODY_JOINTS, PARTS, made_up_motion, place_body, render_motion, resample)
 from .sources import SOURCES, Source, Upload
 from ..core.storage import system_error
 from ..core.base import Unavailable
@@ -24,7 +24,7 @@ from ..core.base import Unavailable
 def write_motion(
     path,          # The file to write, .npz
     sequences,     # Dicts: `id`, `action`, `xy (T,J,2)`, `split` (train or test), maybe `visible (T,J)`
-    joints=JOINTS, # Names of the joints
+    joints=BODY_JOINTS, # Names of the joints
     parts=PARTS,   # Chains of names
     fps:float=30,  # Rows a second
 ):
@@ -62,7 +62,7 @@ class MotionFile:
             with np.load(self.path, allow_pickle=False) as f:
                 self.xy, seen, self.offsets = f['xy'].astype(np.float32), f['vis'], f['offsets']
                 meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v for k,v in
-                                                 (('meta', None), ('joints', JOINTS), ('parts', PARTS)))
+                                                 (('meta', None), ('joints', BODY_JOINTS), ('parts', PARTS)))
                 self.fps = float(f['fps']) if 'fps' in f else 30.
             self.table = pd.DataFrame([dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
@@ -120,7 +120,7 @@ class Motion(Source):
     def annotations(self)->pd.DataFrame: # label, youtube_id, time_start, time_end, split
         "The sequences as a Kinetics list"
         t, n = self.file.table, [_length(k, self.file.fps) for k in np.diff(self.file.offsets)]
-        return pd.DataFrame(dict(label=t.action, youtube_id=t.youtube_id, time_start=0., time_end=np.array(n)/FPS,
+        return pd.DataFrame(dict(label=t.action, youtube_id=t.youtube_id, time_start=0., time_end=np.array(n)/MOTION_FPS,
                                  split=np.where(t.train == 1, 'train', 'validate')))
 
     def version(self)->str: # Changes when the file does, or the way it is drawn
@@ -134,7 +134,7 @@ class Motion(Source):
         "Draw the sequence of a clip into a file without loss"
         rows = self.file.table.index[self.file.table.youtube_id == self.checked_id(clip)]
         if not len(rows): raise Unavailable('removed', f"{clip['youtube_id']}: no such sequence")
-        uploads.write_video(Path(folder)/'upload.mp4', self.file.frames(rows[0], self.size), FPS, crf=0)
+        uploads.write_video(Path(folder)/'upload.mp4', self.file.frames(rows[0], self.size), MOTION_FPS, crf=0)
         return Upload(Path(folder)/'upload.mp4')
 
 @lru_cache(2)
@@ -156,7 +156,7 @@ def joint_reference(
     from sklearn.ensemble import ExtraTreesClassifier
     x = []
     for k in range(len(file)):
-        xy = place(file[k][0].astype(float))
+        xy = place_body(file[k][0].astype(float))
         x.append(np.nan_to_num(xy[(2*np.arange(frames)+1)*len(xy)//(2*frames)], nan=-1.).reshape(frames, -1))
     x, y, train = np.stack(x), file.table.action.to_numpy(), (file.table.train == 1).to_numpy()
     rng = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ from ..clips.table import ClipTable
 from ..core.base import StudyError
 from .progress import Pace, Progress
 from .sources import get_source
-from ..core.storage import is_far
+from ..core.storage import is_remote
 from ..core.base import Unavailable
 from ..core.processes import worker_pool
 
@@ -70,7 +70,7 @@ class _Round:
         from kinetics_dance.download import cutting as lib
         left, cut = {r['clip_id']: r for r in rows}, []
         try:
-            beside = None if is_far(self.folder) else self.folder/'videos'
+            beside = None if is_remote(self.folder) else self.folder/'videos'
             with tempfile.TemporaryDirectory(prefix='.part-', dir=beside, ignore_cleanup_errors=True) as part:
                 try:
                     for row, got in get_source(name, settings).stream(rows, Path(part), self.stop):
@@ -162,7 +162,7 @@ def _feed(r, threads, uploads, settings):
     for name, rows in uploads:
         source = get_source(name, settings)
         if not hasattr(source, 'stream'): single.append((name, rows))
-        elif is_far(r.folder) and not getattr(r.pool, 'here', True):
+        elif is_remote(r.folder) and not getattr(r.pool, 'here', True):
             raise StudyError(f'source {name}: its clips come in one transfer, and workers elsewhere cannot see where it ends up; '
                              '--storage must be a folder that all of them share')
         else:

@@ -190,7 +190,7 @@ def plot_reliability(
 
 # %% ../../nbs/evaluation/07_figures.ipynb #2f182fb9
 def plot_probes(
-    panels:dict, # `{title: table as probe_effects gives it}`
+    panels:dict, # `{title: table as perturbation_effects gives it}`
     look:Look,
     probes:list, # In this order, 'normal' for the frames as they are
     chance:float=None # Dotted line
@@ -217,7 +217,7 @@ def plot_probes(
     return fig
 
 def plot_frames(
-    effects:pd.DataFrame, # As `probe_effects` gives it
+    effects:pd.DataFrame, # As `perturbation_effects` gives it
     look:Look,
     ceiling:float=None # The most that single frames can give
 ): # The figure

@@ -86,11 +86,11 @@ class ClipLoader(Counted, DataLoader):
         train:bool=False, # Shuffle, augment, drop the incomplete last batch
         num_workers:int|str=0, # Processes that fetch; `auto`: as many as help and fit
         device=None,      # Where batches go
-        light:float=.2,   # How much brightness, contrast and saturation of a clip may change in training
+        color_jitter:float=.2,   # How much brightness, contrast and saturation of a clip may change in training
         start:str|None=None, # How workers start: `fork`, `spawn`, or None: as the system does it
         zoom:float=0.,    # How much larger things may become in training
     ):
-        self.clips,self.train,self.light,self.zoom = clips,train,light,zoom
+        self.clips,self.train,self.color_jitter,self.zoom = clips,train,color_jitter,zoom
         self.epoch,self.step = -1,0 # epoch: of the batches that come, or came last; step: those of it that are out
         self.part = 0,1 # which process this is, and of how many
         self.resume = -1,0 # an epoch, and the batch of it to begin with
@@ -133,7 +133,7 @@ class ClipLoader(Counted, DataLoader):
         x = normalise(x)    # (B,T,3,h,w)
         if not self.train: return x,y
         u = self._rng(3, self.step).random((len(y), DRAWS))[slice(*share(len(y), *self.part))]
-        return augment(x, torch.from_numpy(u).float(), self.light, self.zoom),y # not every device has doubles
+        return augment(x, torch.from_numpy(u).float(), self.color_jitter, self.zoom),y # not every device has doubles
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False) # what all have need not be gathered
 
     def batch_ids(self,
@@ -189,7 +189,7 @@ class ClipDataLoaders(DataLoaders):
         bs:int=8,           # Clips a batch in training; four times as many in validation
         seed:int=0,         # Draws the order of the clips, crops, sampling phase, mirror and light
         flip:bool=False,    # Mirror half of the clips in training?
-        light:float=.2,     # How much brightness, contrast and saturation of a clip may change in training
+        color_jitter:float=.2,     # How much brightness, contrast and saturation of a clip may change in training
         num_workers:int|str=0, # Processes that fetch batches; `auto`: as many as help and fit
         start:str|None=None, # How they start: `fork`, `spawn`, or None: as the system does it
         device='cpu',       # Where batches go
@@ -205,6 +205,6 @@ class ClipDataLoaders(DataLoaders):
             clips = Clips(store, rows, classes, n_frames, crop, seed, flip)
             kind = getattr(store, 'train_loader', ClipLoader) if split == 'train' else ClipLoader
             loaders.append(kind(clips, bs if split == 'train' else 4*bs, split == 'train', num_workers, device,
-                                light, start, zoom))
+                                color_jitter, start, zoom))
         if log and (why := loaders[0].why_none): log(f'workers: 0, because {why}')
         return cls(*loaders, device=device)

@@ -121,7 +121,7 @@ def _said(scores):
 @patch
 def new(self:ClipLoader, *args, **kwargs):
     "The same loader, for looking: its clips in order, as they are"
-    return ClipLoader(self.clips, self.bs, False, 0, self.device, self.light)
+    return ClipLoader(self.clips, self.bs, False, 0, self.device, self.color_jitter)
 
 @patch
 def show_results(self:ClipLoader, b, out, max_n:int=4, ncols:int=8, **kwargs):

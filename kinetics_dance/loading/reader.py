@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np, numpy.lib.format
 from fastcore.basics import patch
 from ..core.base import StudyError, pd
-from ..core.storage import cached, home, place, system_error
-from .store import FORMAT, SUFFIX, unpack_jpeg
+from ..core.storage import cached, home, as_path, system_error
+from .store import STORE_FORMAT, SUFFIX, unpack_jpeg
 
 # %% ../../nbs/loading/01_reader.ipynb #69093d05
 def most_maps()->int: # At least 8, at most 512
@@ -43,7 +43,7 @@ class FrameStore:
     "The stored clips of a study, as memory-mapped files"
     def __init__(self, folder:str|Path # What `build_store` wrote; from an address, each file is copied when needed
                 ):
-        self.folder, self._open = place(folder), {}
+        self.folder, self._open = as_path(folder), {}
         if not (self.folder/'store.json').exists(): self.folder = home(self.folder.parent)/self.folder.name
         try:
             head, index = (self.folder/'store.json').read_text(), (self.folder/'index.parquet').read_bytes()
@@ -52,7 +52,7 @@ class FrameStore:
         except (OSError, ValueError) as e:
             raise (system_error(e, self.folder) or StudyError(
                 f'{self.folder}: no finished frame store here; run 01_frames')) from None
-        if head.pop('format') != FORMAT:
+        if head.pop('format') != STORE_FORMAT:
             raise StudyError(f'{self.folder}: made by another version; run 01_frames again')
         self.params, self.clip_ids = head, self.index.clip_id.tolist()
         self.shape = head['n_frames'], head['height'], head['width'], 3

@@ -11,7 +11,7 @@ import numpy as np
 from ..clips.splits import hash_order
 from ..core.base import StudyError, pd
 from ..core.ownership import claim, remove_ours, sweep
-from ..core.storage import is_far, near, place, sizes, system_error, writing
+from ..core.storage import is_remote, local_copy, as_path, sizes, system_error, writing_to
 from .store import SUFFIX
 
 # %% ../../nbs/loading/05_shards.ipynb #04d6233e
@@ -32,7 +32,7 @@ def write_shard(
     "Write clips into a shard: whole or not at all, and the same bytes each time"
     _,writer = _webdataset()
     plain = dict(encoder=False, mtime=0, user='', group='', mode=0o644)
-    with writing(path) as p, open(p, 'wb') as f, writer.TarWriter(f, **plain) as tar:
+    with writing_to(path) as p, open(p, 'wb') as f, writer.TarWriter(f, **plain) as tar:
         for clip_id,data,note in samples:
             tar.write({'__key__': clip_id.replace('.', '%2E'), suffix[1:]: data, 'json': note})
 
@@ -68,7 +68,7 @@ def pack_store(
     log=print,          # Called with a line now and then
 )->dict: # The index
     "Pack a frame store into shards; may be killed and run again at any time"
-    folder,out = place(folder),place(out)
+    folder,out = as_path(folder),as_path(out)
     head,index = (folder/'store.json').read_bytes(),(folder/'index.parquet').read_bytes()
     version = hashlib.sha256(head+index).hexdigest()
     key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
@@ -78,21 +78,21 @@ def pack_store(
     there,names = sizes(out),[f'{key}-{k:06d}.tar' for k in range(len(plan))]
     _check_room(out, [sum(p.bytes) for n,p in zip(names, plan) if n not in there], log)
     for name,text in (('store.json', head), ('index.parquet', index)):
-        with writing(out/name) as p: p.write_bytes(text)
+        with writing_to(out/name) as p: p.write_bytes(text)
     suffix,shards = SUFFIX[json.loads(head)['compression']],[]
     for k,(name,clips) in enumerate(zip(names, plan)):
         if name not in there: write_shard(out/name, _samples(folder, clips, suffix), suffix)
         shards.append(dict(name=name, clips=_contents(out/name)))
         if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
     made = dict(format=PACK, version=version, shard_mb=shard_mb, store=json.loads(head), shards=shards)
-    with writing(out/'index.json') as p: p.write_text(json.dumps(made))
+    with writing_to(out/'index.json') as p: p.write_text(json.dumps(made))
     remove_ours(out, set(sizes(out)) - set(names), r'[0-9a-f]{10}-\d{6}\.tar') # of an earlier packing
     return made
 
 # %% ../../nbs/loading/05_shards.ipynb #584030a4
 def _plan(folder, size):
     "Clips of each shard, in an order drawn by their names"
-    with near(folder/'index.parquet') as p: clips = pd.read_parquet(p)[['clip_id', 'bytes', 'sha256']]
+    with local_copy(folder/'index.parquet') as p: clips = pd.read_parquet(p)[['clip_id', 'bytes', 'sha256']]
     if not len(clips): raise StudyError(f'{folder.name}: the frame store is empty; nothing to pack')
     clips = clips.iloc[np.argsort(hash_order(clips.clip_id, 'pack'), kind='stable')]
     at = (clips.bytes.cumsum()-1)//size
@@ -112,7 +112,7 @@ def _samples(folder, clips, suffix):
 def _contents(path):
     "[clip_id, place and length of its array, place and length of its note] of each clip in a shard"
     rows = {}
-    with near(path) as p, tarfile.open(p) as tar:
+    with local_copy(path) as p, tarfile.open(p) as tar:
         for m in tar:
             name,_,kind = m.name.partition('.')
             rows.setdefault(name.replace('%2E', '.'), {})[kind == 'json'] = [m.offset_data, m.size]
@@ -120,6 +120,6 @@ def _contents(path):
 
 def _check_room(out, need, log):
     if log and need: log(f'pack: {len(need)} shards to write, {sum(need)/1e6:,.1f} MB')
-    if not is_far(out) and (free := shutil.disk_usage(out).free) < sum(need):
+    if not is_remote(out) and (free := shutil.disk_usage(out).free) < sum(need):
         raise StudyError(f'{out.name}: the pack needs {sum(need)/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; '
                          'pack onto another disk')

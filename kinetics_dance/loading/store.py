@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['SUFFIX', 'QUALITY', 'FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', 'store_clip', 'build_store', 'store_bytes']
+__all__ = ['SUFFIX', 'QUALITY', 'STORE_FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', 'store_clip', 'build_store', 'store_bytes']
 
 # %% ../../nbs/loading/00_store.ipynb #87f4876c
 import io, json, os, re, shutil, sys, time, warnings
@@ -21,7 +21,7 @@ from ..core.ownership import claim, sweep
 from ..video.reading import frame_times, read_frames
 from ..video.samplers import SAMPLERS
 from ..download.sources import reason_of
-from ..core.storage import is_far, near, place, read_all, system_error, writing
+from ..core.storage import is_remote, local_copy, as_path, read_all, system_error, writing_to
 from ..core.base import Unavailable
 from ..core.processes import worker_pool
 from ..video.encoding import file_digest
@@ -50,7 +50,7 @@ def unpack_jpeg(data,              # What `pack_jpeg` gave
         if x.shape != o.shape: raise ValueError(f'a picture of {x.shape} where {o.shape} was stored')
 
 # %% ../../nbs/loading/00_store.ipynb #2b4975af
-FORMAT = 2 # of the store; raised when what is written changes
+STORE_FORMAT = 2 # of the store; raised when what is written changes
 
 def store_clip(clip_id:str,   # Name of the clip: of its files, too
                path:str|Path, # Its video
@@ -73,10 +73,10 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     else:
         np.save(data := io.BytesIO(), frames)
         data = data.getvalue()
-    with writing(array) as p:
+    with writing_to(array) as p:
         p.write_bytes(data)
         out['array'] = file_digest(p)
-    with writing(note) as p: p.write_text(json.dumps(out))
+    with writing_to(note) as p: p.write_text(json.dumps(out))
     return out
 
 def _says(note, params, source):
@@ -90,9 +90,9 @@ def _says(note, params, source):
 # %% ../../nbs/loading/00_store.ipynb #28578f9d
 def _try_clip(clip_id, path, folder, params, source):
     try:
-        if is_far(folder) and source and _valid_note(folder, clip_id, path, source, params): return None, ''
+        if is_remote(folder) and source and _valid_note(folder, clip_id, path, source, params): return None, ''
         if not path.exists(): raise Unavailable('file gone', f'{path.name}: no such file any more; download again')
-        with warnings.catch_warnings(record=True) as said, near(path) as file: # of frames that are missing at the end
+        with warnings.catch_warnings(record=True) as said, local_copy(path) as file: # of frames that are missing at the end
             warnings.simplefilter('always', UserWarning)
             if source and source != file_digest(file):
                 raise Unavailable('other', f'{path.name} is not what was downloaded; run 00_data again')
@@ -121,11 +121,11 @@ def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if kn
                 pool=None,          # Workers of other machines (`cluster.workers`), in place of `jobs`
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
-    folder, base = place(folder), place(base) if base is not None else place(folder).parent
+    folder, base = as_path(folder), as_path(base) if base is not None else as_path(folder).parent
     params = _params(n_frames, size, sampler, compression)
     jobs_todo = _jobs(clips, base)
     _open_store(folder, params, log)
-    notes = {} if rebuild or is_far(folder) else { # what is far is looked at by the workers, side by side
+    notes = {} if rebuild or is_remote(folder) else { # what is far is looked at by the workers, side by side
         c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}
     todo = [j for j in jobs_todo if j[0] not in notes]
     _check_space(folder, params, len(todo), log)
@@ -159,7 +159,7 @@ def _jobs(clips, base):
 def _open_store(folder, params, log):
     claim(folder, 'frames')
     sweep(folder, 'frames') # of a run that was killed
-    head, wanted = folder/'store.json', dict(format=FORMAT) | params
+    head, wanted = folder/'store.json', dict(format=STORE_FORMAT) | params
     old = json.loads(head.read_text()) if head.exists() else wanted
     if old != wanted:
         log('frames: made anew, the store had ' + ', '.join(f'{k}={v}' for k, v in old.items() if wanted.get(k) != v))
@@ -168,7 +168,7 @@ def _open_store(folder, params, log):
             if note.name == head.name or not _is_note(note): continue
             for suffix in SUFFIX.values(): note.with_name(note.stem + suffix).unlink(missing_ok=True)
             note.unlink()
-    with writing(head) as p: p.write_text(json.dumps(wanted, indent=1) + '\n')
+    with writing_to(head) as p: p.write_text(json.dumps(wanted, indent=1) + '\n')
 
 def _is_note(path):
     "Is it a note of `store_clip`, and not a file that somebody put there?"
@@ -184,7 +184,7 @@ def _valid_note(folder, clip_id, path, source, params):
         if source is None: source = file_digest(path)
         same = (note['params'] == params and all(note['source'][k] == source[k] for k in ('bytes', 'sha256'))
                 and video.st_size == source['bytes'])
-        if same and not is_far(folder) and max(video.st_mtime, video.st_ctime) >= file.stat().st_mtime:
+        if same and not is_remote(folder) and max(video.st_mtime, video.st_ctime) >= file.stat().st_mtime:
             if file_digest(path) != source: return None     # changed since, maybe with its size and time as they were
             os.utime(file)                                  # looked at: not again next time
         array = folder/f"{clip_id}{SUFFIX[params['compression']]}"
@@ -205,7 +205,7 @@ def store_bytes(clips:int,    # Number of clips
     return round(clips*n_frames*size[0]*size[1]*3*SHARE[compression])
 
 def _check_space(folder, params, n, log):
-    if not n or is_far(folder): return
+    if not n or is_remote(folder): return
     need = store_bytes(n, params['n_frames'], (params['height'], params['width']), params['compression'])
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -264,4 +264,4 @@ def _write_index(folder, clip_ids):
     columns = ['clip_id', 'bytes', 'sha256', 'source_sha256', 'source_frames', 'first', 'last']
     data = io.BytesIO()
     pd.DataFrame(rows, columns=columns).to_parquet(data, index=False)
-    with writing(folder/'index.parquet') as p: p.write_bytes(data.getvalue())
+    with writing_to(folder/'index.parquet') as p: p.write_bytes(data.getvalue())

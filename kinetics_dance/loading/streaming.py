@@ -84,9 +84,9 @@ class StreamLoader(ClipLoader):
     "Training batches of a pack, each shard read once an epoch from front to back"
     buffer = 512 # clips that wait to be drawn
 
-    def __init__(self, clips, bs=8, train=True, num_workers=0, device=None, light=.2, start=None, zoom=0.):
+    def __init__(self, clips, bs=8, train=True, num_workers=0, device=None, color_jitter=.2, start=None, zoom=0.):
         # one reader, ahead of the training: several would each read all shards
-        super().__init__(clips, bs, train, num_workers, device, light, start, zoom)
+        super().__init__(clips, bs, train, num_workers, device, color_jitter, start, zoom)
         self.decoders = self.fake_l.num_workers # threads of the reader
         self.fake_l.num_workers = min(self.decoders, 1)
         place = {c: k for k,c in enumerate(clips.ids)}

@@ -99,7 +99,7 @@ def fit_workers(
     if space is not None:
         limits[f'ulimit -v leaves too little address space for {size}'] = hold(space)
     if files is not None: limits[f'only {files} files may be open (ulimit -n)'] = (files - 64)//20
-    why = min(limits, key=limits.get)
+    why = min(limits, key=lambda k: limits[k])
     return (limits[why],'') if limits[why] > 0 else (0,why)
 
 # %% ../../nbs/loading/03_workers.ipynb #b0f4fe66

@@ -95,7 +95,7 @@ class TorchvisionVideo(nn.Module):
         state = {k: v for k,v in _kinetics(self.arch).items() if k not in new}
         fill(self.net, state | new, 'kinetics', self.arch)
 
-    def body_parameters(self):
+    def backbone_parameters(self):
         "All parameters but those of the last layer, which starts from nothing"
         new = {id(p) for p in self.net.get_submodule(ARCHITECTURES[self.arch][0]).parameters()}
         return [p for p in self.net.parameters() if id(p) not in new]

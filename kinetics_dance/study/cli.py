@@ -20,15 +20,16 @@ def _number(text, name):
     if not text.isdecimal(): raise StudyError(f"--{name}: {text!r} is neither a number of clips nor 'all'")
     return int(text)
 
-def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None):
+def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=None, storage=None, replace=False):
+    from kinetics_dance import data
     from kinetics_dance.study import settings as lib
-    from kinetics_dance.core.base import run_dir
+    from kinetics_dance.core.base import project_root, study_folder
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
-    clips, gone, version = lib.prepare(p)
-    at = _at(run_dir(p['study'], p['runs']), storage)
+    clips, gone, version = data.prepare(p, replace)
+    at = _at(study_folder(p['study'], p['runs']), storage)
     with _hands(scheduler, at) as pool, _Screen() as screen:
-        try: out = lib.collect(p, clips, version, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
+        try: out = data.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise
@@ -39,10 +40,10 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
 def _at(run, storage, clips=()):
     "Where videos and frames lie, once it is known that this machine can write there, and that the videos of these clips do"
     from kinetics_dance.core.ownership import check_ours
-    from kinetics_dance.core.storage import home, is_far, place, probing, sizes, system_error
-    where = home(run) if storage is None else place(storage)
+    from kinetics_dance.core.storage import home, is_remote, as_path, probing, sizes, system_error
+    where = home(run) if storage is None else as_path(storage)
     for kind in () if storage is None else ('videos', 'frames', 'packs'): check_ours(where/kind, kind)
-    if is_far(where):
+    if is_remote(where):
         with probing(where): pass
     if len(clips):
         try: there = sizes(where/'videos')
@@ -65,25 +66,27 @@ def _hands(scheduler, shared):
 def _status(study, runs, as_json):
     from kinetics_dance.study import settings as lib
     from kinetics_dance.clips.table import ClipTable
-    from kinetics_dance.core.base import run_dir
-    if study.endswith(('.yaml', '.yml')) or lib.study_path(study).is_file():
+    from kinetics_dance.core.base import project_root, study_folder
+    # a study that was downloaded by name may have lost its file: its folder can still be looked at
+    known = (project_root()/'studies'/f'{study}.yaml').is_file()
+    if known or study.endswith(('.yaml', '.yml')):
         p = lib.file_settings(study, runs=runs)
         study, runs = p['study'], p.get('runs')
-    at = run_dir(study, runs or 'runs')/'clips.sqlite'
+    at = study_folder(study, runs or 'runs')/'clips.sqlite'
     if not at.exists(): raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
     _tell(ClipTable(at).frame(), as_json)
 
 def _tell(clips, as_json):
     from kinetics_dance.download.progress import status_line, status_table
-    from kinetics_dance.download.attrition import REFERENCE, rot_report
+    from kinetics_dance.download.attrition import REFERENCE, attrition_report
     table = status_table(clips)
     if as_json:
-        return print(json.dumps(dict(classes=table.to_dict('index'), reasons=rot_report(clips).loc['all'].to_dict())))
+        return print(json.dumps(dict(classes=table.to_dict('index'), reasons=attrition_report(clips).loc['all'].to_dict())))
     why = clips.reason[clips.status != 'ok'].value_counts()
     print(table.rename_axis(None).rename(index=for_terminal).to_string(), status_line(clips), sep='\n')
     if len(why): print('not there: ' + ', '.join(f'{n} {for_terminal(r)}' for r, n in why.items()))
     if set(clips.source) <= {'youtube', 'cvdf'}:
-        alive = rot_report(clips).alive['all']
+        alive = attrition_report(clips).alive['all']
         print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
 class _Screen:
@@ -105,12 +108,12 @@ class _Screen:
 # %% ../../nbs/study/02_cli.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.clips.table import ClipTable
-    from kinetics_dance.core.base import run_dir
+    from kinetics_dance.core.base import study_folder
     from kinetics_dance.loading.store import build_store
     from kinetics_dance.study.settings import read_settings
     p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
     p |= read_settings(study, runs=runs, jobs=jobs)
-    run = run_dir(p['study'], p['runs'])
+    run = study_folder(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
     table = ClipTable(run/'clips.sqlite')
@@ -150,7 +153,7 @@ def _checkout():
 
 def _report(study, runs, as_json):
     import subprocess
-    from kinetics_dance.core.base import run_dir
+    from kinetics_dance.core.base import study_folder
     root = _checkout()
     file = Path(study) if study.endswith(('.yaml', '.yml')) else root/'studies'/f'{study}.yaml'
     if not file.is_file(): raise StudyError(f'study: there is no {file}')
@@ -159,7 +162,7 @@ def _report(study, runs, as_json):
     for step in steps:
         done = subprocess.run([sys.executable, '-m', *step], cwd=root, stdout=sys.stderr if as_json else None)
         if done.returncode: return done.returncode
-    if as_json: print((run_dir(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
+    if as_json: print((study_folder(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
 
 # %% ../../nbs/study/02_cli.ipynb #76445ef0
 def _demo_video(out, seed, as_json, overwrite=False):
@@ -194,7 +197,7 @@ def app():
     "The typer application `kinetics-dance`"
     import typer
     from kinetics_dance import inference
-    app, option = inference.app(), typer.Option
+    app, option = inference.predict_app(), typer.Option
     clips = 'clips a class, or all (default: as the study file has it)'
     json_option, runs_option = option(False, '--json', help='JSON'), option(None, help='Folder of all studies')
     study_option = option(..., help='Name of a study, or path of a study file')
@@ -211,10 +214,11 @@ def app():
         test:str=option(None, help=f'Test {clips}'),
         jobs:int=option(None, min=1, help='Downloads at a time'),
         scheduler:str=scheduler_option, storage:str=storage_option,
+        replace:bool=option(False, '--replace', help='Take over a folder that was made from other lists'),
         runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):
         "Fetch the clips of a study: stop it at any time, give the same line again and it goes on"
-        _download(study, runs, source, train, valid, test, jobs, as_json, scheduler, storage)
+        _download(study, runs, source, train, valid, test, jobs, as_json, scheduler, storage, replace)
 
     @app.command()
     def status(study:str=study_option, runs:str=runs_option, as_json:bool=json_option, debug:bool=debug):

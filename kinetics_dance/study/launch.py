@@ -8,7 +8,7 @@ __all__ = ['train_study']
 # %% ../../nbs/study/01_launch.ipynb #550935bc
 from ..models.registry import MODELS
 from .settings import read_settings
-from ..training.runs import model_of, train_unit
+from ..training.runs import model_of, train_run
 
 # %% ../../nbs/study/01_launch.ipynb #22df1008
 def train_study(
@@ -24,4 +24,4 @@ def train_study(
     models = [*MODELS, *settings.get('extra_models', [])] if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
-    return [train_unit(m, settings, s, log) for m in models for s in seeds]
+    return [train_run(m, settings, s, log) for m in models for s in seeds]

@@ -16,7 +16,7 @@ from fastai.callback.mixup import MixUp
 from fastai.distributed import DistributedTrainer
 from ..core.base import StudyError
 from ..loading.dataloader import share
-from .process_group import Team
+from .process_group import ProcessGroup
 
 # %% ../../nbs/training/06_distributed.ipynb #da24f88e
 class _Sum(torch.autograd.Function):
@@ -107,7 +107,7 @@ class TeamMixUp(MixUp):
 class Together(DistributedTrainer):
     "fastai's distributed training, with batches, draws and losses of the team as a whole"
     def __init__(self,
-        team:Team,        # Of at least two
+        team:ProcessGroup,        # Of at least two
         device:str='cpu', # cpu or cuda
     ):
         self.team,self.device = team,device

@@ -33,11 +33,11 @@ def class_weights(
 
 # %% ../../nbs/training/01_learner.ipynb #137ab46a
 def split_parameters(
-    model:nn.Module, # With `features` where it has a picture network, or a method `body_parameters`
+    model:nn.Module, # With `features` where it has a picture network, or a method `backbone_parameters`
 )->list: # Four lists: body and head, each decayed and not decayed
     "The groups of parameters that are treated differently"
     if getattr(model, 'features', None) is not None: body = model.features.parameters()
-    else: body = model.body_parameters() if hasattr(model, 'body_parameters') else ()
+    else: body = model.backbone_parameters() if hasattr(model, 'backbone_parameters') else ()
     body = {id(p) for p in body}
     groups = [[], [], [], []]
     for p in model.parameters():
@@ -112,7 +112,7 @@ def rates(
     "Learning rate and weight decay of each group of parameters"
     there = [bool(g) for g in split_parameters(model)]
     pick = lambda values: [v for v,t in zip(values, there) if t]
-    return (pick([lr*recipe.body_lr]*2+[lr]*2), pick([recipe.weight_decay, 0.]*2))
+    return (pick([lr*recipe.backbone_lr]*2+[lr]*2), pick([recipe.weight_decay, 0.]*2))
 
 # %% ../../nbs/training/01_learner.ipynb #fe723859
 class History(Callback):

@@ -21,13 +21,13 @@ class Recipe:
     batch_size:int=8            # Clips
     lr:tuple=(.001, .003)       # Highest learning rates of the one-cycle schedule that are tried
     lr_epochs:int=8             # Passes to try one of them
-    body_lr:float=1.            # Share of it that the picture network gets: 0.1 for a pretrained one
+    backbone_lr:float=1.            # Share of it that the picture network gets: 0.1 for a pretrained one
     weight_decay:float=.05      # AdamW's, of matrices only
     label_smoothing:float=.1    # Share of certainty that is not asked for
     mixup:float=0.              # Strength of mixup (Zhang et al. 2018, arXiv:1710.09412); 0: none
     balance:bool=False          # Weigh classes so that each counts the same, however many clips it has
     flip:bool=False             # Mirror half of the clips; only where left and right are not what is asked
-    light:float=.2              # How much brightness, contrast and colour of a clip may change
+    color_jitter:float=.2              # How much brightness, contrast and colour of a clip may change
     train:str='all'             # `all`; or `head`: the picture network stays as it is, its features are stored once
     precision:str='float32'     # On CUDA also bf16 and fp16
     compile:bool=False          # Compile the picture network (torch.compile)
@@ -75,9 +75,9 @@ def _check(self):
         if not ok(values[f.name]): raise StudyError(f'{f.name}: {values[f.name]!r} is not {what}')
     for k,least in _LEAST.items():
         if values[k] < least: raise StudyError(f'{k}: {values[k]} is too small; give at least {least}')
-    for k in ('label_smoothing', 'light'):
+    for k in ('label_smoothing', 'color_jitter'):
         if not 0 <= values[k] < 1: raise StudyError(f'{k}: {values[k]} is not from 0 to below 1')
-    for k in ('weight_decay', 'mixup', 'body_lr'):
+    for k in ('weight_decay', 'mixup', 'backbone_lr'):
         if not 0 <= values[k] < 100: raise StudyError(f'{k}: {values[k]} is not a sensible number from 0')
     if self.workers != 'auto' and (not kinds[int][0](self.workers) or self.workers < 0):
         raise StudyError(f'workers: {self.workers!r} is neither auto nor a whole number from 0')

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from ..loading.reader import FrameStore
 from ..clips.table import ClipTable
-from ..models.config import git_commit, read_model, versions, write_model
+from ..models.config import config_path, git_commit, read_model, versions, write_model
 
 # %% ../../nbs/training/07_study_files.ipynb #db07dc9a
 def study_clips(
@@ -38,7 +38,7 @@ def learning_rates(
     "Which learning rates were tried, and which one was taken"
     path = Path(run)/'models'/name
     tried = pd.DataFrame(json.loads((path/'lr.json').read_text())['tried']) if (path/'lr.json').exists() else None
-    taken = json.loads(next(path.glob('seed*/card.json')).read_text())['recipe']['lr']
+    taken = json.loads(config_path(next(path.glob('seed*/'))).read_text())['recipe']['lr']
     if tried is None: return pd.DataFrame(dict(lr=[taken], chosen=[True]))
     return tried.assign(chosen=tried.lr == taken).sort_values('lr', ignore_index=True)
 

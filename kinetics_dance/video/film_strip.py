@@ -6,8 +6,8 @@
 __all__ = ['film_strip']
 
 # %% ../../nbs/video/05_film_strip.ipynb #19bbd257
-import numpy as np
 from ..core.text import for_figure
+import numpy as np
 
 # %% ../../nbs/video/05_film_strip.ipynb #c89e997e
 def film_strip(frames:np.ndarray, # (T,H,W,3) uint8

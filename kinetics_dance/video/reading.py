@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 import numpy as np
 from ..core.base import StudyError
-from .decoding import Damaged, open_video, sound_frames, upright_size
+from .decoding import Damaged, open_video, intact_frames, upright_size
 from .encoding import Shaper, sealed
 
 # %% ../../nbs/video/02_reading.ipynb #1d6cb1b9
@@ -32,7 +32,7 @@ def _collect(path, take, count=None):
     "What `take` makes of the frames, up to `count` things that are not None: (things, frames seen, what is in doubt)"
     things, n, doubt = [], 0, None
     try:
-        with closing(sound_frames(path)) as sound:
+        with closing(intact_frames(path)) as sound:
             for n, frame in enumerate(sound, 1):
                 if (x := take(n - 1, *frame)) is not None: things.append(x)
                 if len(things) == count: break
@@ -64,7 +64,7 @@ def _read_decord(path, wanted, size, ours):
 
 def _shown_size(path, ours):
     if ours: return ours[2:]
-    with closing(sound_frames(path)) as sound: return upright_size(*next(sound)[1:])
+    with closing(intact_frames(path)) as sound: return upright_size(*next(sound)[1:])
 
 def _read_torchcodec(path, wanted, size, ours):
     try:
