@@ -9,8 +9,9 @@ __all__ = ['visible', 'for_html', 'for_markdown', 'for_figure', 'for_csv', 'for_
 import html, re
 
 # %% ../../nbs/core/08_text.ipynb #30885591
-_UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f'
-                     '\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]')
+_UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e'
+                     '\u2060-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff'
+                     '\U000e0000-\U000e007f]')
 
 def visible(
     text,              # Anything; its `str` is taken

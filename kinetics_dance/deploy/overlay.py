@@ -39,7 +39,8 @@ def plot_over_time(
     else: strip.axis('off')
     order = np.argsort(-windows.max(0), kind='stable')[:most]
     if len(middles) == 1: middles, windows = np.array(span, float), np.repeat(windows, 2, 0)
-    ax.stackplot(middles, *(windows[:,i] for i in order), labels=[for_figure(classes[i]) for i in order], colors=_COLOURS)
+    names = [for_figure(classes[i]) for i in order]
+    ax.stackplot(middles, *(windows[:,i] for i in order), labels=names, colors=_COLOURS)
     ax.set(xlabel='middle of the window, seconds', ylabel='probability', xlim=span, ylim=(0, 1.02))
     fig.legend(fontsize=7, loc='outside lower center', ncols=3, frameon=False)
     return fig

@@ -100,7 +100,8 @@ def plot_clip(
             ax.plot(x, t[f'p_{label}'], color=look.colour[m], marker=look.marker[m], ms=4, lw=1.4,
                     label=look.drawn(m) if k == 0 else None)
             if other and f'p_{other}' in t: ax.plot(x, t[f'p_{other}'], color=look.colour[m], ls='--', lw=1)
-    ax.set(xlabel='seconds' if 'seconds' in over_time else 'frames', ylabel=f'"{look.drawn(label)}"', ylim=(-.03, 1.03))
+    ax.set(xlabel='seconds' if 'seconds' in over_time else 'frames', ylim=(-.03, 1.03),
+           ylabel=f'"{look.drawn(label)}"')
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=min(2, max(len(look.models), 1)))
     return fig
 

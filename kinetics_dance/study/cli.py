@@ -83,7 +83,8 @@ def _tell(clips, as_json):
     if as_json:
         return print(json.dumps(dict(classes=table.to_dict('index'), reasons=attrition_report(clips).loc['all'].to_dict())))
     why = clips.reason[clips.status != 'ok'].value_counts()
-    print(table.rename_axis(None).rename(index=for_terminal).to_string(), status_line(clips), sep='\n')
+    print(table.rename_axis(None).rename(index=for_terminal).to_string())
+    print(status_line(clips))
     if len(why): print('not there: ' + ', '.join(f'{n} {for_terminal(r)}' for r, n in why.items()))
     if set(clips.source) <= {'youtube', 'cvdf'}:
         alive = attrition_report(clips).alive['all']
