@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core.base import StudyError, writing
 from .core.ownership import MARKER
+from .core.text import for_csv
 from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from .evaluation.analysis import (
     agreement, confusion, load_probes, per_class, perturbation_effects, temporal_gain, together)
@@ -167,6 +168,7 @@ def write_report(
     report = _plain(c.report(study) | dict(seconds={k: v for k, v in stages.items() if v is not None}) | extra)
     for name, df in c.tables.items():
         df = df.assign(**{k: df[k].map(lambda m: marks.get(m, m)) for k in ('model', 'a', 'b') if k in df})
+        df = df.rename(columns=for_csv).map(for_csv)
         with writing(folder/'tables'/f'{name}.csv') as out: df.to_csv(out, index=False, float_format='%.6g')
     ours = folder/'tables'/MARKER # the tables that we wrote
     before = ours.read_text(encoding='utf-8').split() if ours.exists() else []

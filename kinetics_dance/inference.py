@@ -14,6 +14,7 @@ from .deploy.request import (
 from .models.config import find_model, load_model, model_folders, read_config
 from .core.base import StudyError, writing
 from .core.base import Unavailable
+from .core.text import for_terminal
 from .deploy.output import Prediction, Printer, doubts, folder_of_frames, plan_targets
 from .core.watchdog import Reader
 from .deploy.windows import Windows, window_times
@@ -186,7 +187,7 @@ def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=F
         show.stop(many)
         raise
     code = show.finish(many)
-    if model_path is None: print(f'model: {where}', file=sys.stderr)
+    if model_path is None: print(for_terminal(f'model: {where}'), file=sys.stderr)
     return code
 
 # %% ../nbs/06_inference.ipynb #d2fc03f5
@@ -234,7 +235,8 @@ def predict_app():
                                    **{k: card[k] for k in ('frames', 'clip_seconds')}))
         if as_json: print(json.dumps(rows))
         for r in () if as_json else rows:
-            print(r['path'], r.get('error') or f"{r['classes']} classes, {r['parameters'] or 0:,} parameters", sep='  ')
+            what = r.get('error') or f"{r['classes']} classes, {r['parameters'] or 0:,} parameters"
+            print(for_terminal(f"{r['path']}  {what}"))
     return predict_app
 
 def script(

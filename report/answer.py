@@ -1,5 +1,6 @@
 "The answer of a study in one figure and one sentence, for README: `python -m report.answer demo`. What it needs is kept beside the figure."
 import argparse, hashlib, json
+from kinetics_dance.core.text import for_figure, for_markdown
 from .common import ROOT, UserError, main, read_json, write_json
 from .results import NAMES, name, pct
 
@@ -25,25 +26,25 @@ def stamp(answer): return hashlib.sha256(json.dumps(answer, sort_keys=True).enco
 def sentence(a):
     "The answer in words; every number out of the digest"
     def of(m, k='accuracy'): return a['models'][m][k]
-    said = [f"the {name(m)} is right on **{pct(of(m)['mean'])}** [{100*of(m)['low']:.1f}, {100*of(m)['high']:.1f}]" for m in a['models']]
+    said = [f"the {for_markdown(name(m))} is right on **{pct(of(m)['mean'])}** [{100*of(m)['low']:.1f}, {100*of(m)['high']:.1f}]" for m in a['models']]
     text = f"On {a['n_test']} test clips of rendered dancers: " + '; '.join(said) + ' (intervals of 95 % over uploads and training runs).'
     if a['ceiling']: text += f" A model that looks at one frame at a time cannot be expected to pass {pct(a['ceiling'])} here, because the classes come in pairs that share every picture."
     if all('shuffled' in v for v in a['models'].values()):
         text += ' With the frames shuffled, the same weights reach ' + ', '.join(pct(of(m, 'shuffled')['mean']) for m in a['models']) + '.'
     if a['checks']:
         text += (f" All {a['checks']} checks of the known answer pass." if not a['failed'] else
-                 f" **{len(a['failed'])} of {a['checks']} checks of the known answer did not pass ({'; '.join(a['failed'])}), so none of this counts.**")
+                 f" **{len(a['failed'])} of {a['checks']} checks of the known answer did not pass ({'; '.join(map(for_markdown, a['failed']))}), so none of this counts.**")
     return text
 
 
 def caption(a):
     seeds = sorted({v['seeds'] for v in a['models'].values()})
-    return (f"Study *{a['study']}*, {a['n_test']} test clips of {a['n_uploads']} uploads, {' or '.join(map(str, seeds))} training runs a model, {a['machine']}, {a['finished']}. "
+    return (f"Study *{for_markdown(a['study'])}*, {a['n_test']} test clips of {a['n_uploads']} uploads, {' or '.join(map(str, seeds))} training runs a model, {for_markdown(a['machine'])}, {a['finished']}. "
             'Full: frames in their order; hollow: the same weights, frames shuffled. Bars: 95 % intervals.')
 
 
 def alt(a):
-    return 'Accuracy of ' + ', '.join(f"{name(m)} {pct(v['accuracy']['mean'])}" + (f" (frames shuffled {pct(v['shuffled']['mean'])})" if 'shuffled' in v else '')
+    return 'Accuracy of ' + ', '.join(f"{for_markdown(name(m))} {pct(v['accuracy']['mean'])}" + (f" (frames shuffled {pct(v['shuffled']['mean'])})" if 'shuffled' in v else '')
                                       for m, v in a['models'].items()) + (f"; at most {pct(a['ceiling'])} for single frames" if a['ceiling'] else '')
 
 
@@ -72,7 +73,7 @@ def draw(a, path):
     ax.plot([], [], 'o', color='#555555', ms=8, label='frames in their order')
     ax.plot([], [], 'o', mfc='white', mec='#555555', mew=1.8, ms=8, label='frames shuffled, same weights')
     fig.legend(loc='outside lower right', ncols=2, frameon=False, fontsize=11, handletextpad=.3)
-    ax.set(yticks=range(len(a['models'])), yticklabels=[name(m) for m in a['models']], ylim=(len(a['models']) - .4, -.55), xlim=(0, 1.02),
+    ax.set(yticks=range(len(a['models'])), yticklabels=[for_figure(name(m)) for m in a['models']], ylim=(len(a['models']) - .4, -.55), xlim=(0, 1.02),
            xlabel='share of test clips that is right')
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='x', color='#e5e5e5', lw=.8)

@@ -7,6 +7,7 @@ import ast, base64, hashlib, inspect, io, posixpath, re
 from pathlib import Path
 import yaml
 from fastcore.docments import MarkdownRenderer
+from . import untrusted
 
 EXT = {'image/png': 'png', 'image/jpeg': 'jpg', 'image/svg+xml': 'svg', 'image/webp': 'webp', 'image/gif': 'gif', 'video/mp4': 'mp4', 'video/webm': 'webm'}
 PICTURES = ('image/svg+xml', 'image/png', 'image/jpeg')
@@ -147,6 +148,7 @@ def outputs(outs, d, media, at=''):
     for o in outs:
         data = o.get('data', {})
         if o.get('name') == 'stderr': o = {**o, 'text': without_warnings(''.join(o['text']))}
+        if 'text' in o: o = {**o, 'text': untrusted.plain(''.join(o['text']))}
         html = ''.join(data.get('text/html', ''))
         if o.get('name') == 'stderr' and not ''.join(o.get('text', '')).strip(): continue
         if 'Turns off some styling' in html or (data and not any(''.join(v).strip() if isinstance(v, (str, list)) else v for v in data.values())): continue
@@ -154,10 +156,11 @@ def outputs(outs, d, media, at=''):
             url, width = media.picture(o)
             floats.append(f"```{{image}} {url}\n:alt: {d.get('fig-alt') or d.get('fig-cap') or 'output of the code above'}\n:class: plot\n{width}```")
         elif html:
-            html = re.sub(r'<style scoped>.*?</style>|\sborder="1"', '', media.extract(html), flags=re.S)
-            if label: floats.append(f'````{{raw}} html\n{html}\n````')
-            else: o['data'] = {'text/html': html}; (floats.append(f'````{{raw}} html\n<div class="cell_output">{html}</div>\n````') if floats else stay.append(o))
-        elif 'text/markdown' in data: floats.append(prose(''.join(data['text/markdown']), at))
+            html = untrusted.clean(media.extract(re.sub(r'<style scoped>.*?</style>|\sborder="1"', '', html, flags=re.S)))
+            if label: floats.append(untrusted.raw(html))
+            else: o['data'] = {'text/html': html}; (floats.append(untrusted.raw(f'<div class="cell_output">{html}</div>')) if floats else stay.append(o))
+        elif 'text/markdown' in data: floats.append(prose(untrusted.markdown(''.join(data['text/markdown'])), at))
+        elif data: stay.append(o | dict(data={'text/plain': untrusted.plain(''.join(data.get('text/plain', '')))}))
         else: stay.append(o)
     if any('text/markdown' not in o.get('data', {}) for o in outs) and floats: stay = [o for o in stay if not _axes(o)]
     if label and floats:
@@ -211,7 +214,7 @@ def to_myst(nb, stem, lib, media, base='', order=(), stems=()):
                 for o in outs:
                     text = ''.join(o.get('data', {}).get('text/markdown', '') or o.get('text', ''))
                     name = re.match(r'\(api-(\S+)\)=', text) if code.startswith('show_doc(') else None
-                    cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', notebook_links(text, at)) if name else prose(text, at)))
+                    cells.append(_md(re.sub(r'^\(api-', f'(api-{page(stem)}-', notebook_links(text, at)) if name else prose(text if code.startswith('show_doc(') else untrusted.markdown(text), at)))
                     if name: cells[-1]['api'] = name[1]
                 continue
             if d.get('include') == 'false' or stem == 'index' and 'injected-parameters' in tags: continue

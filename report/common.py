@@ -2,6 +2,7 @@
 import ast, json, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
+from kinetics_dance.core.text import for_terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERED = re.compile(r'\d\d_')       # a stage of the study: nbs/05_comparison.ipynb
@@ -21,7 +22,7 @@ def main(f):
     "Run `f()` as a command: a `UserError` is one line on stderr and exit code 2"
     try: sys.exit(f())
     except UserError as e:
-        print(f'error: {e}', file=sys.stderr)
+        print(for_terminal(f'error: {e}', keep='\n'), file=sys.stderr)
         sys.exit(2)
 
 

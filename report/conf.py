@@ -9,6 +9,7 @@ nb_ipywidgets_js = {}            # no scripts from elsewhere
 myst_enable_extensions = ['colon_fence', 'dollarmath', 'amsmath', 'attrs_inline', 'attrs_block', 'deflist', 'fieldlist', 'html_image', 'strikethrough']
 myst_heading_anchors = 4
 suppress_warnings = ['myst.header', 'myst.strikethrough', 'mystnb.unknown_mime_type']
+smartquotes = False              # a label is shown as it is
 numfig = True
 numfig_format = {'figure': 'Figure %s', 'tbl': 'Table %s'}
 numfig_secnum_depth = 0

@@ -3,8 +3,10 @@
 The site makes them from the study's own videos. For results that are kept without videos they can be kept, too:
 
     python -m report.gallery runs/demo results/demo/media"""
-import hashlib, html, io, json, os, re, sys, tempfile
+import hashlib, io, json, os, re, sys, tempfile
 from pathlib import Path
+from urllib.parse import quote
+from kinetics_dance.core.text import for_html
 from .common import UserError, main, read_json, write_atomic, write_json
 
 SECONDS, HEIGHT, FRAMES = 3, 192, 6      # of a clip; frames of a strip
@@ -87,17 +89,25 @@ def jpeg(frame):
     return buf.getvalue()
 
 
+def file_name(label, taken):
+    "A name for the files of a class, in letters that every disk and address takes; no two classes share one"
+    name = re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')[:60]
+    if not name or name in taken: name = f'{name}-{hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:10]}'.strip('-')
+    taken.add(name)
+    return name
+
+
 def make(folder, out):
     "Write clips, posters, strips and `gallery.json` into `out`, if anything changed; what is in gallery.json"
     groups = pick(folder)
     key = hashlib.sha256((json.dumps(groups, sort_keys=True, default=str) + Path(__file__).read_text(encoding='utf-8')).encode()).hexdigest()[:16]
     old = read_json(out/'gallery.json') or {}
     if old.get('key') == key and all((out/c[k]).exists() for c in old['clips'] for k in ('video', 'poster', 'strip')): return old
-    clips = []
+    clips, taken = [], set()
     for differs, rows in groups:
         for r in rows:
             frames, rate = frames_of(folder, r)
-            frames, name = shrink(frames), re.sub(r'[^a-z0-9]+', '-', r['label'].lower()).strip('-')
+            frames, name = shrink(frames), file_name(r['label'], taken)
             for ext, data in (('mp4', film(frames, rate)), ('jpg', jpeg(frames[len(frames)//2])), ('webp', strip(frames))): write_atomic(out/f'{name}.{ext}', data)
             clips.append(dict(differs=differs, label=r['label'], clip=r['clip_id'], source=r['source'], upload=str(r['youtube_id']), video=f'{name}.mp4', poster=f'{name}.jpg',
                               strip=f'{name}.webp', width=frames.shape[2], height=frames.shape[1], seconds=round(len(frames)/rate, 2)))
@@ -120,9 +130,9 @@ def find(root, study, folder):
 def card(c, folder, media, strips=True):
     "HTML of one clip; `media.save` gives the address that its files have on the site"
     url = lambda k: media.save((folder/c[k]).read_bytes(), c[k].rsplit('.', 1)[1])
-    label, where = html.escape(c['label'].replace('_', ' ')), ''
+    label, where = for_html(c['label'].replace('_', ' ')), ''
     if c.get('source') in ('youtube', 'cvdf'):        # a clip of somebody else's: say whose
-        where = f' <a href="https://www.youtube.com/watch?v={html.escape(c["upload"])}">from YouTube</a>'
+        where = f' <a href="https://www.youtube.com/watch?v={quote(c["upload"], safe="")}">from YouTube</a>'
     still = f'<img class="strip" src="{url("strip")}" alt="{FRAMES} frames of the clip {label}, from first to last" loading="lazy">' if strips else ''
     return (f'<figure class="clip"><video controls loop muted playsinline preload="none" width="{c["width"]}" height="{c["height"]}" poster="{url("poster")}" '
             f'aria-label="A clip of {label}, {c["seconds"]:g} seconds, without sound"><source src="{url("video")}" type="video/mp4"></video>{still}'
@@ -132,6 +142,9 @@ def card(c, folder, media, strips=True):
 ABOUT = dict(order='the same frames in another order', tempo='the same step at another tempo', rhythm='the same poses in another rhythm')
 
 
+def about(differs): return for_html(ABOUT.get(differs, differs))
+
+
 def show(g, folder, media, only=None, strips=True):
     "HTML of a gallery: groups side by side; `only` so many groups"
     groups = {}
@@ -139,7 +152,7 @@ def show(g, folder, media, only=None, strips=True):
     items = []
     for (differs, _), cs in list(groups.items())[:only]:
         cards = ''.join(card(c, folder, media, strips) for c in cs)
-        items.append(f'<div class="pair" role="group" aria-label="{ABOUT.get(differs, differs)}">{cards}<p class="pair-note">{ABOUT.get(differs, differs)}</p></div>' if differs else cards)
+        items.append(f'<div class="pair" role="group" aria-label="{about(differs)}">{cards}<p class="pair-note">{about(differs)}</p></div>' if differs else cards)
     return '<div class="gallery">' + ''.join(items) + '</div>'
 
 

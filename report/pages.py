@@ -2,9 +2,10 @@
 import ast, json, re
 from pathlib import Path
 import yaml
+from kinetics_dance.core.text import for_markdown
 from .bridge import page, prose
 from .common import UserError, layer, module_file, wings
-from .results import table
+from .results import code, table
 
 # prose pages in the order of the sidebar; what is not named here comes after these
 GUIDES, REFERENCE = ['own_videos', 'kinetics', 'kinetics_rehearsal', 'cluster', 'real_files', 'real_motion', 'threats'], ['glossary', 'citation', 'changelog']
@@ -23,8 +24,8 @@ def prose_pages(root, taken):
         s = p.read_text(encoding='utf-8')
         if m := re.match(r'---\n(.*?)\n---\n', s, re.S):      # Quarto's title block
             head = yaml.safe_load(m[1]) or {}
-            lead = head.get('description') or head.get('subtitle')
-            s = f"# {head.get('title', p.stem)}\n" + (f'\n:::{{div}} lead\n{lead}\n:::\n' if lead else '') + s[m.end():]
+            about = head.get('description') or head.get('subtitle')
+            s = f"# {head.get('title', p.stem)}\n" + (f'\n:::{{div}} lead\n{about}\n:::\n' if about else '') + s[m.end():]
         else: s = lead(s)
         s = re.sub(r'(!\[[^\[\]]*\]\()\.\./images/', r'\1images/', s)        # the pages of the site lie beside the pictures
         if not s.lstrip().startswith('# '): raise UserError(f'{p.relative_to(root)}: must begin with a title, `# …`')
@@ -95,20 +96,21 @@ def api_page(root, lib, modules, known):
 
 def record_page(rec):
     "MyST of the run record"
-    def val(v): return f'`{json.dumps(v, ensure_ascii=False)}`'
+    def val(v): return code(json.dumps(v, ensure_ascii=False))
+    def plain(rows): return [(for_markdown(k), for_markdown(v)) for k, v in rows]
     def dur(s): return f'{int(s)//60} min {int(s)%60:02d} s' if s >= 60 else f'{s:.1f} s'
-    commit = '`' + rec['commit'][:12] + '`' + (', with changes that were not committed' if rec['dirty'] else '') if rec['commit'] else 'not in a git repository'
+    commit = code(rec['commit'][:12]) + (', with changes that were not committed' if rec['dirty'] else '') if rec['commit'] else 'not in a git repository'
     rows = [(f'[{s}]({page(s)}.ipynb)', rec['cells'][s], dur(t)) for s, t in rec['seconds'].items()]
     names = dict(cpu='Processor', cores='Cores', memory_gb='Memory (GB)', python='Python', platform='System', gpu='GPU')
     return '\n\n'.join([
         '# Run record', ':::{div} lead\nWhat was run, with what, on which machine: enough to run it again.\n:::',
-        f"Study `{rec['study']}`, finished {(rec['finished'] or '?').replace('T', ' ')[:16]} UTC. Commit: {commit}.",
-        '## Parameters', table(['parameter', 'value'], [(f'`{k}`', val(v)) for k, v in rec['parameters'].items()]),
+        f"Study {code(rec['study'])}, finished {for_markdown((rec['finished'] or '?').replace('T', ' ')[:16])} UTC. Commit: {commit}.",
+        '## Parameters', table(['parameter', 'value'], [(code(k), val(v)) for k, v in rec['parameters'].items()]),
         '## Durations', table(['notebook', 'code cells', 'time'], [*rows, ('**all**', sum(rec['cells'].values()), dur(sum(rec['seconds'].values())))]),
         'Three model notebooks may run side by side, so the study takes less time than the sum.',
-        '## Machine', table(['what', 'which'], [(names.get(k, k), v) for k, v in rec['machine'].items()]),
-        '## Versions', table(['package', 'version'], rec['versions'].items()),
-        ':::{dropdown} Everything else that is pinned\n' + table(['package', 'version'], rec['other_versions'].items()) + '\n:::' if rec['other_versions'] else '']) + '\n'
+        '## Machine', table(['what', 'which'], plain((names.get(k, k), v) for k, v in rec['machine'].items())),
+        '## Versions', table(['package', 'version'], plain(rec['versions'].items())),
+        ':::{dropdown} Everything else that is pinned\n' + table(['package', 'version'], plain(rec['other_versions'].items())) + '\n:::' if rec['other_versions'] else '']) + '\n'
 
 
 def licence_page(root):

@@ -1,6 +1,6 @@
 """What is done to the pages after Sphinx: pictures say how large they are (so nothing jumps) and load when they are seen; drawings are
 told from photographs (the dark theme turns them over); files that no page shows are dropped. And the checks of the finished site."""
-import re
+import base64, hashlib, re
 from functools import lru_cache
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
@@ -54,6 +54,29 @@ def polish(out):
         if new != s: p.write_text(new, encoding='utf-8')
     for f in (out/'_static/media').glob('*'):
         if f.name not in used: f.unlink()
+
+
+INLINE = re.compile(r'<script>(.*?)</script>', re.S)
+BY_THE_THEME = ('genindex.html', 'search.html')      # pages on which nothing of a study stands
+
+
+def policy(scripts):
+    """What a page may load and run: our own files, and these inline scripts. `file:` is our own for a site that is opened from a folder,
+    and nothing for one that comes from a server."""
+    hashes = ' '.join(sorted(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts))
+    return ("default-src 'self' file: data:; " + f"script-src 'self' file: {hashes}".strip() +
+            "; style-src 'self' file: 'unsafe-inline'; object-src 'none'; frame-src 'none'; base-uri 'none'; form-action 'self' file:")
+
+
+def protect(out):
+    "A Content-Security-Policy on every page of the site in `out`: a script that came in with a label does not run"
+    ours = {s for f in BY_THE_THEME if (out/f).exists() for s in INLINE.findall((out/f).read_text(encoding='utf-8'))}
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy(ours)}">'
+    for p in sorted(out.rglob('*.html')):
+        s = p.read_text(encoding='utf-8')
+        new, n = re.subn(r'<meta charset="utf-8"\s*/?>', lambda m: f'{m[0]}\n{meta}', s, count=1, flags=re.I)
+        if not n: raise UserError(f'{p.relative_to(out)}: has no line for its encoding, so the policy for scripts has no place')
+        p.write_text(new, encoding='utf-8')
 
 
 class Page(HTMLParser):

@@ -1,8 +1,11 @@
 """Pages of results: one a study that was run, from what it left in runs/<study>/ or from what of it is kept in results/<study>/."""
 import json, re
+from urllib.parse import quote
 from . import gallery
+from kinetics_dance.core.text import for_html, for_markdown
 from kinetics_dance.models.registry import MODELS, model_title
 from .common import read_json
+from .untrusted import raw
 
 NAMES = {m: model_title(m) for m in MODELS} | {'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
 PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='every second frame', consecutive='neighbouring frames')
@@ -28,8 +31,9 @@ def name(m, models=()):
 
 
 def named(text, models):
-    "A sentence of the report with the names that readers know"
-    return re.sub('|'.join(sorted(map(re.escape, models), key=len, reverse=True)), lambda m: name(m[0], models), text) if models else text
+    "A sentence of the report with the names that readers know, as Markdown"
+    known = '|'.join(sorted(map(re.escape, models), key=len, reverse=True))
+    return for_markdown(re.sub(known, lambda m: name(m[0], models), text) if models else text)
 
 
 def studies(root, runs, study):
@@ -54,6 +58,11 @@ def page_name(study): return 'results-' + re.sub(r'[^a-z0-9]+', '-', study.lower
 
 
 def table(head, rows): return '\n'.join(['| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---']*len(head), *rows]])
+
+
+def code(x):
+    "Markdown of a value as code, whatever is in it"
+    return f'<code class="docutils literal notranslate">{for_markdown(x)}</code>'
 
 
 def pct(x): return '' if x is None else f'{100*x:.1f} %'
@@ -91,16 +100,16 @@ def known(r, models):
     bad = [c for c in checks if not c['passes']]
     verdict = f'**{len(bad)} of {len(checks)} checks fail, so none of the results counts.**' if bad else f':::{{admonition}} The study found its known answer\n:class: tip\nAll {len(checks)} checks pass.\n:::'
     num = lambda x: '' if x is None else f'{x:.3f}'
-    rows = [(name(c['model'], models), c['check'], num(c['value']), f"{num(c.get('low'))} to {num(c.get('high'))}", 'yes' if c['passes'] else '**no**') for c in checks]
+    rows = [(for_markdown(name(c['model'], models)), for_markdown(c['check']), num(c['value']), f"{num(c.get('low'))} to {num(c.get('high'))}", 'yes' if c['passes'] else '**no**') for c in checks]
     return verdict + '\n\n' + table(['model', 'check', 'found', '95 % interval', 'passes'], rows)
 
 
 def costs(r, models):
     cols = [('parameters', 'parameters', lambda x: f'{x/1e6:.2f} M' if x >= 1e5 else f'{x:g}'), ('gflops_per_clip', 'GFLOP a clip', lambda x: f'{x:.2f}'), ('ms_per_clip', 'ms a clip', lambda x: f'{x:.1f}'),
-            ('ms_decode', 'of it decoding', lambda x: f'{x:.1f}'), ('ms_forward', 'of it the network', lambda x: f'{x:.1f}'), ('device', 'on', str)]
+            ('ms_decode', 'of it decoding', lambda x: f'{x:.1f}'), ('ms_forward', 'of it the network', lambda x: f'{x:.1f}'), ('device', 'on', for_markdown)]
     rows = r.get('costs') or []
     cols = [c for c in cols if any(x.get(c[0]) is not None for x in rows)]
-    return table(['model', *(c[1] for c in cols)], [(name(x['model'], models), *(f(x[k]) if x.get(k) is not None else '' for k, _, f in cols)) for x in rows]) if rows and cols else ''
+    return table(['model', *(c[1] for c in cols)], [(for_markdown(name(x['model'], models)), *(f(x[k]) if x.get(k) is not None else '' for k, _, f in cols)) for x in rows]) if rows and cols else ''
 
 
 def page(root, study, folder, media, downloads):
@@ -110,25 +119,25 @@ def page(root, study, folder, media, downloads):
     best = max(models, key=lambda m: models[m]['accuracy']['mean'])
     fig = lambda k: figure(k, folder, media, label)
     two = lambda f: f'{f:.2f}'
-    out = [f'# Results: {study.replace("_", " ")}', f':::{{div}} lead\n{lead(r)}\n:::']
+    out = [f'# Results: {for_markdown(study.replace("_", " "))}', f':::{{div}} lead\n{lead(r)}\n:::']
     if r.get('notes'): out.append(':::{admonition} Note\n:class: note\n' + '\n\n'.join(named(x, models) for x in r['notes']) + '\n:::')
     ceiling = f" The most that a model of single frames can have here is **{pct(r['ceiling'])}**." if r.get('ceiling') else ''
     bad = [c for c in r.get('known_answer') or [] if not c['passes']]
     out += ['## The answer',
             bad and ':::{admonition} The study did not find its known answer\n:class: warning\n'
                     'Some [checks](#the-known-answer) fail, so none of its results counts.\n:::',
-            f"The {name(best, models)} is right on **{span(models[best]['accuracy'])}** of the clips" +
+            f"The {for_markdown(name(best, models))} is right on **{span(models[best]['accuracy'])}** of the clips" +
             (f", the {name('per_frame', models)} on **{span(models['per_frame']['accuracy'])}**" if 'per_frame' in models and best != 'per_frame' else '') + '.' + ceiling,
             fig('accuracy'), '\n'.join(f'- {named(v, models)}' for v in r.get('verdicts') or [])]
     if found := gallery.find(root, study, folder):
         g, where = found
         pairs = any(c['differs'] for c in g['clips'])
         out += ['## What they saw', ('One clip of each class. Two that stand together show the same dancer: their film strips look alike, and only the film tells them apart.' if pairs else
-                'One clip of each class.') + ' Films play when they are touched.', '````{raw} html\n' + gallery.show(g, where, media) + '\n````']
+                'One clip of each class.') + ' Films play when they are touched.', raw(gallery.show(g, where, media))]
     out += ['## Scores', 'Means over the training runs, with 95 % intervals over uploads and runs.',
             table(['model', 'accuracy', 'balanced', 'macro F1', 'log loss', 'calibration error', 'trained before on'],
-                  [(name(m, models), span(x['accuracy']), span(x.get('balanced_accuracy')), span(x.get('macro_f1'), two, ''), span(x.get('log_loss'), two, ''), span(x.get('calibration_error'), two, ''),
-                    x.get('pretraining') or 'not said') for m, x in sorted(models.items(), key=lambda kv: kv[1]['accuracy']['mean'])])]
+                  [(for_markdown(name(m, models)), span(x['accuracy']), span(x.get('balanced_accuracy')), span(x.get('macro_f1'), two, ''), span(x.get('log_loss'), two, ''), span(x.get('calibration_error'), two, ''),
+                    for_markdown(x.get('pretraining') or 'not said')) for m, x in sorted(models.items(), key=lambda kv: kv[1]['accuracy']['mean'])])]
     if any(MARK in name(m, models) for m in models): out.append(f'{MARK} has seen Kinetics videos before this study, and perhaps some of its test clips: not to be compared with the others.')
     out += [fig('differences')]
     if r.get('gains') or fig('gain'): out += ['## Which classes need time?', fig('gain')]
@@ -137,17 +146,17 @@ def page(root, study, folder, media, downloads):
         order = sorted(probes, key=lambda p: (p.startswith('frames_'), int(p[7:]) if p[7:].isdigit() else 0, p))
         word = lambda p: PROBES.get(p) or (f"{p[7:]} frame{'s'*(p != 'frames_1')}" if p.startswith('frames_') else p)
         out += ['## Frames tampered with', 'Accuracy of the same networks, not trained again, on clips whose frames were changed.', fig('probes') or fig('frames'),
-                table(['model', 'as they are', *map(word, order)], [(name(m, models), pct(x['accuracy']['mean']), *(pct((x.get('probes') or {}).get(p, {}).get('mean')) for p in order)) for m, x in models.items()])]
+                table(['model', 'as they are', *(for_markdown(word(p)) for p in order)], [(for_markdown(name(m, models)), pct(x['accuracy']['mean']), *(pct((x.get('probes') or {}).get(p, {}).get('mean')) for p in order)) for m, x in models.items()])]
     for title, key in (('What is taken for what', 'confusion'), ('Do they know what they do not know?', 'reliability')):
         if f := fig(key): out += [f'## {title}', f]
     if (c := costs(r, models)) or fig('cost'): out += ['## What an answer costs', c, fig('cost')]
     out += ['## The known answer', known(r, models)]
     leaks = {k.replace('_', ' '): v for k, v in (r.get('leaks') or {}).items()}
-    if leaks: out += ['## Leaks between the splits', table(['looked for', 'found'], leaks.items())]
+    if leaks: out += ['## Leaks between the splits', table(['looked for', 'found'], [(for_markdown(k), for_markdown(v)) for k, v in leaks.items()])]
     out += ['## Settings and files']
     if rec := read_json(folder/'record.json'):
-        out += [':::{dropdown} Parameters of the study\n' + table(['parameter', 'value'], [(f'`{k}`', f'`{json.dumps(v, ensure_ascii=False)}`') for k, v in rec['parameters'].items()]) + '\n:::']
+        out += [':::{dropdown} Parameters of the study\n' + table(['parameter', 'value'], [(code(k), code(json.dumps(v, ensure_ascii=False))) for k, v in rec['parameters'].items()]) + '\n:::']
     files = ['report.json', *(f'tables/{f.name}' for f in sorted((folder/'tables').glob('*.csv')))]
-    links = [f'<a href="{downloads((folder/f).read_bytes(), label, f)}" download>{f.split("/")[-1]}</a>' for f in files if (folder/f).exists()]
+    links = [f'<a href="{for_html(quote(downloads((folder/f).read_bytes(), label, f)))}" download>{for_markdown(f.split("/")[-1])}</a>' for f in files if (folder/f).exists()]
     out += ['Every number of this page, to take along: ' + ', '.join(links) + '.']
     return '\n\n'.join(x for x in out if x) + '\n'

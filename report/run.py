@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
+from kinetics_dance.core.text import for_terminal
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
                      source, write_atomic, write_json)
 from .record import write_record
@@ -412,7 +413,7 @@ class Show:
         self.console, self.bars, self.ids, self.last, self.t0 = Console(highlight=False), None, {}, time.time(), {}
         if self.console.is_terminal:
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-            self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), TimeElapsedColumn(), TextColumn('{task.fields[where]}', style='dim'),
+            self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), TimeElapsedColumn(), TextColumn('{task.fields[where]}', style='dim', markup=False),
                                  console=self.console, transient=True)
             self.bars.start()
 
@@ -480,7 +481,7 @@ def run():
             else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
             bad = [s for s in r.stages.values() if s.state == 'failed']
             for st in bad:
-                print(f'error: {st.error}', file=sys.stderr)
+                print(for_terminal(f'error: {st.error}', keep='\n\t'), file=sys.stderr)
                 if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
                     print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
             write_record(r, effective(params, decl))

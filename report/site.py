@@ -7,7 +7,8 @@ from . import gallery, pages, results
 from .bridge import Api, Media, check_links, definitions, page, prose, to_myst
 from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp, load_nb, main, module_file, notebooks, read_json,
                      settings, source, wings, write_atomic, write_json)
-from .polish import polish, refuse
+from .polish import polish, protect, refuse
+from .untrusted import raw
 
 HERE = Path(__file__).parent
 MARKER = '.kinetics_dance'                         # names the files of a site: what else is there is somebody's own
@@ -117,7 +118,7 @@ def hero(home, root, found, media):
         if i is None: return
         text = f"Two clips of the study. Every frame of the one is a frame of the other; only their order differs. [All classes]({results.page_name(s)}.md)."
         first = [c for c in g[0]['clips'] if c['differs'] == 'order'][:2]
-        home['cells'].insert(i, dict(cell_type='markdown', metadata={}, id='hero', source=text + '\n\n````{raw} html\n' + gallery.show(dict(clips=first), g[1], media) + '\n````'))
+        home['cells'].insert(i, dict(cell_type='markdown', metadata={}, id='hero', source=text + '\n\n' + raw(gallery.show(dict(clips=first), g[1], media))))
         return
 
 
@@ -195,6 +196,7 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
             raise UserError('the site was not built: Sphinx warns of\n' + re.sub(re.escape(str(src)) + '/?', '', p.stderr or p.stdout).strip())
         redirects(html)
         polish(html)
+        protect(html)
         refuse(html, root)
         (html/'.stamp').write_text(stamp)
         files = sorted(str(p.relative_to(html)) for p in html.rglob('*') if p.is_file())

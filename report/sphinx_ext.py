@@ -1,5 +1,5 @@
 "A Sphinx extension: numbered figures and tables made of any output, formulas as MathML, sources that are read and not imported."
-import ast, os, re
+import ast, html, os, re
 from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -39,7 +39,7 @@ def mathml(tex, block, node):
     try: return tex2mathml(tex.strip(), as_block=block)
     except MathError as e:
         log.warning('formula not understood: %s in %s', e, tex, location=node)
-        return f'<code>{tex}</code>'
+        return f'<code>{html.escape(tex)}</code>'
 
 
 def visit_math(self, node):

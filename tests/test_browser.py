@@ -90,22 +90,22 @@ FAINT = """() => { // text whose colour is too near to what it stands on (WCAG A
 def test_every_page_as_a_file(whole_site, context, part):
     "No error, no other host, no sideways scrolling on a phone, nothing that axe calls serious, and text that can be read in either theme"
     axe, tab, bad = axe_module.Axe(), Visit(context), []
-    tab.page.emulate_media(color_scheme='color_jitter')
+    tab.page.emulate_media(color_scheme='light')
     for p in html_pages(whole_site)[part::2]:
         bad += [f'{p.name}: {w}' for w in tab.go(p.as_uri())]
         if wide := tab.page.evaluate(WIDE): bad.append(f'{p.name}: scrolls sideways on a phone, {wide}')
         # axe takes seconds to look at the colours of a page, and finds no more than FAINT does: it has some pages to itself below
         bad += [f'{p.name}: {v}' for v in grave(axe.run(tab.page, options={'resultTypes': ['violations'], 'rules': {'color-contrast': {'enabled': False}}}))]
-        for theme in ('color_jitter', 'dark'):
+        for theme in ('light', 'dark'):
             tab.page.emulate_media(color_scheme=theme)
             bad += [f'{p.name}, {theme}: too faint, {x}' for x in tab.page.evaluate(FAINT)]
-        tab.page.emulate_media(color_scheme='color_jitter')
+        tab.page.emulate_media(color_scheme='light')
     tab.page.close()
     assert not bad, '\n'.join(bad)
     assert len(html_pages(whole_site)) > 50
 
 
-@pytest.mark.parametrize('theme', ['color_jitter', 'dark'])
+@pytest.mark.parametrize('theme', ['light', 'dark'])
 def test_colours_by_axe(whole_site, context, theme):
     "What axe says of the colours of a page of each kind, with and without code"
     axe, tab, bad = axe_module.Axe(), Visit(context), []
@@ -113,7 +113,7 @@ def test_colours_by_axe(whole_site, context, theme):
     for name in ('index', 'licence', 'deploy', 'deploy-output', *[p.stem for p in sorted(whole_site.glob('results-*.html'))][:1]):
         tab.go((whole_site/f'{name}.html').as_uri())
         bad += [f'{name}: {v}' for v in grave(axe.run(tab.page, options={'resultTypes': ['violations'], 'runOnly': ['color-contrast']}))]
-    tab.page.emulate_media(color_scheme='color_jitter')
+    tab.page.emulate_media(color_scheme='light')
     tab.page.close()
     assert not bad, '\n'.join(bad)
 
@@ -234,14 +234,14 @@ def test_figures_in_the_dark(whole_site, context):
             assert h.bounding_box()['width'] <= PHONE['width']
             seen += 1
     assert seen
-    tab.page.emulate_media(color_scheme='color_jitter')
+    tab.page.emulate_media(color_scheme='light')
     tab.page.close()
 
 
 def test_screenshots(whole_site, browser, screens):
     "Home, comparison and a notebook in both themes and two widths, for a look"
     screens.mkdir(parents=True, exist_ok=True)
-    for theme in ('color_jitter', 'dark'):
+    for theme in ('light', 'dark'):
         for kind, size in (('desk', DESK), ('phone', PHONE)):
             c = browser.new_context(viewport=size, color_scheme=theme)
             tab = c.new_page()

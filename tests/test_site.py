@@ -229,7 +229,7 @@ def test_quarto_files():
     text, flag = dict(type='string'), dict(type='boolean')
     site = obj({**{k: text for k in ('title', 'site-url', 'description', 'repo-branch', 'repo-url', 'favicon')}, 'open-graph': flag, 'twitter-card': flag,
                 'repo-actions': dict(type='array', items=dict(enum=['edit', 'source', 'issue', 'none'])), 'navbar': obj(dict(background=text, search=flag)), 'sidebar': obj(dict(style=dict(enum=['floating', 'docked'])))})
-    html = obj({'theme': dict(anyOf=[text, obj(dict(color_jitter=text, dark=text), 'color_jitter', 'dark')]), 'css': text, 'toc': flag, 'keep-md': flag})
+    html = obj({'theme': dict(anyOf=[text, obj(dict(light=text, dark=text), 'light', 'dark')]), 'css': text, 'toc': flag, 'keep-md': flag})
     schema = obj({'project': obj({'type': dict(const='website'), 'output-dir': text}), 'format': obj(dict(html=html, commonmark=text), 'html', 'commonmark'), 'website': site,
                   'metadata-files': dict(type='array', items=text, contains=dict(const='nbdev.yml'))}, 'website', 'project')
     for name in ('_quarto.yml', 'nbdev.yml'): jsonschema.validate(yaml.safe_load((ROOT/'nbs'/name).read_text()), schema)

@@ -78,7 +78,7 @@ def _csv_rows(data):
     if twice: raise ValueError(f'column {twice} is there twice')
     df = pd.read_csv(io.BytesIO(data), header=None, skiprows=1, names=range(len(names) + 1), dtype=str,
                      keep_default_na=False, skip_blank_lines=False, index_col=False).fillna('')
-    more = df.pop(len(names)) if len(df) else pd.Series(dtype=str)
+    more = df.pop(len(names))
     if more.ne('').any():
         raise ValueError(f'line {more.ne("").idxmax()+2} has more than {len(names)} fields; a text with a comma '
                          'in it stands in quotes')
@@ -109,7 +109,7 @@ def _web():
 def _pieces(file, most, until=None):
     "All of an open file, as long as it is not longer than `most` bytes"
     data = bytearray()
-    while piece := file.read(1 << 20):
+    while piece := file.read1(1 << 20):
         data += piece
         if len(data) > most: raise ValueError(f'more than {most/1e6:,.0f} MB')
         if until and time.monotonic() > until: raise ValueError(f'it takes longer than {PATIENCE} s')

@@ -7,6 +7,7 @@ __all__ = ['findings', 'audit', 'plot_audit']
 
 # %% ../../nbs/clips/03_audit.ipynb #10a5f2f7
 import pandas as pd
+from ..core.text import for_figure
 from .splits import official_splits, resolve
 
 # %% ../../nbs/clips/03_audit.ipynb #a6869127
@@ -55,7 +56,7 @@ def plot_audit(
 ):
     "Clips of each class by split, and how long they are"
     import matplotlib.pyplot as plt
-    counts = pd.crosstab(df.label, df.split)
+    counts = pd.crosstab(df.label, df.split).rename(index=for_figure, columns=for_figure)
     if axs is None:
         _, axs = plt.subplots(1, 2, figsize=(8, 1.4 + .24*len(counts)), width_ratios=(2, 1), layout='constrained')
     counts.iloc[::-1].plot.barh(stacked=True, ax=axs[0], colormap='viridis', width=.75)

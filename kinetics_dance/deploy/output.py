@@ -14,6 +14,7 @@ import numpy as np
 from .request import (
     LONGEST_NAME, check_folder, check_target, distinct, readable)
 from ..core.base import StudyError
+from ..core.text import for_csv, for_terminal
 from .overlay import plot_over_time
 
 # %% ../../nbs/deploy/03_output.ipynb #f69f5f24
@@ -156,14 +157,14 @@ class Printer:
 
     def __call__(self, row, p, many):
         self.n,self.bad = self.n+1,self.bad+('error' in row)
-        for w in row.get('warnings', ()): print(readable(f"warning: {row['video']}: {w}"), file=sys.stderr)
+        for w in row.get('warnings', ()): print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
         if self.json: return self.line(json.dumps(row), many)
         if many or self.out: return self.csv(row)
-        print(row['video'], *(f'  {q:6.1%}  {c}' for c,q in row['top']), sep='\n')
+        print(for_terminal(row['video']), *(f'  {q:6.1%}  {for_terminal(c)}' for c,q in row['top']), sep='\n')
         for i,(a,b) in enumerate(zip(row.get('starts', ()), row.get('ends', ()))):
             (c,q), = p.top(1, i)
-            print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {c}')
-        for kind,path in row.get('files', {}).items(): print(f'{kind}: {path}')
+            print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {for_terminal(c)}')
+        for kind,path in row.get('files', {}).items(): print(for_terminal(f'{kind}: {path}'))
 
     def csv(self, row):
         names = [f'{k}_{i}' for i in range(1, self.top+1) for k in ('label', 'probability')]
@@ -175,7 +176,7 @@ class Printer:
         self.write(cells)
 
     def write(self, cells):
-        csv.writer(text := io.StringIO(), lineterminator='').writerow(cells)
+        csv.writer(text := io.StringIO(), lineterminator='').writerow(map(for_csv, cells))
         self.line(text.getvalue(), False)
 
     def line(self, text, many):
@@ -192,7 +193,7 @@ class Printer:
         "After an interruption: what was answered stays, under a name that does not claim to be all"
         if self.file:
             self.file.close()
-            print(readable(f'{self.part}: {self.n} answers until here'), file=sys.stderr)
+            print(for_terminal(f'{self.part}: {self.n} answers until here'), file=sys.stderr)
         elif self.json and many and self.n: print(']')
 
     def finish(self, many):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from ..core.base import writing
 from ..core.base import Unavailable
+from ..core.text import for_figure, visible
 from ..video.decoding import Damaged, open_video, intact_frames
 from ..video.film_strip import film_strip
 from ..video.encoding import Shaper, encoder, even_size, ffmpeg_command, steady
@@ -38,7 +39,8 @@ def plot_over_time(
     else: strip.axis('off')
     order = np.argsort(-windows.max(0), kind='stable')[:most]
     if len(middles) == 1: middles, windows = np.array(span, float), np.repeat(windows, 2, 0)
-    ax.stackplot(middles, *(windows[:,i] for i in order), labels=[classes[i] for i in order], colors=_COLOURS)
+    names = [for_figure(classes[i]) for i in order]
+    ax.stackplot(middles, *(windows[:,i] for i in order), labels=names, colors=_COLOURS)
     ax.set(xlabel='middle of the window, seconds', ylabel='probability', xlim=span, ylim=(0, 1.02))
     fig.legend(fontsize=7, loc='outside lower center', ncols=3, frameon=False)
     return fig
@@ -47,7 +49,7 @@ def plot_over_time(
 def _caption(lines, shares, h, w):
     "Brightness and opacity `(y,x)` of a box with `lines` and bars as long as `shares`; its sides are even"
     from PIL import Image, ImageDraw, ImageFont
-    size = max(9, min(h, w)//18)
+    size, lines = max(9, min(h, w)//18), [visible(s, 60) for s in lines]
     while size >= 7:
         font = ImageFont.load_default(size)
         wide = max((font.getlength(s) for s in lines), default=0)

@@ -13,6 +13,7 @@ from ..clips.annotations import VIDEO_SUFFIXES
 from ..core.base import StudyError
 from ..core.base import Unavailable
 from ..core.storage import system_error
+from ..core.text import for_terminal
 
 # %% ../../nbs/deploy/02_request.ipynb #9917e659
 def check_span(
@@ -141,7 +142,7 @@ def run_command(
         if debug:
             import traceback
             traceback.print_exc()
-        print(f'error: {readable(" ".join(str(line).split()))}', file=sys.stderr)
+        print(f'error: {for_terminal(" ".join(str(line).split()))}', file=sys.stderr)
         sys.exit(code)
     try: sys.exit(command([a for a in args if a != '--debug']) or 0)
     except (StudyError, Unavailable) as e: fail(2, e)

@@ -7,6 +7,7 @@ __all__ = ['REFERENCE', 'attrition_report', 'plot_attrition', 'balance']
 
 # %% ../../nbs/download/08_attrition.ipynb #b80e4c91
 import pandas as pd
+from ..core.text import for_figure
 from .cutting import lost
 from .sources import REASONS
 
@@ -34,6 +35,7 @@ def plot_attrition(report:pd.DataFrame, # What `attrition_report` returned
     import matplotlib.pyplot as plt
     share = report.drop(columns=['clips', 'ok', 'alive']).div(report.clips, axis=0)*100
     if ax is None: _, ax = plt.subplots(figsize=(7, 1.2 + .28*len(share)), layout='constrained')
+    share = share.rename(index=for_figure, columns=for_figure)
     if share.shape[1]: share.iloc[::-1].plot.barh(stacked=True, ax=ax, colormap='viridis', width=.7)
     ax.set(xlabel='clips that could not be had, %', ylabel='')
     if reference: ax.axvline(reference, color='0.5', lw=1, ls='--')

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..core.base import StudyError
+from ..core.text import for_figure
 from .figures import GREY, Look
 from ..video.film_strip import film_strip
 from .predictions import Predictions
@@ -43,7 +44,7 @@ def plot_cost(
     for ax, c, label in zip(axes, ('ms_per_clip', 'parameters'),
                             ('milliseconds from the video file to the answer', 'parameters')):
         for r in t.to_dict('records'): look.bar(ax, r[c], r['mean'], r['low'], r['high'], r['model'], across=False,
-                                                label=look(r['model']))
+                                                label=look.drawn(r['model']))
         front = t[pareto(t[c].to_numpy(), t['mean'].to_numpy())].sort_values(c)
         ax.step(front[c], front['mean'], where='post', color=GREY, lw=1, zorder=0)
         ax.set(xlabel=label, ylabel='accuracy', xlim=(0, 1.12*t[c].max()) if len(t) else None)
@@ -85,21 +86,22 @@ def plot_clip(
     label:str, # True class
     over_time:pd.DataFrame, # As `load_over_time`, of this clip
     look:Look,
-    title:str='', # What the models said
+    title:str='', # What the models said, in one or two lines
     other:str=None # Another class whose probability is drawn dashed
 ): # The figure
     "A film strip, and under it the probability of the true class as the clip goes on, one line a training run"
     pick = frames[(2*np.arange(8) + 1)*len(frames)//16] if len(frames) > 8 else frames
     fig, (top, ax) = plt.subplots(2, 1, figsize=(5, 4.4), height_ratios=[1.15, 1])
     film_strip(pick, ncols=4, ax=top)
-    top.set_title(title, loc='left', fontsize=11)
+    top.set_title('\n'.join(for_figure(s, 90) for s in title.split('\n')), loc='left', fontsize=11)
     for m in look.models:
         for k, (_, t) in enumerate(over_time[over_time.model == m].groupby('seed')):
             x = t.seconds if 'seconds' in t else t.frame
             ax.plot(x, t[f'p_{label}'], color=look.colour[m], marker=look.marker[m], ms=4, lw=1.4,
-                    label=look(m) if k == 0 else None)
+                    label=look.drawn(m) if k == 0 else None)
             if other and f'p_{other}' in t: ax.plot(x, t[f'p_{other}'], color=look.colour[m], ls='--', lw=1)
-    ax.set(xlabel='seconds' if 'seconds' in over_time else 'frames', ylabel=f'"{look(label)}"', ylim=(-.03, 1.03))
+    ax.set(xlabel='seconds' if 'seconds' in over_time else 'frames', ylim=(-.03, 1.03),
+           ylabel=f'"{look.drawn(label)}"')
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=min(2, max(len(look.models), 1)))
     return fig
 
@@ -111,7 +113,7 @@ def plot_twins(
     fig, axes = plt.subplots(len(rows), 2, figsize=(4.6, 2*len(rows)), squeeze=False)
     for (a, b, text), pair in zip(rows, axes):
         for ax, x in zip(pair, (a, b)): ax.imshow(x); ax.axis('off')
-        pair[0].set_title(text, loc='left', fontsize=10)
+        pair[0].set_title(for_figure(text), loc='left', fontsize=10)
     return fig
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #e65b3955
@@ -134,7 +136,7 @@ def plot_histories(
         for k, (_, h) in enumerate(histories[histories.model == m].groupby('seed')):
             a.plot(h.epoch + 1, h.train_loss, color=look.colour[m], lw=.8, alpha=.7)
             a.plot(h.epoch + 1, h.valid_loss, color=look.colour[m], lw=1.8)
-            b.plot(h.epoch + 1, h.top1, color=look.colour[m], lw=1.8, label=look(m) if k == 0 else None)
+            b.plot(h.epoch + 1, h.top1, color=look.colour[m], lw=1.8, label=look.drawn(m) if k == 0 else None)
     a.set(ylabel='loss', ylim=(0, None))
     b.set(xlabel='epoch', ylabel='accuracy on valid', ylim=(0, 1.03))
     fig.legend(*b.get_legend_handles_labels(), loc='outside upper center', ncols=min(2, max(len(look.models), 1)))
@@ -157,8 +159,8 @@ def plot_contrast(
         at = np.array([studies.index(s) for s in t.study]) + .12*(j - (len(look.models) - 1)/2)
         ax.plot(at, t['mean'], color=look.colour[m], lw=1, alpha=.6)
         for k, (x, r) in enumerate(zip(at, t.to_dict('records'))):
-            look.bar(ax, x, r['mean'], r['low'], r['high'], m, across=False, label=look(m) if k == 0 else None)
+            look.bar(ax, x, r['mean'], r['low'], r['high'], m, across=False, label=look.drawn(m) if k == 0 else None)
     ax.set(xticks=range(len(studies)), xlim=(-.5, len(studies) - .5), ylim=(0, 1.03), ylabel='accuracy',
-           xticklabels=[f'{s}\nbackdrop tells {100*table[table.study == s].scene_bias.iloc[0]:.0f} %' for s in studies])
+           xticklabels=[f'{for_figure(s)}\nbackdrop tells {100*table[table.study == s].scene_bias.iloc[0]:.0f} %' for s in studies])
     fig.legend(loc='outside upper center', ncols=2)
     return fig

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from matplotlib.patches import Rectangle
 from ..core.base import writing
+from ..core.text import for_figure
 from .analysis import confusion
 from .predictions import Predictions, reliability
 from .significance import marked
@@ -40,6 +41,10 @@ class Look:
         mark = ' †' if s in self.marks else ''
         name = model_title(s) if s in MODELS else s.replace(' dancing', '').replace('dancing ', '')
         return name + mark
+
+    def drawn(self, s:str)->str: # As matplotlib draws it
+        "The same in a figure"
+        return for_figure(self(s))
 
     def bar(self, ax, at, mean, low, high, model, across=True, ms=7, **kw):
         "A mean with its interval, along x or along y"
@@ -83,7 +88,7 @@ def plot_accuracy(
         ax.annotate('most that single frames can give', (ceiling, 1), xycoords=('data', 'axes fraction'), xytext=(0, 3),
                     textcoords='offset points', fontsize=10, color=GREY, va='bottom',
                     ha='center' if ceiling < .7 else 'right')
-    ax.set(yticks=range(len(scores)), yticklabels=map(look, scores.model), ylim=(len(scores) - .45, -.65),
+    ax.set(yticks=range(len(scores)), yticklabels=map(look.drawn, scores.model), ylim=(len(scores) - .45, -.65),
            xlabel='accuracy', xlim=(0, 1.03))
     ax.grid(axis='y', visible=False)
     return fig
@@ -111,7 +116,7 @@ def plot_differences(
     if not len(pairs): ax.text(.5, .5, 'one model, nothing to compare it with', transform=ax.transAxes, ha='center',
                                color=GREY)
     elif pairs.detectable.notna().any(): ax.legend(loc='upper center', bbox_to_anchor=(.5, -.22 - .12/n))
-    ax.set(yticks=range(len(pairs)), yticklabels=[f'{look(r.b)}\nminus {look(r.a)}' for r in pairs.itertuples()],
+    ax.set(yticks=range(len(pairs)), yticklabels=[f'{look.drawn(r.b)}\nminus {look.drawn(r.a)}' for r in pairs.itertuples()],
            ylim=(n - .45, -.6), xlabel='difference in accuracy, points')
     ax.grid(axis='y', visible=False)
     return fig
@@ -129,11 +134,11 @@ def plot_gain(
     for r in gains.itertuples():
         j, i = models.index(r.model), order.index(r[2])
         if r.clips: look.bar(ax, i + step*(j - (len(models) - 1)/2), 100*r.gain, 100*r.low, 100*r.high, r.model, ms=5,
-                             label=look(r.model) if i == 0 else None)
+                             label=look.drawn(r.model) if i == 0 else None)
     for i in range(1, len(order)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
     ax.axvline(0, color='black', lw=1.2)
-    ax.set(yticks=range(len(order)), yticklabels=map(look, order), ylim=(len(order) - .5, -.5),
-           xlabel=f'points won over {look(baseline)}')
+    ax.set(yticks=range(len(order)), yticklabels=map(look.drawn, order), ylim=(len(order) - .5, -.5),
+           xlabel=f'points won over {look.drawn(baseline)}')
     ax.grid(axis='y', visible=False)
     if models: fig.legend(loc='outside upper center', ncols=min(2, len(models)))
     return fig
@@ -151,10 +156,11 @@ def plot_confusion(
     x, y = ((m := confusion(p, i).loc[order, order]).div(m.sum(axis=1).clip(lower=1), axis=0) for i in (a, b))
     size = 9.5 if k <= 16 else 7 if k <= 30 else 4
     fig, axes = plt.subplots(3, 1, figsize=(4.6, 3*max(.17*k + .5, 1.6)))
-    for ax, m, title, kind in zip(axes, (x, y, y - x), (look(a), look(b), f'{look(b)} minus {look(a)}'),
+    first, second = look.drawn(a), look.drawn(b)
+    for ax, m, title, kind in zip(axes, (x, y, y - x), (first, second, f'{second} minus {first}'),
                                   (dict(vmin=0, vmax=1, cmap='Blues'), dict(vmin=0, vmax=1, cmap='Blues'),
                                    dict(vmin=-1, vmax=1, cmap='PuOr'))):
-        sns.heatmap(m, ax=ax, square=True, xticklabels=False, yticklabels=[look(n) for n in order], linewidths=.4,
+        sns.heatmap(m, ax=ax, square=True, xticklabels=False, yticklabels=[look.drawn(n) for n in order], linewidths=.4,
                     linecolor='#dddddd', cbar_kws=dict(shrink=.8), **kind)
         for i in range(len(pairs)): ax.add_patch(Rectangle((2*i, 2*i), 2, 2, fill=False, ec=ORANGE, lw=1.8,
                                                            clip_on=False))
@@ -176,7 +182,7 @@ def plot_reliability(
         r = reliability(x.reshape(-1, x.shape[-1]), np.tile(p.y_true, len(x)), bins).dropna()
         ax.plot(r.confidence, r.right, color=look.colour[m], lw=1.2)
         ax.scatter(r.confidence, r.right, 12 + 160*r.clips/r.clips.sum(), color=look.colour[m], marker=look.marker[m],
-                   label=look(m))
+                   label=look.drawn(m))
     ax.set(xlabel='how sure the model says it is', ylabel='share that is right', xlim=(0, 1.03), ylim=(-.03, 1.03),
            aspect='equal')
     for h in fig.legend(loc='outside upper center', ncols=min(2, len(p.probs))).legend_handles: h.set_sizes([45])
@@ -199,11 +205,11 @@ def plot_probes(
             for i, x in enumerate(probes):
                 for r in t[(t.probe == x) & (t.model == m)].itertuples():
                     look.bar(ax, i + .2*(j - (len(look.models) - 1)/2), r.accuracy, r.low, r.high, m, ms=6,
-                             label=look(m) if i == 0 and ax is axes[0, 0] else None)
+                             label=look.drawn(m) if i == 0 and ax is axes[0, 0] else None)
         if chance is not None: ax.axvline(chance, ls=':', color=GREY)
         for i in range(1, len(probes)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
         ax.set(yticks=range(len(probes)), ylim=(len(probes) - .5, -.5), xlim=(-.03, 1.03))
-        ax.set_yticklabels(['as they are' if x == 'normal' else x for x in probes])
+        ax.set_yticklabels(['as they are' if x == 'normal' else for_figure(x) for x in probes])
         ax.set_title(title, loc='left')
         ax.grid(axis='y', visible=False)
     axes[-1, 0].set_xlabel('accuracy')
@@ -223,7 +229,7 @@ def plot_frames(
         ax.plot(at, t.accuracy, color=look.colour[m], lw=1.2)
         for i, (x, r) in enumerate(zip(at, t.itertuples())): look.bar(ax, x, r.accuracy, r.low, r.high, m,
                                                                       across=False, ms=6,
-                                                                      label=look(m) if i == 0 else None)
+                                                                      label=look.drawn(m) if i == 0 else None)
     ax.set_xscale('log', base=2)
     ticks = sorted(effects.frames.dropna().astype(int).unique())
     ax.set(xticks=ticks, xticklabels=ticks, xlabel='frames of the clip, spread over it', ylabel='accuracy',

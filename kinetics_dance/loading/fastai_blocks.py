@@ -20,6 +20,7 @@ from fasttransform import DisplayedTransform, Transform
 from plum import dispatch
 from .reader import MEAN, STD, FrameStore, normalise, pictures
 from ..core.base import StudyError
+from ..core.text import for_figure
 from .workers import Counted
 from .dataloader import ClipLoader
 from ..video.film_strip import film_strip
@@ -107,7 +108,8 @@ def plot_top_losses(x:TensorClip, y:TensorCategory, samples, outs, raws, losses,
 def _judged(ax, label, said, more=''):
     "A title that says whether a model is right"
     title = (label if label == said else f'{label}, taken for {said}') + (f' ({more})' if more else '')
-    ax.set_title(title, loc='left', fontsize=9, color='C2' if label == said else 'C3')
+    colour = 'C2' if label == said else 'C3'
+    ax.set_title(for_figure(title, 90), loc='left', fontsize=9, color=colour)
     return ax
 
 # %% ../../nbs/loading/07_fastai_blocks.ipynb #52399be8

@@ -10,6 +10,7 @@ import json, sys
 from contextlib import contextmanager
 from pathlib import Path
 from ..core.base import StudyError
+from ..core.text import for_terminal
 
 # %% ../../nbs/study/02_cli.ipynb #94ec6922
 def _number(text, name):
@@ -34,7 +35,7 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
             raise
     _tell(out, as_json)
     if len(gone): print(f'{len(gone)} clips of the lists were left out: '
-                        + ', '.join(f'{n} {w}' for w, n in gone.why.value_counts().items()), file=sys.stderr)
+                        + ', '.join(f'{n} {for_terminal(w)}' for w, n in gone.why.value_counts().items()), file=sys.stderr)
 
 def _at(run, storage, clips=()):
     "Where videos and frames lie, once it is known that this machine can write there, and that the videos of these clips do"
@@ -82,8 +83,9 @@ def _tell(clips, as_json):
     if as_json:
         return print(json.dumps(dict(classes=table.to_dict('index'), reasons=attrition_report(clips).loc['all'].to_dict())))
     why = clips.reason[clips.status != 'ok'].value_counts()
-    print(table.rename_axis(None).to_string(), status_line(clips), sep='\n')
-    if len(why): print('not there: ' + ', '.join(f'{n} {r}' for r, n in why.items()))
+    print(table.rename_axis(None).rename(index=for_terminal).to_string())
+    print(status_line(clips))
+    if len(why): print('not there: ' + ', '.join(f'{n} {for_terminal(r)}' for r, n in why.items()))
     if set(clips.source) <= {'youtube', 'cvdf'}:
         alive = attrition_report(clips).alive['all']
         print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
@@ -99,7 +101,10 @@ class _Screen:
         return self
     def __exit__(self, *_):
         if self.live: self.status.stop()
-    def __call__(self, line): self.status.update(line) if self.live else print(line, file=sys.stderr, flush=True)
+    def __call__(self, line):
+        from rich.text import Text # what stands in brackets is no colour
+        if self.live: self.status.update(Text(for_terminal(line)))
+        else: _news(line)
 
 # %% ../../nbs/study/02_cli.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
@@ -121,7 +126,8 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
                           compression=p['compression'], log=_news, pool=pool)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
-    print(json.dumps(counts) if as_json else f'{at/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items()))
+    print(json.dumps(counts) if as_json
+          else for_terminal(f'{at/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items())))
     if pack:
         from kinetics_dance.loading.shards import pack_store
         made = pack_store(at/'frames', at/'packs', shard_mb, log=_news)
@@ -134,7 +140,7 @@ def _train(study, model, seed, runs, as_json, packed=None):
     for c in cards:
         print(f"{c['name']} seed {c['recipe'].get('seed', 0)}: {c['parameters']:,} parameters, {c['seconds']:.0f} s")
 
-def _news(line): print(line, file=sys.stderr, flush=True)
+def _news(line): print(for_terminal(line), file=sys.stderr, flush=True)
 
 # %% ../../nbs/study/02_cli.ipynb #26ec0406
 def _checkout():

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback
 from ..core.base import StudyError, nearest, writing
+from ..core.text import for_figure
 
 # %% ../../nbs/training/03_tracking.ipynb #6bcbf5ce
 def prediction_table(
@@ -136,9 +137,9 @@ def draw_confusion(
     fig = Figure((side, side), layout='constrained')
     ax = fig.subplots()
     ax.imshow(m.div(m.sum(axis=1).clip(lower=1), axis=0), cmap='Blues', vmin=0, vmax=1)
-    ax.set(xlabel='predicted', ylabel='true', title=title)
-    ax.set_xticks(range(len(m)), m.columns, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(m)), m.index, fontsize=7)
+    ax.set(xlabel='predicted', ylabel='true', title=for_figure(title))
+    ax.set_xticks(range(len(m)), map(for_figure, m.columns), rotation=90, fontsize=7)
+    ax.set_yticks(range(len(m)), map(for_figure, m.index), fontsize=7)
     for (i,j),v in np.ndenumerate(m.to_numpy()):
         if v: ax.text(j, i, v, ha='center', va='center', fontsize=7, color='white' if v > m.iloc[i].sum()/2 else 'black')
     return fig

@@ -6,6 +6,7 @@
 __all__ = ['film_strip']
 
 # %% ../../nbs/video/05_film_strip.ipynb #19bbd257
+from ..core.text import for_figure
 import numpy as np
 
 # %% ../../nbs/video/05_film_strip.ipynb #c89e997e
@@ -28,8 +29,8 @@ def film_strip(frames:np.ndarray, # (T,H,W,3) uint8
         _, ax = plt.subplots(figsize=(8, 8*sheet.shape[0]/sheet.shape[1] + .3*bool(title)), layout='constrained')
     ax.imshow(sheet)
     for k, s in enumerate(labels if labels is not None else []):
-        ax.text(k % ncols*(w + gap) + w*.03, k//ncols*(h + gap) + h*.04, s, fontsize=7, va='top', color='white',
+        ax.text(k % ncols*(w + gap) + w*.03, k//ncols*(h + gap) + h*.04, for_figure(s), fontsize=7, va='top', color='white',
                 bbox=dict(facecolor='black', alpha=.6, pad=1.5, linewidth=0))
-    if title: ax.set_title(title, loc='left', fontsize=9)
+    if title: ax.set_title(for_figure(title), loc='left', fontsize=9)
     ax.axis('off')
     return ax
