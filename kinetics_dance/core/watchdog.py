@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from .base import StudyError
 from .base import Unavailable
+from .processes import TOO_LARGE, limit_memory, memory_limit
 
 # %% ../../nbs/core/03_watchdog.ipynb #c2bff3d1
 def answer_requests():
@@ -24,6 +25,7 @@ def answer_requests():
     def send(head, data=b''):
         out.write(json.dumps(head | {'bytes': len(data)}).encode() + b'\n' + data)
         out.flush()
+    limit_memory(memory_limit())
     for line in sys.stdin.buffer:
         ask = json.loads(line)
         try:
@@ -31,6 +33,7 @@ def answer_requests():
             for head, data in getattr(importlib.import_module(module), name)(**ask['with']): send(head, data)
             send({'kind': 'done'})
         except BrokenPipeError: os._exit(0)
+        except MemoryError: send(dict(kind='error', error='Unavailable', reason='too large', detail=TOO_LARGE))
         except Exception as e: send(dict(kind='error', error=_kind(e), reason=getattr(e, 'reason', ''),
                                          detail=getattr(e, 'detail', '') or _words(e)))
 
@@ -93,6 +96,8 @@ class Reader:
                 pipe = None # it is ready for the next
             except (EOFError, OSError) as e:
                 if clock.late: raise Unavailable('timeout', 'reading it took too long, and was stopped') from None
+                if isinstance(e, (EOFError, BrokenPipeError)) and pipe.wait(5) in (-6, -9):
+                    raise Unavailable('too large', TOO_LARGE) from None
                 if isinstance(e, (EOFError, BrokenPipeError)):
                     raise Unavailable('other', f'the process that read it died ({pipe.wait(5)})') from None
                 raise

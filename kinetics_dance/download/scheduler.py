@@ -19,7 +19,7 @@ from .progress import Pace, Progress
 from .sources import get_source
 from ..core.storage import is_remote
 from ..core.base import Unavailable
-from ..core.processes import worker_pool
+from ..core.processes import TOO_LARGE, is_too_large, memory_limit, worker_pool
 
 # %% ../../nbs/download/06_scheduler.ipynb #4cb594de
 class _Round:
@@ -91,7 +91,9 @@ def _finished(future, rows):
     try: out = future.result()
     except TimeoutError: out = [outcome(r, Unavailable('timeout', 'the worker was killed')) for r in rows]
     except OSError as e: out = [outcome(r, e) for r in rows]
-    except BaseException as e: out = [outcome(r, Unavailable('other', repr(e))) for r in rows] # it died, or was cancelled
+    except BaseException as e: # it died, or was cancelled
+        why = Unavailable('too large', TOO_LARGE) if is_too_large(e) else Unavailable('other', repr(e))
+        out = [outcome(r, why) for r in rows]
     return _noted(out if isinstance(out, list) else [out], rows)
 
 def _noted(out, rows):
@@ -115,7 +117,7 @@ def one_round(table:ClipTable, # The study's clips
     details, batch, written = {}, [], time.monotonic()
     heard = written # when the last news came
     progress = Progress([r for _, rows in uploads for r in rows])
-    with nullcontext(workers) if workers else worker_pool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
+    with nullcontext(workers) if workers else worker_pool(jobs, memory_limit(jobs)) as pool, ThreadPoolExecutor(jobs) as threads:
         r = _Round(pool, folder, workers.room() if workers else jobs, timeout, pace, **options)
         try:
             feeders = _feed(r, threads, uploads, settings)

@@ -39,6 +39,7 @@ def reason_of(error:Exception|str # What was raised, or its message
              ) -> str:            # One of `REASONS`, or `http-<code>`
     "The reason that an error message of yt-dlp, ffmpeg or the system stands for"
     text = str(error)
+    if isinstance(error, MemoryError): return 'too large'
     for reason, pattern in _SIGNS:
         if re.search(pattern, text, re.I): return reason
     code = re.search(r'HTTP Error (\d{3})', text)

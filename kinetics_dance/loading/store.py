@@ -23,7 +23,7 @@ from ..video.samplers import SAMPLERS
 from ..download.sources import reason_of
 from ..core.storage import is_remote, local_copy, as_path, read_all, system_error, writing_to
 from ..core.base import Unavailable
-from ..core.processes import worker_pool
+from ..core.processes import TOO_LARGE, is_too_large, memory_limit, worker_pool
 from ..video.encoding import file_digest
 
 # %% ../../nbs/loading/00_store.ipynb #a302a2be
@@ -104,7 +104,7 @@ def _finished(future):
     "(reason, detail) of a clip, also of one whose worker was killed or died"
     try: return future.result()
     except TimeoutError: return 'timeout', 'the worker was killed'
-    except Exception as e: return 'other', f'the worker died: {e}'
+    except Exception as e: return ('too large', TOO_LARGE) if is_too_large(e) else ('other', f'the worker died: {e}')
 
 # %% ../../nbs/loading/00_store.ipynb #9a01c0da
 @contextmanager
@@ -240,7 +240,7 @@ def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
     from kinetics_dance.loading import store as lib # a worker imports the module, so it is sent the module's function
     why, shown, left, out = {}, time.monotonic(), deque(todo), {} # out: handed to workers
     room = pool.room if pool else lambda: 2*jobs
-    with _bar() as bar, nullcontext(pool) if pool else worker_pool(min(jobs, len(todo))) as p:
+    with _bar() as bar, nullcontext(pool) if pool else worker_pool(min(jobs, len(todo)), memory_limit(jobs)) as p:
         task = bar.add_task('frames', total=len(todo))
         while len(why) < len(todo):
             while len(out) < room() and left: # `room` says, too, if there is nobody any more

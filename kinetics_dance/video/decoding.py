@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np
 from ..core.base import Unavailable
+from ..core.processes import TOO_LARGE
 
 # %% ../../nbs/video/00_decoding.ipynb #d8ce03af
 def numbered_clip(path:str|Path,        # File to write; its ending chooses the container
@@ -73,10 +74,13 @@ def open_video(path:str|Path # A video file, of any origin
     try: c = av.open(f'file:{Path(path).absolute()}', options=SAFE_INPUT, metadata_errors='replace')
     except av.FFmpegError as e:
         if isinstance(e, OSError) and e.errno in _NOT_ITS_FAULT: raise
+        if isinstance(e, MemoryError): raise Unavailable('too large', TOO_LARGE) from None
         raise Unavailable(_what_is(path), e.strerror) from None
     with c:
         if not c.streams.video: raise Unavailable(_without(path), 'no video stream')
         v = c.streams.best('video')
+        if v.frames > Path(path).stat().st_size:
+            raise Unavailable('too large', f'it claims {v.frames} frames, more than it has bytes')
         if v.codec_context is None: raise Unavailable(_without(path), 'nobody knows how its pictures are coded')
         v.thread_type, v.thread_count = 'NONE', 1
         yield c, v
@@ -139,6 +143,7 @@ def _decode(path, since=0):
                     if f.is_corrupt: raise Damaged('truncated', f'frame {clock.n} is damaged')
                     yield clock.tick(f, last=p.dts is None and not p.size), f, v
         except av.FFmpegError as e:
+            if isinstance(e, MemoryError): raise Unavailable('too large', TOO_LARGE) from None
             raise Damaged('truncated', f'frame {clock.n} cannot be decoded ({e.strerror})') from None
         clock.stop()
 
