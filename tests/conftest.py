@@ -86,6 +86,11 @@ def fill(t):
 STUDY_NOTEBOOKS = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 
 
+def things(folder):
+    "What lies in a folder, without the mark that says whose it is"
+    return [p for p in folder.iterdir() if p.name != '.kinetics_dance']
+
+
 def once(tmp_path_factory, worker_id, name, make):
     "A folder that the first worker which needs it makes, while the others wait"
     base = tmp_path_factory.getbasetemp()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd, pytest
 pytest.importorskip('distributed', reason="needs kinetics_dance[cluster]")
 import psutil
-from conftest import ROOT
+from conftest import ROOT, things
 from faults import Faults
 from kinetics_dance.core import cluster, storage
 from kinetics_dance.loading.reader import FrameStore
@@ -39,7 +39,7 @@ def table_in(folder, upload, n=N):
 def state(folder):
     "Table and files; times and the number of attempts tell the history, which may differ"
     t = ClipTable(folder/'clips.sqlite').frame().drop(columns=['updated', 'attempts', 'source', 'url', 'made_of'])
-    files = {p.name: p.read_bytes() for p in sorted((folder/'videos').iterdir())}
+    files = {p.name: p.read_bytes() for p in sorted(things(folder/'videos'))}
     return t.to_json(), files
 
 
@@ -53,7 +53,7 @@ def alone(upload, tmp_path_factory):
     return f
 
 
-def frames_of(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+def frames_of(folder): return {p.name: p.read_bytes() for p in sorted(things(folder))}
 
 
 class News(list):
@@ -409,7 +409,7 @@ def test_clips_and_frames_in_a_bucket(kind, upload, alone, tmp_path, monkeypatch
     at, pool = storage.as_path(where), Here() if kind == 'memory' else None
     def again(): return download(table_in(tmp_path, upload, n), tmp_path, storage=where, pool=pool, **HOW)
     out = again()
-    assert (out.status == 'ok').all() and not list((tmp_path/'videos').iterdir() if (tmp_path/'videos').exists() else [])
+    assert (out.status == 'ok').all() and not list(things(tmp_path/'videos') if (tmp_path/'videos').exists() else [])
     made = {k: at.fs.modified((at/'videos'/k).path) for k in sizes(at/'videos')}
     assert again().attempts.tolist() == out.attempts.tolist()
     (at/out.path[0]).unlink()           # one goes away: that one is made again, and no other

@@ -4,6 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, pandas as pd, pytest
 from faults import Fault, Faults
+from conftest import things
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.download.downloader import download
@@ -38,7 +39,7 @@ def clip_rows(*rows): return pd.DataFrame([dict(zip(('youtube_id', 'time_start',
 
 def state(folder, table):
     "All that must not depend on how often a run was interrupted"
-    files = {p.name: p.read_bytes() for p in (folder/'videos').iterdir()}
+    files = {p.name: p.read_bytes() for p in things(folder/'videos')}
     return files, table.frame().drop(columns='updated').to_json()
 
 GOOD = [(f'-good_one{i:02}', a, a+2) for i in range(1, 5) for a in (0, 3)]
@@ -57,7 +58,7 @@ def test_every_fault_gets_its_reason(served, tmp_path):
     assert got == expected, out[['clip_id', 'status', 'reason', 'detail']].to_string()
     tried = dict(zip(out.youtube_id, out.attempts))
     assert tried['gone_for_ev'] == tried['just_text01'] == tried['cut_short01'] == 1 and tried['e503_______'] == tried['stall______'] == 2
-    assert sorted(p.name for p in (tmp_path/'videos').iterdir()) == sorted(f'{c}.mp4' for c in out.clip_id[out.status == 'ok'])
+    assert sorted(p.name for p in things(tmp_path/'videos')) == sorted(f'{c}.mp4' for c in out.clip_id[out.status == 'ok'])
     for r in out[out.status == 'ok'].itertuples():
         assert (read_numbers(frames_of(tmp_path/r.path)) == np.arange(r.time_start*15, r.time_end*15)).all()
         assert r.bytes == (tmp_path/r.path).stat().st_size and r.seconds == r.time_end - r.time_start
@@ -70,7 +71,7 @@ def test_a_worker_that_hangs_is_killed(served, tmp_path):
     table.set(clip_rows(('stall______', 0, 2), ('-good_one01', 0, 2)))
     out = download(table, tmp_path, url_template=served[1], short_side=64, timeout=8, attempts=1)
     assert dict(zip(out.youtube_id, out.reason.fillna('ok'))) == {'stall______': 'timeout', '-good_one01': 'ok'}
-    assert [p.name for p in (tmp_path/'videos').iterdir()] == ['-good_one01_000000_000002.mp4']
+    assert [p.name for p in things(tmp_path/'videos')] == ['-good_one01_000000_000002.mp4']
 
 def test_killed_and_run_again_ends_with_the_same(served, tmp_path):
     _, url = served
@@ -110,7 +111,7 @@ def test_an_id_never_reaches_a_path(served, tmp_path, bad):
     table = ClipTable(tmp_path/'clips.sqlite')
     table.set(clip_rows((bad, 0, 2)))
     with pytest.raises(StudyError, match='not an id'): download(table, tmp_path, url_template=served[1])
-    assert not list((tmp_path/'videos').iterdir())
+    assert not list(things(tmp_path/'videos'))
 
 def test_only_the_wanted_seconds(served, tmp_path):
     "As from YouTube: the section is cut by yt-dlp, and the clip from the section"

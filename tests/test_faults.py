@@ -3,6 +3,7 @@ import io, json, os, random, signal, subprocess, sys, tarfile, time
 from functools import partial
 import pandas as pd, pytest
 from faults import Fault, Faults
+from conftest import things
 from kinetics_dance.clips.splits import wanted
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
@@ -51,7 +52,7 @@ def done(folder): return len(list((folder/'videos').glob('[!.]*.mp4')))
 def state(folder):
     "Table and files; times and the number of attempts tell the history, which may differ"
     t = ClipTable(folder/'clips.sqlite').frame().drop(columns=['updated', 'attempts'])
-    return t.to_json(), {p.name: p.read_bytes() for p in sorted((folder/'videos').iterdir())}
+    return t.to_json(), {p.name: p.read_bytes() for p in sorted(things(folder/'videos'))}
 
 
 SCRIPT = """
@@ -79,7 +80,7 @@ def test_two_hundred_clips_and_twenty_kills(uploads, tmp_path):
     assert len(NAMES) >= 200 and not wrong, (wrong, out[out.youtube_id.isin(wrong)].detail.tolist()[:5])
     assert all(got[n] in ('truncated', 'other') for n in NAMES if expected[n] is None)
     ok = out[out.status == 'ok']
-    assert sorted(p.name for p in (outcome/'videos').iterdir()) == sorted(f'{c}.mp4' for c in ok.clip_id)
+    assert sorted(p.name for p in things(outcome/'videos')) == sorted(f'{c}.mp4' for c in ok.clip_id)
     assert all(probe(outcome/p)['frames'] == 30 for p in ok.path[::10])
 
     rng, kills = random.Random(0), 0
@@ -182,7 +183,7 @@ def test_mirror_through_the_downloader(uploads, tmp_path):
         out = download(table, tmp_path, settings=dict(base=s.url, wait=.05), short_side=48).set_index('youtube_id')
         assert out.status[ids[9:]].eq('ok').all()
         assert s.hits['/train/k700_train_610.tar.gz'] == asked         # what is final is not asked for again
-    assert sorted(p.name for p in (tmp_path/'videos').iterdir()) == sorted(f'{c}.mp4' for c in out.clip_id[out.status == 'ok'])
+    assert sorted(p.name for p in things(tmp_path/'videos')) == sorted(f'{c}.mp4' for c in out.clip_id[out.status == 'ok'])
 
 
 def test_too_many_requests_end_the_run_and_lose_nothing(uploads, tmp_path):

@@ -2,6 +2,7 @@
 import json, os, pty, shutil, signal, subprocess, sys, threading, time
 import numpy as np, pandas as pd, pickle, psutil, pytest
 from hypothesis import given, settings, strategies as st
+from conftest import things
 from kinetics_dance import frames
 from kinetics_dance.video import reading
 from kinetics_dance.clips.annotations import folder_name
@@ -97,7 +98,7 @@ def test_bad_files_have_a_reason(tmp_path):
         with pytest.raises(Unavailable, match=reason): read_frames(tmp_path/f'{name}.mp4')
     with pytest.raises(FileNotFoundError): read_frames(tmp_path/'nowhere.mp4')
 
-def contents(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+def contents(folder): return {p.name: p.read_bytes() for p in sorted(things(folder))}
 
 def many(folder, videos, n):
     for i in range(n): shutil.copy(videos/'clip.mp4', folder/f'c{i:02}.mp4')

@@ -1,7 +1,7 @@
 "Shards as a user meets them: packed by the command line, trained from, interrupted, damaged, of other frames."
 import json, signal, subprocess, sys, tarfile
 import pandas as pd, pytest, torch, yaml
-from conftest import ROOT
+from conftest import ROOT, things
 from kinetics_dance.core.base import StudyError
 from test_training import copy, settings, tiny   # noqa: F401  a study of two dances, nothing trained
 
@@ -24,7 +24,7 @@ def with_videos(tiny, runs):  # noqa: F811
     from kinetics_dance.clips.table import ClipTable
     subprocess.run(['cp', '-a', tiny/'tiny'/'videos', runs/'tiny'], check=True)
     table = ClipTable(runs/'tiny'/'clips.sqlite')
-    table.update([dict(clip_id=f.stem, path=f'videos/{f.name}') for f in (runs/'tiny'/'videos').iterdir()])
+    table.update([dict(clip_id=f.stem, path=f'videos/{f.name}') for f in things(runs/'tiny'/'videos')])
     return table.frame()
 
 
@@ -45,7 +45,7 @@ def test_training_from_shards(packed):
     assert train_run('per_frame', settings(runs, epochs=2, packed=True, seeds=[7]), 7) == card
     assert train_run('per_frame', settings(runs, epochs=2, seeds=[7]), 7)['key'] != before, 'other batches, another unit'
     # of frames/ a training from shards needs only what names the clips
-    for f in (runs/'tiny'/'frames').iterdir():
+    for f in things(runs/'tiny'/'frames'):
         if f.name not in ('store.json', 'index.parquet'): f.rename(runs/f.name)
     try: train_run('per_frame', settings(runs, epochs=1, packed=True, seeds=[8]), 8)
     finally:

@@ -42,9 +42,9 @@ def _at(run, storage, clips=()):
     from kinetics_dance.core.ownership import check_ours
     from kinetics_dance.core.storage import home, is_remote, as_path, probing, sizes, system_error
     where = home(run) if storage is None else as_path(storage)
-    for kind in () if storage is None else ('videos', 'frames', 'packs'): check_ours(where/kind, kind)
     if is_remote(where):
         with probing(where): pass
+    for kind in () if storage is None else ('videos', 'frames', 'packs'): check_ours(where/kind, kind)
     if len(clips):
         try: there = sizes(where/'videos')
         except OSError as e:
