@@ -42,9 +42,8 @@ def limit_memory(
 def is_too_large(
     error:BaseException, # What ended a job
 )->bool: # Did it need more memory than it may have?
-    "Memory that was refused, or a process that was ended for want of it"
-    if isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM: return True
-    return getattr(error, 'exitcode', None) in (-6, -9) # aborted by a C++ library, or killed by the kernel
+    "Was memory refused? A process that merely died says nothing of that"
+    return isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM
 
 TOO_LARGE = 'reading it takes more memory than a worker may have (KINETICS_DANCE_MEMORY_MB)'
 

@@ -96,8 +96,6 @@ class Reader:
                 pipe = None # it is ready for the next
             except (EOFError, OSError) as e:
                 if clock.late: raise Unavailable('timeout', 'reading it took too long, and was stopped') from None
-                if isinstance(e, (EOFError, BrokenPipeError)) and pipe.wait(5) in (-6, -9):
-                    raise Unavailable('too large', TOO_LARGE) from None
                 if isinstance(e, (EOFError, BrokenPipeError)):
                     raise Unavailable('other', f'the process that read it died ({pipe.wait(5)})') from None
                 raise
