@@ -256,7 +256,7 @@ def _folder_checked(df, root, name):
     for i,r in enumerate(df.itertuples()):
         if not r.path or not r.label: raise StudyError(f"{name}, line {i+2}: path or label is empty")
         if '\0' in r.path or not os.path.lexists(root/r.path):
-            raise StudyError(f"{name}, line {i+2}: {r.path!r:.200} does not exist under {root.name}/")
+            raise StudyError(f"{name}, line {i+2}: {r.path:.200} does not exist under {root.name}/")
         if why := unfit_file(root/r.path): raise StudyError(f"{name}, line {i+2}: {r.path}: {why}")
     if df.path.duplicated().any():
         raise StudyError(f"{name}, line {int(df.path.duplicated().argmax())+2}: "
