@@ -12,7 +12,7 @@ steadier where others share the machine. The bar is 0.98. Tasks:
 - batches, two workers: the first with two processes that fetch
 - training: an epoch of 64 clips through a small CNN-LSTM
 - decoding: eight frames of a clip of three seconds, 20 times"""
-import argparse, json, os, platform, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, importlib, json, os, platform, statistics, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
@@ -20,10 +20,17 @@ SHAPE = 24, 48, 64, 3
 BAR = .98
 
 
+def part(now, before):
+    "A module of the library, which had another name before version 0.2"
+    try: return importlib.import_module(f'kinetics_dance.{now}')
+    except ModuleNotFoundError: return importlib.import_module(f'kinetics_dance.{before}')
+
+
 def make_store(folder, n):
     "A frame store of noise, in format 2"
     import numpy as np, pandas as pd
-    from kinetics_dance.loading.store import STORE_FORMAT
+    store = part('loading.store', 'store')
+    STORE_FORMAT = getattr(store, 'STORE_FORMAT', None) or store.FORMAT
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for k in range(n):
@@ -38,12 +45,12 @@ def make_store(folder, n):
 def tasks(at):
     "Name of each task, and a function that does it once"
     import pandas as pd, torch
-    from kinetics_dance.loading.reader import FrameStore
     from kinetics_dance.cnn_lstm import CNNLSTM
-    from kinetics_dance.loading.dataloader import ClipDataLoaders
-    from kinetics_dance.video.reading import read_frames
-    from kinetics_dance.training.recipe import Recipe
-    from kinetics_dance.training.learner import fit, make_learner
+    FrameStore = part('loading.reader', 'batches').FrameStore
+    ClipDataLoaders = part('loading.dataloader', 'loading').ClipDataLoaders
+    read_frames, Recipe = part('video.reading', 'reading').read_frames, part('training.recipe', 'recipe').Recipe
+    learner = part('training.learner', 'training')
+    fit, make_learner = learner.fit, learner.make_learner
     torch.set_num_threads(1)
 
     def loaders(name, n=None, bs=16, **how):

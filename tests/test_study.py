@@ -145,7 +145,7 @@ def test_folder_of_videos(tmp_path):
     ({'source': 'youtube', 'annotations': ['nothing.csv']}, 'nothing.csv: no such file'),
     ({'source': 'youtube', 'annotations': ['{tmp}/bad.csv']}, 'bad.csv, line 3: time_start is not a time'),
     ({'source': 'folder', 'annotations': ['{tmp}/mine.csv']}, 'mine.csv, line 2: a.mp4 does not exist'),
-    ({'scene_bias': 3.0}, 'scene_bias: 3.0 is not a share'),
+    ({'scene_bias': 3.0}, 'scene_bias: 3.0 is too large'),
     ({'n_train': -1}, 'n_train: -1'),
     ({'epochs': 'many'}, 'epochs')])
 def test_bad_input_is_one_line(change, says, tmp_path):
