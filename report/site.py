@@ -95,6 +95,7 @@ def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
     if modules: made['api'] = pages.api_page(root, lib, modules, known)
     if rec := read_json(root/runs/study/'record.json'): made['record'] = pages.record_page(rec)
     goals = names | {f'results/{s}/README.md': results.page_name(s) for s in found}
+    goals |= {f'{w}/index.md': w for w in wings(root)}
     built = pages.wing_pages(root, stems, heads(nbs))
     for nb in nbs.values():
         for c in nb['cells']:
