@@ -6,7 +6,7 @@
 __all__ = ['Comparison', 'compare', 'write_report']
 
 # %% ../nbs/05_comparison.ipynb #e0aa6518
-import json
+import json, re
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -172,7 +172,8 @@ def write_report(
         with writing(folder/'tables'/f'{name}.csv') as out: df.to_csv(out, index=False, float_format='%.6g')
     ours = folder/'tables'/MARKER # the tables that we wrote
     before = ours.read_text(encoding='utf-8').split() if ours.exists() else []
-    for old in set(before) - set(c.tables): (folder/'tables'/f'{old}.csv').unlink(missing_ok=True)
+    for old in set(before) - set(c.tables):
+        if re.fullmatch(r'\w+', old): (folder/'tables'/f'{old}.csv').unlink(missing_ok=True)
     with writing(ours) as out: out.write_text('\n'.join(c.tables), encoding='utf-8')
     with writing(folder/'report.json') as out:
         out.write_text(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n', encoding='utf-8')

@@ -108,8 +108,12 @@ def test_report(study):
     assert pair['diff'] == pytest.approx(r['models']['cnn_lstm']['accuracy']['mean'] - r['models']['per_frame']['accuracy']['mean'], abs=2e-6)
     assert len(r['verdicts']) == 1 and 'cnn_lstm is better than per_frame' in r['verdicts'][0]
     assert {f.stem for f in (study/'tables').iterdir() if f.name[0] != '.'} == {'scores', 'pairs', 'per_class', 'seeds', 'confusion', 'probes', 'agreement', 'together', 'gains'}
-    gone = study/'tables'/'old.csv'; gone.write_text('x')
-    write_report(compare(study, n_resamples=50), study, 'toy'); assert not gone.exists() # of an earlier run
+    # a table of an earlier run goes; what the user put there, or another's line in the list names, stays
+    mark, gone, mine, outside = study/'tables'/'.kinetics_dance', study/'tables'/'old.csv', study/'tables'/'mine.csv', study/'x.csv'
+    for f in (gone, mine, outside): f.write_text('x')
+    mark.write_text(mark.read_text() + '\nold\n../x\n')
+    write_report(compare(study, n_resamples=50), study, 'toy')
+    assert not gone.exists() and mine.exists() and outside.exists()
 
 def test_same_inputs_same_bytes(study, tmp_path_factory):
     def write(c): out = tmp_path_factory.mktemp('out'); write_report(c, out, 'toy'); return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob('*.*')}

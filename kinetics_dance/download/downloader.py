@@ -40,7 +40,7 @@ def _content(path, *facts): return file_digest(path)['sha256']
 def _local_facts(row, f):
     "Size, time, time of the last change and SHA-256 of a local video; what was noted, if it still says the content"
     facts = f.st_size, f.st_mtime_ns, f.st_ctime_ns
-    noted = (row.get('made_of') or '').split('|')[4:]
+    noted = str(row.get('made_of') or '').split('|')[4:]
     if tuple(noted[:3]) == tuple(map(str, facts)) and len(noted) == 4: return noted
     if len(noted) == 2 and noted == [str(x) for x in facts[:2]]: return noted       # of version 0.1.0
     content = _content(row['url'], *facts)
