@@ -1,6 +1,6 @@
 """The site in a real browser: it loads from files and from a server, asks nobody else, can be searched, read in both themes and on a
 phone, by keyboard and by a screen reader; films play. Of the site in _site/ if that is up to date, else of one made from the smoke study."""
-import functools, http.server, os, re, shutil, threading
+import functools, http.server, json, os, re, shutil, threading
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -59,7 +59,12 @@ class Visit:
         return [*self.wrong, *(f'asked for {u}' for u in self.asked if not u.startswith((mine, 'data:', 'blob:')))]
 
 
-def html_pages(site): return sorted(p for p in site.glob('*.html'))
+def moved(site): return {old: new for old, new in json.loads((ROOT/'report'/'moved.json').read_text()).items()}
+
+
+def html_pages(site):
+    "All pages, without those that only lead on to the new address of one"
+    return sorted(p for p in site.glob('*.html') if 'http-equiv="refresh"' not in p.read_text(encoding='utf-8')[:600])
 
 
 def sources(site): return sorted((site/'_modules').rglob('*.html'))
@@ -135,11 +140,22 @@ def test_every_page_from_a_server(whole_site, server, context):
     assert not bad, '\n'.join(bad)
 
 
+def test_old_addresses_lead_on(whole_site, context):
+    "Each page of version 0.1.0 that moved; as a browser follows it"
+    tab, names = Visit(context), moved(whole_site)
+    assert names and all((whole_site/f'{x}.html').exists() for old, new in names.items() for x in (old, new))
+    for old, new in list(names.items())[::7]:
+        tab.page.goto((whole_site/f'{old}.html').as_uri(), wait_until='commit')
+        tab.page.wait_for_url(f'**/{new}.html')
+        assert tab.page.locator('h1').first.inner_text() != 'This page has moved'
+    tab.page.close()
+
+
 @pytest.mark.parametrize('how', ['file', 'server'])
 def test_search(whole_site, server, context, how):
     "A function, a class, a word of prose"
     tab = Visit(context)
-    for word, where in (('read_frames', 'reading.html'), ('ClipTable', 'data.html'), ('backdrop', 'demo.html')):
+    for word, where in (('read_frames', 'reading.html'), ('ClipTable', 'clips-table.html'), ('backdrop', 'synthetic-dancers.html')):
         url = (whole_site/'search.html').as_uri() if how == 'file' else f'{server}/search.html'
         assert not tab.go(f'{url}?q={word}')
         tab.page.wait_for_selector('#search-results ul.search li a', timeout=20_000)
@@ -207,7 +223,7 @@ def test_first_paint_waits_for_no_media(whole_site, server, context):
     cdp.send('Network.emulateNetworkConditions', dict(offline=False, latency=100, downloadThroughput=200_000, uploadThroughput=100_000))
     page = next(p for p in sorted(whole_site.glob('results-*.html')))
     tab.page.goto(f'{server}/{page.name}', wait_until='commit')
-    tab.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length", timeout=30_000)
+    tab.page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length", timeout=30_000)
     paint = tab.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     tab.page.wait_for_load_state('load')
     media = tab.page.evaluate("performance.getEntriesByType('resource').filter(e => /\\.(png|svg|jpg|webp|mp4)/.test(e.name) && !/icon/.test(e.name)).map(e => [e.name.split('/').pop(), e.responseEnd])")
