@@ -3,11 +3,11 @@ import json, re
 from urllib.parse import quote
 from . import gallery
 from kinetics_dance.core.text import for_html, for_markdown
-from kinetics_dance.models.registry import MODELS, model_title
+from kinetics_dance.models.registry import CONTROLS, MODELS, model_title
 from .common import read_json
 from .untrusted import raw
 
-NAMES = {m: model_title(m) for m in MODELS} | {'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
+NAMES = {m: model_title(m) for m in MODELS | CONTROLS} | {'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
 PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='every second frame', consecutive='neighbouring frames')
 # figure: (caption, what is seen by one who cannot see it)
 FIGURES = dict(

@@ -16,7 +16,7 @@ from ..core.text import for_figure
 from .analysis import confusion
 from .predictions import Predictions, reliability
 from .significance import marked
-from ..models.registry import MODELS, model_title
+from ..models.registry import CONTROLS, MODELS, model_title
 
 # %% ../../nbs/evaluation/07_figures.ipynb #b361a725
 GREY, BLUE, ORANGE = '#555555', '#0072B2', '#D55E00'
@@ -39,7 +39,7 @@ class Look:
     def __call__(self, s:str)->str: # As a reader should see it
         "Name of a model or a class"
         mark = ' †' if s in self.marks else ''
-        name = model_title(s) if s in MODELS else s.replace(' dancing', '').replace('dancing ', '')
+        name = model_title(s) if s in MODELS | CONTROLS else s.replace(' dancing', '').replace('dancing ', '')
         return name + mark
 
     def drawn(self, s:str)->str: # As matplotlib draws it

@@ -11,9 +11,8 @@ import pandas as pd
 import torch
 from torch import nn, Tensor
 from ..loading.reader import normalise
-from ..clips.splits import hash_order
 from ..core.base import StudyError, nearest, writing
-from ..loading.dataloader import Clips
+from ..loading.dataloader import Clips, frame_orders
 from ..video.samplers import spread
 from ..models.scores import clip_probabilities
 
@@ -42,9 +41,7 @@ def perturbed_frames(
     if probe == 'halved': return normal[:, ::2]
     if probe == 'consecutive': return np.tile((stored-t)//2+np.arange(t), (len(clip_ids), 1))
     if probe.startswith('frames_'): return spread(stored, int(probe[7:]), np.full(len(clip_ids), .5))
-    if probe == 'shuffled':
-        order = np.array([np.argsort(hash_order([f'{c}|{k}|{seed}' for k in range(t)])) for c in clip_ids])
-        return np.take_along_axis(normal, order, 1)
+    if probe == 'shuffled': return np.take_along_axis(normal, frame_orders(clip_ids, t, seed), 1)
     return normal
 
 # %% ../../nbs/evaluation/03_perturbations.ipynb #4a6e7800
@@ -76,8 +73,11 @@ def predict_perturbed(
         x = _seen(model, clips, at)                                                         # (B,N,...)
         rows = torch.arange(len(at), device=x.device)[:, None]
         for probe in probes:
-            index = torch.from_numpy(perturbed_frames(probe, clips.stored, clips.n_frames, clips.ids[at], seed).copy())
-            p = clip_probabilities(_scores(model, x[rows, index.to(x.device)]))
+            index = perturbed_frames(probe, clips.stored, clips.n_frames, clips.ids[at], seed)
+            if clips.shuffle_frames:
+                index = np.take_along_axis(index, frame_orders(clips.ids[at], index.shape[1], seed), 1)
+            index = torch.from_numpy(index.copy()).to(x.device)
+            p = clip_probabilities(_scores(model, x[rows, index]))
             out[probe].append(p.cpu().double().numpy())
     return {p: np.concatenate(v) for p,v in out.items()}
 
