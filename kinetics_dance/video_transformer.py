@@ -52,6 +52,7 @@ def stretch(
     if t == len(when): return when
     return F.interpolate(when.permute(1, 2, 0), t, mode='linear', align_corners=False).permute(2, 0, 1)
 
+# %% ../nbs/04_video_transformer.ipynb #4cecd096
 class FeatureTokens(nn.Module):
     "Tokens from features: three neighbouring frames at a place; not ordered: one frame, without its place in time"
     def __init__(self, channels, places, frames, width, ordered=True):

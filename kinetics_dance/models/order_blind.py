@@ -7,6 +7,7 @@ __all__ = ['DeepSet']
 
 # %% ../../nbs/models/07_order_blind.ipynb #33c7db19
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from .backbones import FrameFeatures
 
@@ -31,15 +32,18 @@ class DeepSet(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(2*half), nn.Linear(2*half, half), nn.GELU(),
                                   nn.Dropout(dropout), nn.Linear(half, n_classes))
 
-    def score(self,
-        f:Tensor, # Features, `(B,T,N,C)`
-    )->Tensor: # Scores, `(B,n_classes)`
-        "Embed each moment, take mean and maximum, answer once"
-        z = self.embed(f.flatten(2))                                     # (B,T,h)
-        return self.head(torch.cat([z.mean(1), z.amax(1)], 1))
+# %% ../../nbs/models/07_order_blind.ipynb #cca20f97
+@patch
+def score(self:DeepSet,
+    f:Tensor, # Features, `(B,T,N,C)`
+)->Tensor: # Scores, `(B,n_classes)`
+    "Embed each moment, take mean and maximum, answer once"
+    z = self.embed(f.flatten(2))                                     # (B,T,h)
+    return self.head(torch.cat([z.mean(1), z.amax(1)], 1))
 
-    def forward(self,
-        x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
-    )->Tensor: # Scores, `(B,n_classes)`
-        "Features of all frames at once, then the set of them"
-        return self.score(self.features(x))
+@patch
+def forward(self:DeepSet,
+    x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
+)->Tensor: # Scores, `(B,n_classes)`
+    "Features of all frames at once, then the set of them"
+    return self.score(self.features(x))

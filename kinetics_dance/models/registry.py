@@ -24,6 +24,7 @@ class ModelEntry:
     def spec(self)->str: # `module:Class`, as model files have it
         return f'{self.module}:{self.class_name}'
 
+# %% ../../nbs/models/04_registry.ipynb #52d2e633
 MODELS = dict(
     per_frame=ModelEntry('kinetics_dance.per_frame', 'PerFrame', 'per-frame vote'),
     cnn_lstm=ModelEntry('kinetics_dance.cnn_lstm', 'CNNLSTM', 'CNN-LSTM'),

@@ -99,10 +99,6 @@ def _data(run, packed, h):
     h.update(FrameStore(run/'frames').version.encode()+study_clips(run).drop(columns='path').to_csv().encode())
     if packed: h.update(repr(PackedStore(run/'packs').shards).encode())
 
-def _input(name):
-    "What the key has to say about the frames that a model is shown, where they are not as they are"
-    return ['shuffled'] if model_entry(name).shuffled else []
-
 def _run_key(run, spec, arguments, recipe, *what):
     _data(run, recipe.packed, h := hashlib.sha256())
     h.update(_code(spec, recipe.packed).encode())
@@ -111,6 +107,11 @@ def _run_key(run, spec, arguments, recipe, *what):
     name = spec.split(':')[1]       # its module may move
     h.update(json.dumps([KEY_SCHEME, name, arguments, _decides(recipe), versions(), *what], sort_keys=True).encode())
     return h.hexdigest()
+
+# %% ../../nbs/training/08_runs.ipynb #d308b5cf
+def _input(name):
+    "What the key has to say about the frames that a model is shown, where they are not as they are"
+    return ['shuffled'] if model_entry(name).shuffled else []
 
 # %% ../../nbs/training/08_runs.ipynb #a4c3d208
 _MODULES_1 = ('augmentation', 'backbones', 'batches', 'data', 'features', 'loading', 'probes', 'sampling', 'training', 'units')
