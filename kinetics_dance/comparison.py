@@ -68,7 +68,8 @@ def _read_all(source, baseline):
     folder, probes = None, {}
     if not isinstance(source, dict): folder, probes = Path(source), load_probes(source)
     runs = load_predictions(folder) if folder else source
-    if folder: runs = {m: r for m, r in runs.items() if m not in CONTROLS} # of which `decompose` speaks
+    # controls have a section of their own
+    if folder: runs = {m: r for m, r in runs.items() if m not in CONTROLS}
     if not runs: raise StudyError('nothing to compare: no model was given')
     runs = {m: {s: read_predictions(x) if folder is None else x
                 for s, x in (r if isinstance(r, dict) else {0: r}).items()}

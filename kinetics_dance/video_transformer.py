@@ -54,7 +54,7 @@ def stretch(
 
 # %% ../nbs/04_video_transformer.ipynb #4cecd096
 class FeatureTokens(nn.Module):
-    "Tokens from features: three neighbouring frames at a place; not ordered: one frame, without its place in time"
+    "Tokens from features: three neighbouring frames at a place; not ordered: one frame"
     def __init__(self, channels, places, frames, width, ordered=True):
         super().__init__()
         self.span = 3 if ordered else 1
@@ -65,13 +65,13 @@ class FeatureTokens(nn.Module):
 
     def forward(self, f):                                                         # (B,T,N,C)
         t,k = f.shape[1],self.span//2
-        f = F.pad(self.norm_in(f), (0, 0, 0, 0, k, k))                            # nothing before the clip and after it
+        f = F.pad(self.norm_in(f), (0, 0, 0, 0, k, k))                  # nothing beside the clip
         z = self.tubelet(torch.cat([f[:, i:i+t] for i in range(self.span)], -1))  # (B,T,N,d)
         return z+(self.where if self.when is None else stretch(self.when, t)+self.where)
 
 # %% ../nbs/04_video_transformer.ipynb #f097c5a8
 class TubeletTokens(nn.Module):
-    "Tokens from pixels: two frames of a patch (Arnab et al. 2021, arXiv:2103.15691); not ordered: one frame"
+    "Tokens from pixels: two frames of a patch (arXiv:2103.15691); not ordered: one frame"
     def __init__(self, patch, frames, width, side=8, ordered=True):
         super().__init__()
         self.patch,self.span = patch,2 if ordered else 1
@@ -107,7 +107,7 @@ class VideoTransformer(nn.Module):
         tokens:str='features',    # What tokens are made of: `features`, or `tubelet`, pixels without a picture network
         patch:int=12,             # Side of a tubelet, pixels
         pool:str='mean',          # What the classes are read from: `mean` of the tokens, or the class `token`
-        ordered:bool=True,        # False: neither positions in time nor tubelets of several frames (a set transformer)
+        ordered:bool=True,        # False: no positions in time, no neighbours: a set transformer
     ):
         super().__init__()
         if tokens not in ('features', 'tubelet'):
@@ -116,8 +116,9 @@ class VideoTransformer(nn.Module):
         if width % heads: raise StudyError(f'transformer_width: {width} cannot be divided among {heads} heads')
         self.features = FrameFeatures(backbone, weights, grid, batch_norm) if tokens == 'features' else None
         self.pretraining = self.features.pretraining if self.features else 'none'
-        self.embed = (FeatureTokens(self.features.channels, self.features.places, frames, width, ordered)
-                      if self.features else TubeletTokens(patch, frames, width, ordered=ordered))
+        f = self.features
+        if f: self.embed = FeatureTokens(f.channels, f.places, frames, width, ordered)
+        else: self.embed = TubeletTokens(patch, frames, width, ordered=ordered)
         self.blocks = nn.ModuleList([SpaceTimeBlock(width, heads) for _ in range(depth)])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_classes))
         self.token = nn.Parameter(.5*torch.randn(1, 1, width)) if pool == 'token' else None

@@ -39,7 +39,8 @@ class Look:
     def __call__(self, s:str)->str: # As a reader should see it
         "Name of a model or a class"
         mark = ' †' if s in self.marks else ''
-        name = model_title(s) if s in MODELS | CONTROLS else s.replace(' dancing', '').replace('dancing ', '')
+        plain = s.replace(' dancing', '').replace('dancing ', '')
+        name = model_title(s) if s in MODELS | CONTROLS else plain
         return name + mark
 
     def drawn(self, s:str)->str: # As matplotlib draws it

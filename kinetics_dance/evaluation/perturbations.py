@@ -75,7 +75,8 @@ def predict_perturbed(
         for probe in probes:
             index = perturbed_frames(probe, clips.stored, clips.n_frames, clips.ids[at], seed)
             if clips.shuffle_frames:
-                index = np.take_along_axis(index, frame_orders(clips.ids[at], index.shape[1], seed), 1)
+                order = frame_orders(clips.ids[at], index.shape[1], seed)
+                index = np.take_along_axis(index, order, 1)
             index = torch.from_numpy(index.copy()).to(x.device)
             p = clip_probabilities(_scores(model, x[rows, index]))
             out[probe].append(p.cpu().double().numpy())

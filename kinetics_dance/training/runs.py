@@ -189,8 +189,8 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
     clips = store
     if recipe.train == 'head':
         clips = build_features(net.features.to(recipe.device), store, run/'features', recipe.crop)
-        dls = feature_loaders(clips, table, classes, recipe.clip_frames, recipe.batch_size, seed, recipe.device,
-                              shuffled)
+        dls = feature_loaders(clips, table, classes, recipe.clip_frames, recipe.batch_size, seed,
+                              recipe.device, shuffled)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop, recipe.batch_size, seed,
                                          recipe.flip, recipe.color_jitter, recipe.workers, device=recipe.device, log=log,
@@ -243,7 +243,8 @@ def choose_lr(
     run = study_folder(settings['study'], settings['runs'])
     spec,arguments = model_of(name, settings)
     team = open_process_group(recipe)
-    key,path = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name)),run/'models'/name/'lr.json'
+    key = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name))
+    path = run/'models'/name/'lr.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(path.with_suffix('.lock')):
         try: known = json.loads(path.read_text())
@@ -259,8 +260,8 @@ def choose_lr(
             net = make_model(spec, arguments, len(classes))
             _check_model(net, recipe)
             try:
-                last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, team=team,
-                              log=log, shuffled=model_entry(name).shuffled)[1].iloc[-1]
+                last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED,
+                              team=team, log=log, shuffled=model_entry(name).shuffled)[1].iloc[-1]
             except FloatingPointError: last = dict(valid_loss=None, top1=None)
             tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
             if log and team.first: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
@@ -330,7 +331,8 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     bs = max(1, 256//clips.shape[0])
     crop = recipe.crop if recipe.train == 'all' else clips.shape[1:3]
     sort = lambda splits: table[table.split.isin(splits)].sort_values('clip_id')
-    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop, shuffle_frames=model_entry(name).shuffled)
+    shuffled = model_entry(name).shuffled
+    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop, shuffle_frames=shuffled)
     def predict(rows, probes):
         at = team.deal(len(rows), bs)
         none = np.empty((0, len(classes)))
