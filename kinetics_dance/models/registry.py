@@ -19,6 +19,7 @@ class ModelEntry:
     title:str='' # Name in figures and tables
     arguments:dict=field(default_factory=dict) # Arguments of the class that go with the name
     shuffled:bool=False # Whether it is trained and tested on frames in random order
+    beside:str='' # The model that it is but for the order, where there is one
 
     @property
     def spec(self)->str: # `module:Class`, as model files have it
@@ -34,11 +35,13 @@ MODELS = dict(
 CONTROLS = dict(
     deep_set=ModelEntry('kinetics_dance.models.order_blind', 'DeepSet', 'deep set'),
     shuffled_lstm=ModelEntry('kinetics_dance.cnn_lstm', 'CNNLSTM', 'LSTM on shuffled frames',
-                             shuffled=True),
+                             shuffled=True, beside='cnn_lstm'),
     set_transformer=ModelEntry('kinetics_dance.video_transformer', 'VideoTransformer',
-                               'set transformer', dict(ordered=False)),
+                               'set transformer', dict(ordered=False),
+                               beside='video_transformer'),
     shuffled_transformer=ModelEntry('kinetics_dance.video_transformer', 'VideoTransformer',
-                                    'transformer on shuffled frames', shuffled=True))
+                                    'transformer on shuffled frames', shuffled=True,
+                                    beside='video_transformer'))
 # every video network of torchvision is built by one class
 TORCHVISION = ModelEntry('kinetics_dance.models.torchvision_video', 'TorchvisionVideo')
 
