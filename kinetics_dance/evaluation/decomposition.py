@@ -145,8 +145,9 @@ def _staircase(ax, t, at):
     for k, r in enumerate(t.itertuples()):
         y = at + .26*(k + 3 - len(t))
         ax.barh(y, 100*r.gain, .22, 100*r.start, color=COLOURS[r.step])
-        if np.isfinite(r.low): ax.plot([100*(r.start + r.low), 100*(r.start + r.high)], [y, y], color='black', lw=1)
-        end = 100*max(r.start, r.end, r.start + r.high if np.isfinite(r.high) else 0)
+        span = np.clip(100*np.array([r.start + r.low, r.start + r.high]), 0, 100) # NaN: no interval
+        if np.isfinite(r.low): ax.plot(span, [y, y], color='black', lw=1)
+        end = np.nanmax([100*r.start, 100*r.end, span[1]])
         ax.annotate(f'{100*r.gain:+.1f}'.replace('-', '−'), (end, y), xytext=(4, 0), va='center', fontsize=9,
                     textcoords='offset points', color=COLOURS[r.step])
 

@@ -336,7 +336,8 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     def predict(rows, probes):
         at = team.deal(len(rows), bs)
         none = np.empty((0, len(classes)))
-        mine = predict_perturbed(net, take(rows.iloc[at]), probes, bs, seed) if len(at) else dict.fromkeys(probes, none)
+        mine = dict.fromkeys(probes, none)
+        if len(at): mine = predict_perturbed(net, take(rows.iloc[at]), probes, bs, seed, take(rows))
         return {probe: team.gather(p, at, len(rows)) for probe,p in mine.items()}
     def write(at, rows, p, probe, frames=recipe.clip_frames):
         about = dict(model=name, seed=seed, frames=frames, pretraining=getattr(net, 'pretraining', 'none'))
