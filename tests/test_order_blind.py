@@ -133,7 +133,7 @@ def test_a_control_is_not_the_newest_model_and_watches_no_video(trained, monkeyp
     monkeypatch.setattr(config, 'project_root', lambda: trained.parent.parent)
     (trained.parent.parent/'runs').symlink_to(trained.parent)
     assert config.find_model().parent.name == 'per_frame'
-    with pytest.raises(StudyError, match='trained on shuffled frames'): Predictor.load(trained/'models'/'shuffled_lstm'/'seed0')
+    with pytest.raises(StudyError, match="trained on shuffled frames"): Predictor.load(trained/'models'/'shuffled_lstm'/'seed0')
 
 
 def test_a_study_without_controls_forgets_them(trained, tmp_path):

@@ -210,7 +210,8 @@ def plot_probes(
         if chance is not None: ax.axvline(chance, ls=':', color=GREY)
         for i in range(1, len(probes)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
         ax.set(yticks=range(len(probes)), ylim=(len(probes) - .5, -.5), xlim=(-.03, 1.03))
-        ax.set_yticklabels(['as they are' if x == 'normal' else for_figure(x.replace('_', ' ')) for x in probes])
+        names = [for_figure(x.replace('_', ' ')) for x in probes]
+        ax.set_yticklabels(['as they are' if x == 'normal' else x for x in names])
         ax.set_title(title, loc='left')
         ax.grid(axis='y', visible=False)
     axes[-1, 0].set_xlabel('accuracy')

@@ -25,9 +25,10 @@ def list_perturbations(
 )->list: # Names of the probes that such a store allows
     "What can be asked"
     counts = [f'frames_{k}' for k in (1, 2, 4, 8, 16, 32, 64) if k <= stored and k != t]
-    several = dict(halved=t > 1, half_speed=stored >= 2*t > 2, double_speed=t > 3, consecutive=stored > t,
-                   one_replaced=t > 1, mixed=t > 1)
-    return ['normal', 'shuffled', 'reversed', 'frozen', *(p for p, can in several.items() if can), *counts]
+    several = dict(halved=t > 1, half_speed=stored >= 2*t > 2, double_speed=t > 3,
+                   consecutive=stored > t, one_replaced=t > 1, mixed=t > 1)
+    possible = [p for p, can in several.items() if can]
+    return ['normal', 'shuffled', 'reversed', 'frozen', *possible, *counts]
 
 def perturbed_frames(
     probe:str,  # One of `list_perturbations`
@@ -78,7 +79,8 @@ def borrowed_moments(
 )->np.ndarray: # `(B,T)` of bool: moments of the other clip
     "Which moments come from the other clip"
     if probe == 'mixed': return np.tile(np.arange(t) % 2 == 1, (len(clip_ids), 1))
-    return np.arange(t) == (hash_order([f'{c}|moment|{seed}' for c in clip_ids])*t).astype(int)[:, None]
+    drawn = hash_order([f'{c}|moment|{seed}' for c in clip_ids])
+    return np.arange(t) == (drawn*t).astype(int)[:, None]
 
 # %% ../../nbs/evaluation/03_perturbations.ipynb #4a6e7800
 def _seen(model, clips, at, index=None):

@@ -183,8 +183,8 @@ class _Say(Callback):
         self.log(f"{self.what}: epoch {self.epoch+1} of {self.n_epoch}, loss {r['train_loss']:.3f}, "
                  f"on valid {r['valid_loss']:.3f}, right {r['top1']:.1%}")
 
-def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=(),
-           team=ProcessGroup(), log=None, shuffled=False):
+def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='',
+           cbs=(), team=ProcessGroup(), log=None, shuffled=False):
     "Train a network; returns it with its history and the store that its clips are read from"
     clips = store
     if recipe.train == 'head':
@@ -193,8 +193,8 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
                               recipe.device, shuffled)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop, recipe.batch_size, seed,
-                                         recipe.flip, recipe.color_jitter, recipe.workers, device=recipe.device, log=log,
-                                         shuffle_frames=shuffled)
+                                         recipe.flip, recipe.color_jitter, recipe.workers,
+                                         device=recipe.device, log=log, shuffle_frames=shuffled)
     learn = make_learner(HeadOnly(net) if recipe.train == 'head' else net, dls, recipe)
     past = (load_checkpoint(checkpoint, learn, key) or []) if checkpoint else []
     more = [Checkpoint(checkpoint, key, team.first)] if checkpoint else []
@@ -332,7 +332,8 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     crop = recipe.crop if recipe.train == 'all' else clips.shape[1:3]
     sort = lambda splits: table[table.split.isin(splits)].sort_values('clip_id')
     shuffled = model_entry(name).shuffled
-    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop, shuffle_frames=shuffled)
+    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop,
+                              shuffle_frames=shuffled)
     def predict(rows, probes):
         at = team.deal(len(rows), bs)
         none = np.empty((0, len(classes)))
