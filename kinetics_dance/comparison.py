@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from .core.base import StudyError, writing
 from .core.ownership import MARKER
 from .core.text import for_csv
+from .models.registry import CONTROLS
 from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from .evaluation.analysis import (
     agreement, confusion, load_probes, per_class, perturbation_effects, temporal_gain, together)
@@ -67,6 +68,8 @@ def _read_all(source, baseline):
     folder, probes = None, {}
     if not isinstance(source, dict): folder, probes = Path(source), load_probes(source)
     runs = load_predictions(folder) if folder else source
+    # controls have a section of their own
+    if folder: runs = {m: r for m, r in runs.items() if m not in CONTROLS}
     if not runs: raise StudyError('nothing to compare: no model was given')
     runs = {m: {s: read_predictions(x) if folder is None else x
                 for s, x in (r if isinstance(r, dict) else {0: r}).items()}

@@ -43,7 +43,9 @@ class Predictor:
     )->'Predictor':
         "Build the network that the card names and fill in its weights"
         folder = find_model(path)
-        card,reader = read_config(folder),_reader().start() # it gets ready while PyTorch is loaded
+        if (card := read_config(folder)).get('shuffled_frames'):
+            raise StudyError(f'{folder}: a control, trained on shuffled frames, watches no videos')
+        reader = _reader().start() # it gets ready while PyTorch is loaded
         return cls(load_model(folder, card, device), card, reader)
 
     def probabilities(self,

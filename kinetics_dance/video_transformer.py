@@ -52,37 +52,41 @@ def stretch(
     if t == len(when): return when
     return F.interpolate(when.permute(1, 2, 0), t, mode='linear', align_corners=False).permute(2, 0, 1)
 
+# %% ../nbs/04_video_transformer.ipynb #4cecd096
 class FeatureTokens(nn.Module):
-    "Tokens from features: three neighbouring frames at a place"
-    def __init__(self, channels, places, frames, width):
+    "Tokens from features: three neighbouring frames at a place; not ordered: one frame"
+    def __init__(self, channels, places, frames, width, ordered=True):
         super().__init__()
+        self.span = 3 if ordered else 1
         self.norm_in = nn.LayerNorm(channels)
-        self.tubelet = nn.Linear(3*channels, width)
-        self.when = nn.Parameter(.5*torch.randn(frames, 1, width))
+        self.tubelet = nn.Linear(self.span*channels, width)
+        self.when = nn.Parameter(.5*torch.randn(frames, 1, width)) if ordered else None
         self.where = nn.Parameter(.5*torch.randn(places, width))
 
     def forward(self, f):                                                         # (B,T,N,C)
-        t,f = f.shape[1],F.pad(self.norm_in(f), (0, 0, 0, 0, 1, 1))               # nothing before the clip and after it
-        z = self.tubelet(torch.cat([f[:, k:k+t] for k in range(3)], -1))          # (B,T,N,d)
-        return z+(stretch(self.when, t)+self.where)
+        t,k = f.shape[1],self.span//2
+        f = F.pad(self.norm_in(f), (0, 0, 0, 0, k, k))                  # nothing beside the clip
+        z = self.tubelet(torch.cat([f[:, i:i+t] for i in range(self.span)], -1))  # (B,T,N,d)
+        return z+(self.where if self.when is None else stretch(self.when, t)+self.where)
 
 # %% ../nbs/04_video_transformer.ipynb #f097c5a8
 class TubeletTokens(nn.Module):
-    "Tokens from pixels: two frames of a patch (Arnab et al. 2021, arXiv:2103.15691)"
-    def __init__(self, patch, frames, width, side=8):
+    "Tokens from pixels: two frames of a patch (arXiv:2103.15691); not ordered: one frame"
+    def __init__(self, patch, frames, width, side=8, ordered=True):
         super().__init__()
-        self.patch = patch
-        self.cut = nn.Conv3d(3, width, (2, patch, patch), (2, patch, patch))
-        self.when = nn.Parameter(.5*torch.randn((frames+1)//2, 1, width))
+        self.patch,self.span = patch,2 if ordered else 1
+        self.cut = nn.Conv3d(3, width, (self.span, patch, patch), (self.span, patch, patch))
+        self.when = nn.Parameter(.5*torch.randn((frames+1)//2, 1, width)) if ordered else None
         self.where = nn.Parameter(.5*torch.randn(1, width, side, side))
 
     def forward(self, x):                                                         # (B,T,3,H,W)
         check_clips(x)
-        x = torch.cat([x, x[:, -1:]], 1) if x.shape[1] % 2 else x
+        x = torch.cat([x, x[:, -1:]], 1) if x.shape[1] % self.span else x
         h,w = (-s % self.patch for s in x.shape[-2:])                             # rows and columns that lack
         z = self.cut(F.pad(x, (w//2, w-w//2, h//2, h-h//2)).transpose(1, 2))      # (B,d,T/2,h,w)
         where = F.interpolate(self.where, z.shape[-2:], mode='bilinear', align_corners=False)
-        return z.flatten(3).permute(0, 2, 3, 1)+stretch(self.when, z.shape[2])+where.flatten(2).transpose(1, 2)
+        when = 0 if self.when is None else stretch(self.when, z.shape[2])
+        return z.flatten(3).permute(0, 2, 3, 1)+when+where.flatten(2).transpose(1, 2)
 
 # %% ../nbs/04_video_transformer.ipynb #f6d283fe
 class VideoTransformer(nn.Module):
@@ -103,6 +107,7 @@ class VideoTransformer(nn.Module):
         tokens:str='features',    # What tokens are made of: `features`, or `tubelet`, pixels without a picture network
         patch:int=12,             # Side of a tubelet, pixels
         pool:str='mean',          # What the classes are read from: `mean` of the tokens, or the class `token`
+        ordered:bool=True,        # False: no positions in time, no neighbours: a set transformer
     ):
         super().__init__()
         if tokens not in ('features', 'tubelet'):
@@ -111,8 +116,9 @@ class VideoTransformer(nn.Module):
         if width % heads: raise StudyError(f'transformer_width: {width} cannot be divided among {heads} heads')
         self.features = FrameFeatures(backbone, weights, grid, batch_norm) if tokens == 'features' else None
         self.pretraining = self.features.pretraining if self.features else 'none'
-        self.embed = (FeatureTokens(self.features.channels, self.features.places, frames, width) if self.features else
-                      TubeletTokens(patch, frames, width))
+        f = self.features
+        if f: self.embed = FeatureTokens(f.channels, f.places, frames, width, ordered)
+        else: self.embed = TubeletTokens(patch, frames, width, ordered=ordered)
         self.blocks = nn.ModuleList([SpaceTimeBlock(width, heads) for _ in range(depth)])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_classes))
         self.token = nn.Parameter(.5*torch.randn(1, 1, width)) if pool == 'token' else None

@@ -3,12 +3,14 @@ import json, re
 from urllib.parse import quote
 from . import gallery
 from kinetics_dance.core.text import for_html, for_markdown
-from kinetics_dance.models.registry import MODELS, model_title
+from kinetics_dance.models.registry import CONTROLS, MODELS, model_title
 from .common import read_json
 from .untrusted import raw
 
-NAMES = {m: model_title(m) for m in MODELS} | {'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
-PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='every second frame', consecutive='neighbouring frames')
+NAMES = {m: model_title(m) for m in MODELS | CONTROLS} | {'average': 'all models, averaged', 'oracle': 'the best of them for each clip'}
+PROBES = dict(shuffled='frames shuffled', reversed='frames backwards', frozen='one frame repeated', halved='every second frame', consecutive='neighbouring frames',
+              half_speed='half speed', double_speed='double speed', one_replaced='one frame of another class',
+              mixed='every second frame of another clip of the class')
 # figure: (caption, what is seen by one who cannot see it)
 FIGURES = dict(
     accuracy=('Accuracy on the test clips with 95 % intervals (bars) and single training runs (hollow). Dashed, where it is known: '
@@ -16,6 +18,8 @@ FIGURES = dict(
     differences=('Paired differences between models: full dots are real; a grey bar spans what could not be told from zero.',
                  'One row a pair of models: a dot with a bar for its interval, and a vertical line at zero.'),
     gain=('Which classes need time: points won over the per-frame vote, class by class, with 95 % intervals.', 'One row a class, a dot with a bar for each model with time.'),
+    decomposition=('What time buys: points that more frames (grey), seeing them together (orange) and their order (blue) add, with 95 % intervals.',
+                   'Staircases of grey, orange and blue bars over the share of clips that is right.'),
     probes=('Accuracy when the frames are tampered with.', 'One row a way to tamper, a dot with a bar for each model.'),
     frames=('Accuracy against the number of frames.', 'A line a model, from one frame to many.'),
     confusion=('What is taken for what: two models, and their difference.', 'Three square tables of coloured cells, true classes down, answers across.'),

@@ -21,6 +21,8 @@ from .record import write_record
 from .study import check_values, effective, load_study, take_over
 
 MODEL = ('predictions/{name}/**/*', 'models/{name}/**/*')
+# what a stage trains beside its own model where a study says `controls: true`
+CONTROLS = {'02': ['deep_set'], '03': ['shuffled_lstm'], '04': ['set_transformer', 'shuffled_transformer']}
 # number: (the notebooks it waits for, what it leaves in the study's folder). A number that is not here waits for all before it.
 STAGES = {
     '00': ((), ('clips.csv', 'known.json', 'videos/*')),
@@ -140,7 +142,8 @@ class Run:
             mine = {k: v for k, v in params.items() if k in decl[stem]}
             if NUMBERED.match(stem):
                 needs, globs = STAGES.get(stem[:2], (tuple(numbers), ()))
-                st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], [g.format(name=stem[3:]) for g in globs],
+                trained = [stem[3:], *CONTROLS.get(stem[:2], ()), *(mine.get('extra_models') or ())] if globs is MODEL else [stem[3:]]
+                st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], list(dict.fromkeys(g.format(name=n) for n in trained for g in globs)),
                            one_thread=globs is MODEL)        # three of them run side by side
                 numbers[stem[:2]] = stem
             else: st = Stage(stem, path, mine, list(numbers.values()) if stem == 'index' else [], [], one_thread=True)

@@ -39,7 +39,7 @@ def test_report(smoke):
     assert set(r['models']) == {'per_frame', 'cnn_lstm', 'video_transformer'}
     for m in r['models'].values():
         for s in (m['accuracy'], m['macro_f1']): assert 0 <= s['low'] <= s['mean'] <= s['high'] <= 1
-        assert m['seeds'] == [0] and set(m['probes']) == {'shuffled', 'reversed', 'frozen', 'halved', 'frames_1', 'frames_2', 'frames_4'}
+        assert m['seeds'] == [0] and set(m['probes']) == {'shuffled', 'reversed', 'frozen', 'halved', 'double_speed', 'one_replaced', 'mixed', 'frames_1', 'frames_2', 'frames_4'}
     assert len(r['pairs']) == 3 and all({'a', 'b', 'diff', 'low', 'high', 'p'} <= set(p) for p in r['pairs'])
     assert .5 <= r['ceiling'] < .6       # one half, and a little more where one member of a pair was lost
     assert {'00_data', '01_frames', '02_per_frame', '05_comparison', '06_inference'} <= set(r['seconds'])

@@ -101,7 +101,8 @@ def test_every_probe_leaves_a_file_that_can_be_compared(tiny, tmp_path):
     at = runs/'tiny'
     assert set(load_predictions(at)) == {'per_frame', 'cnn_lstm', 'video_transformer'}
     probes = {p.name for p in (at/'predictions/cnn_lstm').iterdir() if p.is_dir()}
-    assert probes == {'shuffled', 'reversed', 'frozen', 'halved', 'consecutive', 'frames_1', 'frames_2', 'frames_8', 'over_time'}
+    assert probes == {'shuffled', 'reversed', 'frozen', 'halved', 'half_speed', 'double_speed', 'consecutive', 'one_replaced', 'mixed',
+                      'frames_1', 'frames_2', 'frames_8', 'over_time'}
     df = pd.read_parquet(at/'predictions/cnn_lstm/frames_2/seed0.parquet')
     assert df.attrs == dict(model='cnn_lstm', seed=0, frames=2, probe='frames_2', pretraining='none')
     # a vote of single frames knows no order; one frame repeated is one frame

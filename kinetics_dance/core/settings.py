@@ -75,6 +75,7 @@ class ModelSettings(Declared):
     weights:A[str, Help('where its weights come from: none, imagenet, or a file')] = 'none'
     batch_norm:A[Literal['train', 'frozen'], Help('frozen: statistics stay as they are')] = 'train'
     grid:A[int, Help('a frame is kept as grid x grid cells', ge=1, le=64)] = 2
+    controls:A[bool, Help('also train the networks that cannot know the order of frames')] = False
     frame_hidden:A[int, Help("02: size of the head's hidden layer", ge=1, le=65536)] = 512
     lstm_hidden:A[int, Help('03: size of the state', ge=1, le=65536)] = 128
     lstm_layers:A[int, Help('03: LSTMs on top of each other', ge=1, le=256)] = 1

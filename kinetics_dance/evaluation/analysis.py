@@ -73,7 +73,8 @@ def resolved(
     return df.sort_values('resolved', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #7e60b7c2
-PROBES = ('shuffled', 'reversed', 'frozen', 'halved', 'consecutive')
+PROBES = ('shuffled', 'reversed', 'half_speed', 'double_speed', 'frozen', 'halved', 'consecutive',
+          'one_replaced', 'mixed')
 
 def frames_of(
     probe:str # Name of a probe

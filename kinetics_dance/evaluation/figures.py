@@ -16,7 +16,7 @@ from ..core.text import for_figure
 from .analysis import confusion
 from .predictions import Predictions, reliability
 from .significance import marked
-from ..models.registry import MODELS, model_title
+from ..models.registry import CONTROLS, MODELS, model_title
 
 # %% ../../nbs/evaluation/07_figures.ipynb #b361a725
 GREY, BLUE, ORANGE = '#555555', '#0072B2', '#D55E00'
@@ -39,7 +39,8 @@ class Look:
     def __call__(self, s:str)->str: # As a reader should see it
         "Name of a model or a class"
         mark = ' †' if s in self.marks else ''
-        name = model_title(s) if s in MODELS else s.replace(' dancing', '').replace('dancing ', '')
+        plain = s.replace(' dancing', '').replace('dancing ', '')
+        name = model_title(s) if s in MODELS | CONTROLS else plain
         return name + mark
 
     def drawn(self, s:str)->str: # As matplotlib draws it
@@ -209,7 +210,8 @@ def plot_probes(
         if chance is not None: ax.axvline(chance, ls=':', color=GREY)
         for i in range(1, len(probes)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
         ax.set(yticks=range(len(probes)), ylim=(len(probes) - .5, -.5), xlim=(-.03, 1.03))
-        ax.set_yticklabels(['as they are' if x == 'normal' else for_figure(x) for x in probes])
+        names = [for_figure(x.replace('_', ' ')) for x in probes]
+        ax.set_yticklabels(['as they are' if x == 'normal' else x for x in names])
         ax.set_title(title, loc='left')
         ax.grid(axis='y', visible=False)
     axes[-1, 0].set_xlabel('accuracy')

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..clips.annotations import MOST_CLASSES
 from ..core.base import StudyError, project_root
 from ..core.storage import system_error
-from .registry import MOVED, known_specs, model_class
+from .registry import CONTROLS, MOVED, known_specs, model_class
 
 # %% ../../nbs/models/05_config.ipynb #f3268f7c
 CONFIG, OLD_CONFIG = 'config.json', 'card.json' # version 0.1.0 called the file a card
@@ -105,11 +105,12 @@ def model_folders()->list: # Folders, the oldest first
     return sorted(found, key=lambda f: age(config_path(f)))
 
 def find_model(
-    path=None, # Folder of a model, or None for the newest below `runs/`
+    path=None, # Folder of a model, or None for the newest below `runs/` that is no control
 )->Path: # The folder
     "Where the model is"
     if path is None:
-        if found := model_folders(): return found[-1]
+        found = [f for f in model_folders() if f.parent.name not in CONTROLS]
+        if found: return found[-1]
         raise StudyError('no model below runs/; make one with `make report`, or name one with --model-path')
     path = Path(path)
     if path.suffix in _PICKLES and path.is_file():

@@ -108,11 +108,14 @@ def feature_loaders(
     bs:int=8,       # Clips a batch
     seed:int=0,     # Draws the order of the clips and the sampling phase
     device='cpu',   # Where batches go
+    shuffle_frames:bool=False, # Show the frames of a clip in random order?
 )->ClipDataLoaders: # With loaders `train` and `valid`
     "Loaders of features from a table that splits its clips"
     loaders = []
     for split in ('train', 'valid'):
-        clips = Clips(features, table[table.split == split].sort_values('clip_id'), classes, n_frames, features.shape[1:3], seed)
+        rows = table[table.split == split].sort_values('clip_id')
+        clips = Clips(features, rows, classes, n_frames, features.shape[1:3], seed,
+                      shuffle_frames=shuffle_frames)
         loaders.append(FeatureLoader(clips, bs if split == 'train' else 4*bs, split == 'train', device=device))
     return ClipDataLoaders(*loaders, device=device)
 
