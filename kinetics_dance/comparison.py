@@ -56,8 +56,8 @@ def _notes(p):
         yield (f'All clips are of one class ({p.classes[found[0]]}): accuracy is the recall of that class, which a model '
                'that always says so brings to 1.')
     elif len(found) < len(p.classes): yield f'{len(p.classes) - len(found)} of {len(p.classes)} classes have no clip.'
-    if once: yield (f'{", ".join(once)}: a single training run, so the interval speaks of new uploads only, not of the luck '
-                    'of training.')
+    if once: yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve it speak of these '
+                    'trained models on new uploads; nothing is claimed about recipes, which another run may rank otherwise.')
     if marks: yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before ({PRETRAINING_MARK}), perhaps these '
                      'very clips; its accuracy is no fair comparison with the others.')
 

@@ -46,6 +46,10 @@ class Estimate:
     def draws(self)->np.ndarray: # (R,): the value in each resample
         return sum(x[:, 1:].mean(0, dtype=float) for x in self.parts.values())
 
+    @property
+    def about_recipes(self)->bool: # False where a model was trained once: then only these trained models are compared
+        return all(len(x) > 1 for x in self.parts.values())
+
     def __sub__(self, other:'Estimate')->'Estimate': # Paired by resample, and by run where the runs are the same
         parts = dict(self.parts)
         for k, x in other.parts.items(): parts[k] = parts[k] - x if k in parts else -x
@@ -119,13 +123,12 @@ def spread(self:Estimate)->tuple: # Variances: uploads, runs, both; degrees of f
     if hasattr(self, '_spread'): return self._spread
     few, runs, both, df = self.n/max(self.n - 1,
                                      1), 0., 0., 0. # a bootstrap of n things understates their variance by (n-1)/n
-    for x in self.parts.values():
+    for x in self.parts.values() if self.about_recipes else ():
         s, x = len(x), x.astype(np.float64)
-        if s < 2: continue
         v = x[:, 0].var(ddof=1)/s
         runs, df = runs + v, df + v**2/(s - 1)
         both += few*np.nanvar(x[:, 1:] - x[:, 1:].mean(0), axis=1).sum()/(s - 1)/s
-    shared = [len(x) - 1 for x in self.parts.values() if len(x) > 1]
+    shared = [len(x) - 1 for x in self.parts.values()] if self.about_recipes else []
     df = runs**2/df if df > 0 else float(sum(shared)) # Satterthwaite (1946), Biometrics Bulletin 2, 110-114
     self._spread = few*np.nanvar(self.draws), runs, both, df
     return self._spread

@@ -61,11 +61,11 @@ def paired_differences(
         low, high = d.interval(confidence)
         both, only_a, only_b, none = (int(n.sum()) for n in (x & y, x & ~y, ~x & y, ~x & ~y))
         rows.append(dict(
-            a=a, b=b, diff=d.value, low=low, high=high, p=d.p_value(), p_unadjusted=d.p_value(), only_a=only_a,
-            only_b=only_b,
+            a=a, b=b, diff=d.value, low=low, high=high, p=d.p_value(), p_unadjusted=d.p_value(),
+            about='recipes' if d.about_recipes else 'these trained models', only_a=only_a, only_b=only_b,
             p_mcnemar=float(mcnemar([[both, only_a], [only_b, none]], exact=True).pvalue),
             detectable=d.detectable(level), clips_needed=d.clips_needed(level)))
-    columns = 'a b diff low high p p_unadjusted only_a only_b p_mcnemar detectable clips_needed'.split()
+    columns = 'a b diff low high p p_unadjusted about only_a only_b p_mcnemar detectable clips_needed'.split()
     df = pd.DataFrame(rows, columns=columns).astype({'p': float, 'p_unadjusted': float, 'detectable': float,
                                                      'clips_needed': float})
     for c in ('p', 'p_mcnemar'):
@@ -98,8 +98,12 @@ def verdict(
                 f'of one upload, which allow no test.')
     holm = f' after Holm for {tests} pairs' if tests > 1 else ''
     span = f'the difference of {points[0]:+.1f} points lies in [{points[1]:.1f}, {points[2]:.1f}]'
+    p = 'p < 0.0001' if row['p'] < 1e-4 else f'p = {row["p"]:.2g}'
+    if row.get('about') == 'these trained models':
+        found = 'is right more often than' if row['p'] < level else 'is not shown to be right more often than'
+        return (f'Of these two trained models, {better} {found} {worse} on {n} clips: {span}, {p}{holm}; '
+                'with one training run on a side, nothing follows for the recipes.')
     if row['p'] < level:
-        p = 'p < 0.0001' if row['p'] < 1e-4 else f'p = {row["p"]:.2g}'
         return f'{better} is better than {worse} on {n} clips: {span}, {p}{holm}.'
     need = row.get('clips_needed')
     if row['diff'] == 0: settle = 'there is nothing to settle'
