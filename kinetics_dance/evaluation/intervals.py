@@ -37,6 +37,7 @@ class Estimate:
     n:int # Uploads behind it
     clips:int # Clips behind it
     bounds:tuple=(0, 1) # Smallest and largest value that are possible
+    uneven:float|None=None # Sum of squares of the uploads' clips over the square of their sum; 1/n if they have equally many
 
     @property
     def value(self)->float: # Mean over training runs
@@ -54,13 +55,19 @@ class Estimate:
         parts = dict(self.parts)
         for k, x in other.parts.items(): parts[k] = parts[k] - x if k in parts else -x
         (a, b), (c, d) = self.bounds, other.bounds
-        return Estimate(parts, min(self.n, other.n), min(self.clips, other.clips), (a - d, b - c))
+        uneven = None if None in (self.uneven, other.uneven) else max(self.uneven, other.uneven)
+        return Estimate(parts, min(self.n, other.n), min(self.clips, other.clips), (a - d, b - c), uneven)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #0ddcba37
 def _sums(row, value, group, shape, dense):
     "Sum of `value` for each row and upload, as a matrix that can be multiplied by weights"
     if dense: return np.bincount(row*shape[1] + group, value, shape[0]*shape[1]).reshape(shape).astype(np.float32)
     return csr_array((value.astype(np.float32), (row, group)), shape=shape)
+
+def _uneven(sizes):
+    "Sum of squares over the square of the sum: the part of the variance of a share that uploads alike to the last clip have"
+    sizes = np.asarray(sizes.toarray() if hasattr(sizes, 'toarray') else sizes, float)
+    return float((sizes**2).sum()/max(sizes.sum(), 1)**2)
 
 def _by_upload(p, x):
     "Of one run, per upload: answers and right ones of each class, right in three, loss, gap in each bin"
@@ -85,6 +92,7 @@ def bootstrap(
     w = upload_weights(n, n_resamples, seed)
     own = _sums(p.y_true, np.ones(len(p.y_true)), p.group, (k, n), k <= 64)
     uploads, clips = (own > 0).sum(1), np.bincount(p.y_true, minlength=k)
+    uneven = _uneven(np.asarray(own.sum(0)))
     out = {}
     for m, probs in p.probs.items():
         tables, rows = [_by_upload(p, x) for x in probs], 2*k + 2 + BINS
@@ -111,8 +119,8 @@ def bootstrap(
         bounds = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
         if k <= 3: del scores['top3']
         key = (m, *p.seeds[m])
-        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1))) for s, x in scores.items()}
-        out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]))
+        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1)), uneven) for s, x in scores.items()}
+        out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), uneven=_uneven(own[[i]]))
                             for i, c in enumerate(p.classes)}
     return out
 
@@ -143,7 +151,6 @@ def distances(self:Estimate,
 )->tuple: # Half-width by uploads alone, half-width by runs alone (0 where no model was trained twice), how to join them
     "Half-widths from two sources of spread (Student 1908, *Biometrika* 6, 1-25)."
     uploads, runs, both, df = self.spread()
-    if self.bounds == (0, 1): uploads = max(uploads, .5/self.n**2)
     if self.bounds == (-1, 1): uploads += 2/self.clips**2
     t = lambda df: student.ppf(1 - level/2, max(df, 1))
     runs, both = max(runs - both, 0) + min(runs, both)/more, both/more
@@ -162,19 +169,27 @@ def distance(self:Estimate,
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #dcd8aaae
 @patch
+def wilson(self:Estimate,
+    a:float, # Half-width by uploads alone, as of a value that could be anything
+    t:float # Student's quantile that is in it
+)->tuple: # How far down, how far up
+    "Wilson (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334), never above the extreme."
+    x, extreme = self.value, t**2*(self.uneven or 1/self.n)
+    pq, few = max(x*(1 - x), 0), extreme/2
+    prior = few/(1 + pq/(4*few))
+    c = min((a**2 + prior*extreme)/(pq + prior), extreme)
+    middle, half = (x + c/2)/(1 + c), (c*pq + c**2/4)**.5/(1 + c)
+    return x - middle + half, middle + half - x
+
+@patch
 def interval(self:Estimate,
     confidence:float=.95
 )->tuple: # (low, high); both NaN where fewer than two uploads leave nothing to resample
-    "Wilson's (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334); even for differences."
+    "Interval of the score; even where it has no natural ends, by `wilson` between 0 and 1."
     x, (lowest, highest) = self.value, self.bounds
     if self.n < 2 or np.isnan(x): return np.nan, np.nan
     a, b, join = self.distances(1 - confidence)
-    down = up = a
-    if self.bounds == (0, 1): # Wilson's; all right or all wrong counts as so many trials as uploads
-        pq = x*(1 - x)
-        c = a**2/pq if pq > 1e-12 else student.ppf((1 + confidence)/2, self.n - 1)**2/self.n
-        middle, half = (x + c/2)/(1 + c), (c*max(pq, 0) + c**2/4)**.5/(1 + c)
-        down, up = x - middle + half, middle + half - x
+    down, up = (a, a) if self.bounds != (0, 1) else self.wilson(a, student.ppf((1 + confidence)/2, self.n - 1))
     return float(max(x - join(down, b), lowest)), float(min(x + join(up, b), highest))
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #86d98d8e
