@@ -1,6 +1,8 @@
 """No sentence is stronger than its evidence: what is said where a model was trained once, in the three verdicts and in the cautions."""
 import numpy as np, pytest
 from kinetics_dance.comparison import compare
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.core.settings import check_settings
 from kinetics_dance.evaluation.intervals import Estimate, bootstrap
 from kinetics_dance.evaluation.predictions import Predictions, as_table, simulate
 from kinetics_dance.evaluation.significance import paired_differences, verdict
@@ -49,3 +51,51 @@ def test_the_answer_in_readme_with_one_run():
 def test_the_page_of_results_with_one_run():
     from report.results import scope
     assert 'not between recipes' in scope({'per_frame': dict(seeds=[0])}) and 'over uploads and runs' in scope({'per_frame': dict(seeds=[0, 1])})
+
+
+# --- a margin, and three verdicts
+
+
+def pair(diff, clips, runs=5, seed=0, margin=.02):
+    "The row of two models of known difference"
+    p = simulate(np.random.default_rng(seed), dict(a=.8, b=.8 + diff), seeds=runs, uploads=clips//2, run=.00005, luck=.1)
+    return paired_differences(p, bootstrap(p, 20), margin=margin).iloc[0]
+
+
+def test_three_verdicts():
+    assert pair(.1, 2000).verdict == 'better' and pair(0, 200).verdict == 'undecided'
+    row = pair(0, 12_000)
+    assert row.verdict == 'equivalent within the margin' and row.p_equivalent < .05
+    assert pair(0, 12_000, margin=.001).verdict == 'undecided'
+
+
+def test_equivalence_is_the_interval_of_90_percent():
+    for seed in range(8):
+        p = simulate(np.random.default_rng(seed), dict(a=.8, b=.8), uploads=400)
+        b = bootstrap(p, 20)
+        d = b['b']['accuracy'] - b['a']['accuracy']
+        low, high = d.interval(.9)
+        for margin in (.01, .02, .04, .08): assert (d.p_equivalent(margin) < .05) == (-margin < low and high < margin)
+
+
+def test_two_models_that_differ_by_the_margin_are_rarely_called_equivalent():
+    "TOST's promise: at most 5 %"
+    rng, n = np.random.default_rng(0), 300
+    called = 0
+    for i in range(n):
+        p = simulate(rng, dict(a=.8, b=.83), uploads=500, seeds=2, run=.001)
+        b = bootstrap(p, 1)
+        called += (b['b']['accuracy'] - b['a']['accuracy']).p_equivalent(.03) < .05
+    assert called/n <= .05 + 2*(.05*.95/n)**.5
+
+
+@pytest.mark.parametrize('margin', [0, -.1, .51, 2])
+def test_a_margin_that_cannot_be(margin):
+    with pytest.raises(StudyError, match='margin: .* above 0 and at most 0.5'): compare(tables((2, 2)), n_resamples=20, margin=margin)
+    with pytest.raises(StudyError, match='margin: .* is too'): check_settings(dict(margin=float(margin)))
+
+
+def test_nothing_is_planned_for_what_was_seen_by_chance():
+    "Under no difference the clips for the margin stay of one size; for the difference seen they went from 1,100 to 340,000"
+    need = [pair(0, 600, runs=1, seed=s).clips_for_margin for s in range(8)]
+    assert max(need) < 4*min(need), need
