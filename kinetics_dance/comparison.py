@@ -37,7 +37,7 @@ class Comparison:
     baseline:str|None # The model that sees single frames, where there is one
     verdicts:list # One sentence a pair
     notes:list # What a reader has to know before believing any of it, one sentence each
-    settings:dict # n_resamples, seed, confidence
+    settings:dict # n_resamples, seed, confidence, margin
     tables:dict = field(default_factory=dict) # `{name: table}`: everything else, and what the caller adds
 
     def score(self, model, question='classes', probe='normal',
@@ -57,8 +57,8 @@ def _notes(p):
         yield (f'All clips are of one class ({p.classes[found[0]]}): accuracy is the recall of that class, which a model '
                'that always says so brings to 1.')
     elif len(found) < len(p.classes): yield f'{len(p.classes) - len(found)} of {len(p.classes)} classes have no clip.'
-    if once: yield (f'{", ".join(once)}: a single training run, so the interval speaks of new uploads only, not of the luck '
-                    'of training.')
+    if once: yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve it speak of these '
+                    'trained models on new uploads; nothing is claimed about recipes, which another run may rank otherwise.')
     if marks: yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before ({PRETRAINING_MARK}), perhaps these '
                      'very clips; its accuracy is no fair comparison with the others.')
 
@@ -83,7 +83,8 @@ def compare(
     seed:int=0, # Of the resamples
     confidence:float=.95,
     baseline:str='per_frame', # The model that sees single frames; listed first where there is such a model
-    clips:str='same' # 'shared': compare on the clips that all files have, instead of an error where they differ
+    clips:str='same', # 'shared': compare on the clips that all files have, instead of an error where they differ
+    margin:float=.02 # Differences in accuracy below do not matter
 )->Comparison: # Raises `StudyError` where the predictions cannot be compared
     "Compare models on the same test clips."
     folder, runs, probes = _read_all(source, baseline)
@@ -95,17 +96,19 @@ def compare(
     class_pairs = [q for q in known.get('pairs', []) if set(q['classes']) <= set(p.classes)]
     boots = {(k, q): bootstrap(v, n_resamples, seed)
              for k, x in stacks.items() for q, v in views_of_pairs(x, class_pairs).items() if k == 'normal' or q != 'pair'}
-    scores = pd.DataFrame([(q, m, s, e[s].value, *e[s].interval(confidence)) for (k, q), b in boots.items()
+    scores = pd.DataFrame([(q, m, s, e[s].value, *e[s].interval(confidence), e[s].monte_carlo_error(confidence))
+                           for (k, q), b in boots.items()
                            if k == 'normal'
                            for m, e in b.items() for s in (SCORES if q == 'classes' else SCORES[:1]) if s in e],
-                          columns='question model score mean low high'.split())
-    diffs, labels = paired_differences(p, boots['normal', 'classes'], confidence), np.array(p.classes)[p.y_true]
+                          columns='question model score mean low high monte_carlo_error'.split())
+    diffs, labels = paired_differences(p, boots['normal', 'classes'], confidence, margin), np.array(p.classes)[p.y_true]
     bias = known.get('scene_bias', 0.) if class_pairs else None
     ceiling = frame_ceiling(labels, [q['classes'] for q in class_pairs], bias) if class_pairs else None
     names = marked(p.pretraining)
-    sentences = [verdict(r, len(labels), 1 - confidence, len(diffs), names) for r in diffs.to_dict('records')]
+    sentences = [verdict(r, len(labels), 1 - confidence, len(diffs), names, 'Shaffer' if len(runs) == 3 else 'Holm')
+                 for r in diffs.to_dict('records')]
     c = Comparison(p, boots, scores, diffs, class_pairs, ceiling, bias, first, sentences, list(_notes(p)),
-                   dict(n_resamples=n_resamples, seed=seed, confidence=confidence))
+                   dict(n_resamples=n_resamples, seed=seed, confidence=confidence, margin=margin))
     c.tables |= _tables(c)
     return c
 

@@ -23,11 +23,19 @@ def digest(report, record):
 def stamp(answer): return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def spoken_of(a):
+    "What the intervals are about: a model that was trained once says nothing about its recipe"
+    once = [name(m) for m, v in a['models'].items() if v['seeds'] < 2]
+    if not once: return 'intervals of 95 % over uploads and training runs'
+    who = 'each of them' if len(once) == len(a['models']) else 'the ' + ', the '.join(map(for_markdown, once))
+    return f'intervals of 95 % over uploads; trained once: {who}, so this is about these trained models and not about their recipes'
+
+
 def sentence(a):
     "The answer in words; every number out of the digest"
     def of(m, k='accuracy'): return a['models'][m][k]
     said = [f"the {for_markdown(name(m))} is right on **{pct(of(m)['mean'])}** [{100*of(m)['low']:.1f}, {100*of(m)['high']:.1f}]" for m in a['models']]
-    text = f"On {a['n_test']} test clips of rendered dancers: " + '; '.join(said) + ' (intervals of 95 % over uploads and training runs).'
+    text = f"On {a['n_test']} test clips of rendered dancers: " + '; '.join(said) + f' ({spoken_of(a)}).'
     if a['ceiling']: text += f" A model that looks at one frame at a time cannot be expected to pass {pct(a['ceiling'])} here, because the classes come in pairs that share every picture."
     if all('shuffled' in v for v in a['models'].values()):
         text += ' With the frames shuffled, the same weights reach ' + ', '.join(pct(of(m, 'shuffled')['mean']) for m in a['models']) + '.'
@@ -40,7 +48,7 @@ def sentence(a):
 def caption(a):
     seeds = sorted({v['seeds'] for v in a['models'].values()})
     return (f"Study *{for_markdown(a['study'])}*, {a['n_test']} test clips of {a['n_uploads']} uploads, {' or '.join(map(str, seeds))} training runs a model, {for_markdown(a['machine'])}, {a['finished']}. "
-            'Full: frames in their order; hollow: the same weights, frames shuffled. Bars: 95 % intervals.')
+            'Full: frames in their order; hollow: the same weights, frames shuffled. Bars: 95 % intervals' + (' of these trained models.' if min(seeds) < 2 else '.'))
 
 
 def alt(a):

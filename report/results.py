@@ -96,6 +96,14 @@ def lead(r):
     return f"{r['n_test']} test clips of {r['n_uploads']} uploads, {len(r['classes'])} classes, {n} model{'s'*(n > 1)}" + (f", {seeds} training run{'s'*(seeds > 1)} each" if seeds else '') + '.'
 
 
+def scope(models):
+    "What the intervals of a table are about"
+    once = [name(m, models) for m, x in models.items() if len(x.get('seeds') or []) < 2]
+    if not once: return 'Means over the training runs, with 95 % intervals over uploads and runs.'
+    return (f"Means over the training runs, with 95 % intervals. Trained once: {', '.join(map(for_markdown, once))}; these intervals are over uploads only, "
+            'and differences are between these trained models, not between recipes.')
+
+
 def known(r, models):
     "The checks of the known answer, and what follows from them"
     checks = r.get('known_answer') or []
@@ -138,7 +146,7 @@ def page(root, study, folder, media, downloads):
         pairs = any(c['differs'] for c in g['clips'])
         out += ['## What they saw', ('One clip of each class. Two that stand together show the same dancer: their film strips look alike, and only the film tells them apart.' if pairs else
                 'One clip of each class.') + ' Films play when they are touched.', raw(gallery.show(g, where, media))]
-    out += ['## Scores', 'Means over the training runs, with 95 % intervals over uploads and runs.',
+    out += ['## Scores', scope(models),
             table(['model', 'accuracy', 'balanced', 'macro F1', 'log loss', 'calibration error', 'trained before on'],
                   [(for_markdown(name(m, models)), span(x['accuracy']), span(x.get('balanced_accuracy')), span(x.get('macro_f1'), two, ''), span(x.get('log_loss'), two, ''), span(x.get('calibration_error'), two, ''),
                     for_markdown(x.get('pretraining') or 'not said')) for m, x in sorted(models.items(), key=lambda kv: kv[1]['accuracy']['mean'])])]

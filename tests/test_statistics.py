@@ -59,14 +59,6 @@ def test_p_value_goes_with_the_interval():
         assert (d.p_value() < .05) == (low > 0 or high < 0)
 
 
-def test_power_is_what_was_planned():
-    "A true difference of the size that is called detectable is found in about 80 % of studies"
-    rng, n = np.random.default_rng(3), 300
-    plan = np.median([(e['b'] - e['a']).detectable() for i in range(60) for e in [estimates(simulate(rng, {'a': .8, 'b': .8}, uploads=120, seeds=4, run=.01), 150, i)]])
-    found = sum((e['b'] - e['a']).p_value() < .05 for i in range(n) for e in [estimates(simulate(rng, {'a': .8, 'b': .8 + plan}, uploads=120, seeds=4, run=.01), 150, i)])
-    assert .7 < found/n < .92
-
-
 def test_an_estimate_of_the_same_runs_is_paired_by_run():
     "The same weights on tampered frames: what the runs have in common cancels out"
     p = simulate(np.random.default_rng(0), {'m': .8}, run=.2)
@@ -141,7 +133,8 @@ def test_one_run_of_independent_clips_is_a_paired_t_test():
     d, x = e['b'] - e['a'], np.subtract(*((p.y_pred(m)[0] == p.y_true).astype(float) for m in 'ba'))
     assert d.p_value() == pytest.approx(stats.ttest_1samp(x, 0).pvalue, rel=.25) # two more clips make it a little larger
     assert d.detectable() == pytest.approx(TTestPower().solve_power(nobs=800, alpha=.05, power=.8)*x.std(ddof=1), rel=.05)
-    assert d.clips_needed() == pytest.approx(TTestPower().solve_power(effect_size=x.mean()/x.std(ddof=1), alpha=.05, power=.8), rel=.15)
+    times, runs = d.variances().needed(.02)
+    assert runs is None and 800*times == pytest.approx(TTestPower().solve_power(effect_size=.02/x.std(ddof=1), alpha=.05, power=.8), rel=.05)
 
 
 def test_mcnemar_published():
@@ -183,23 +176,25 @@ def test_brier_is_not_needed_but_probabilities_are_honest():
 # --- sentences
 
 
-ROW = dict(a='one', b='two', diff=.008, low=-.019, high=.034, p=.61, clips_needed=5200.)
+ROW = dict(a='one', b='two', diff=.008, low=-.019, high=.034, p=.61, p_equivalent=.18, margin=.02, clips_for_margin=1200., runs_for_margin=7.)
+OPEN = 'against {} is undecided on 741 clips: the difference of +0.8 points lies in [-1.9, 3.4], p = 0.61 after Holm for 3 pairs; a difference of 2 points, the margin, would take '
 
 
 @pytest.mark.parametrize('change, said', [
-    ({}, 'two and one are indistinguishable on 741 clips: the difference of +0.8 points lies in [-1.9, 3.4]; 5,200 clips would be needed.'),
-    (dict(diff=-.008, low=-.034, high=.019), 'one and two are indistinguishable on 741 clips: the difference of +0.8 points lies in [-1.9, 3.4]; 5,200 clips would be needed.'),
-    (dict(clips_needed=np.nan), 'more clips alone would not settle it, more training runs would.'),
-    (dict(diff=0., low=-.01, high=.01, p=1.), 'the difference of +0.0 points lies in [-1.0, 1.0]; there is nothing to settle.'),
-    (dict(diff=.2, low=.1, high=.3, p=1e-9), 'two is better than one on 741 clips: the difference of +20.0 points lies in [10.0, 30.0], p < 0.0001 after Holm for 3 pairs.'),
-    (dict(diff=.02, low=.001, high=.04, p=.08), '(p = 0.08 after Holm for 3 pairs)'),
+    ({}, 'two ' + OPEN.format('one') + 'about 1,200 clips or 7 training runs each to be found in four of five studies.'),
+    (dict(diff=-.008, low=-.034, high=.019), 'one ' + OPEN.format('two') + 'about 1,200 clips or 7 training runs each'),
+    (dict(clips_for_margin=np.nan), 'would take 7 training runs each to be found'), (dict(runs_for_margin=None), 'would take about 1,200 clips to be found'),
+    (dict(clips_for_margin=None, runs_for_margin=np.nan), 'the margin, is out of reach of more clips or of more runs alone.'),
+    (dict(diff=0., low=-.01, high=.01, p=1., p_equivalent=.001), 'two and one are equivalent within 2 points on 741 clips: the difference of +0.0 points lies in [-1.0, 1.0].'),
+    (dict(diff=.01, low=.005, high=.015, p=.001, p_equivalent=.001), 'equivalent within 2 points on 741 clips: the difference of +1.0 points lies in [0.5, 1.5], though not 0 (p = 0.001 after Holm'),
+    (dict(diff=.2, low=.1, high=.3, p=1e-9, p_equivalent=1.), 'two is better than one on 741 clips: the difference of +20.0 points lies in [10.0, 30.0], p < 0.0001 after Holm for 3 pairs.'),
     (dict(p=None), 'one upload, which allow no test'), (dict(p=np.nan), 'one upload, which allow no test')])
 def test_verdicts(change, said): assert said in verdict(ROW | change, 741, tests=3)
 
 
 def test_the_mark():
     assert marked({'a': 'imagenet', 'b': 'kinetics-400', 'c': None}) == {'b': 'b †'}
-    assert verdict(ROW, 741, names={'two': 'two †'}).startswith('two † and one')
+    assert verdict(ROW, 741, names={'two': 'two †'}).startswith('two † against one')
 
 
 # --- leaks

@@ -131,6 +131,7 @@ class ComparisonSettings(Declared):
     n_resamples:A[int, Help('bootstrap resamples behind every interval', ge=10)] = 2000
     bootstrap_seed:A[int, Help('seed of those resamples', ge=0)] = 0
     confidence:A[float, Help('of the intervals; 1 minus it is the level of tests', gt=0, lt=1)] = .95
+    margin:A[float, Help('differences in accuracy below do not matter', gt=0, le=.5)] = .02
     baseline:A[str, Help('the model with which the others are compared')] = 'per_frame'
     contrast:A[str, Help('another study with a known answer to lay beside it')] = 'biased'
 

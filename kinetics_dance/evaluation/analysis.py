@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from dataclasses import replace
 from sklearn.metrics import confusion_matrix, precision_score
-from .intervals import Estimate, bootstrap
+from .intervals import bootstrap
 from .predictions import Predictions, load_predictions
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #74234df7
@@ -150,7 +150,8 @@ def together(
         e = b['accuracy']
         row = dict(model=m, accuracy=e.value, **dict(zip(('low', 'high'), e.interval(confidence))))
         if m not in p.probs: # run s of the average is made of run s of each model
-            runs = [Estimate({0: next(iter(x.parts.values()))[:s]}, x.n, x.clips) for x in (e, both[best]['accuracy'])]
+            first = lambda x: {0: next(iter(x.values()))[:s]}
+            runs = [replace(x, parts=first(x.parts), pulls=first(x.pulls)) for x in (e, both[best]['accuracy'])]
             d = runs[0] - runs[1]
             row |= dict(zip(('gain', 'gain_low', 'gain_high'), (d.value, *d.interval(confidence))))
         rows.append(row)

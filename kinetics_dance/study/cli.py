@@ -165,6 +165,24 @@ def _report(study, runs, as_json):
         if done.returncode: return done.returncode
     if as_json: print((study_folder(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
 
+# %% ../../nbs/study/02_cli.ipynb #6dcb73a7
+def _plan(clips, runs, accuracy, margin, as_json, **assumed):
+    "What a study of this size can find"
+    from kinetics_dance.evaluation.significance import plan_study
+    got = plan_study(clips, runs, accuracy, margin, **{k: v for k, v in assumed.items() if v is not None})
+    about = 'recipes' if runs > 1 else 'these trained models'
+    if as_json: return print(json.dumps(dict(about=about, margin=margin) | got))
+    def points(x): return f'{100*x:.3g} point' + 's'*(x != .01)
+    print(f'{clips:,} test clips, {runs} run{"s"*(runs > 1)} of each model, accuracy about {accuracy:g}')
+    if runs == 1: print('one run each: about two trained models on new uploads, not about their recipes')
+    print('chance to find a true difference of '
+          + ', '.join(f'{points(x)} {p:.0%}' for x, p in got['power'].items()))
+    print(f'found in four of five studies: {points(got["detectable"])}')
+    print(f'two equal models are called equivalent within {points(margin)} in {got["equivalent"]:.0%} of studies')
+    for s, need in got['clips'].items():
+        print(f'to find {points(margin)} with {s} run{"s"*(s > 1)} each: '
+              + (f'{need:,} clips' if need else 'no number of clips is enough'))
+
 # %% ../../nbs/study/02_cli.ipynb #76445ef0
 def _demo_video(out, seed, as_json, overwrite=False):
     from kinetics_dance.synthetic import dancers, uploads
@@ -248,6 +266,19 @@ def app():
     ):
         "Train models of a study whose frames are there"
         _train(study, model, seed, runs, as_json, packed)
+
+    @app.command()
+    def plan(
+        clips:int=option(..., min=2, help='Test clips'),
+        runs:int=option(..., min=1, help='Training runs of each model'),
+        accuracy:float=option(..., help='About as expected, between 0 and 1'),
+        margin:float=option(.02, help='Smallest difference that matters'),
+        run_sd:float=option(None, help='Standard deviation of the accuracy of runs (default 0.01)'),
+        per_upload:float=option(None, help='Clips of an upload (default 1)'),
+        as_json:bool=json_option, debug:bool=debug
+    ):
+        "What a study of this size can find, before anything is downloaded"
+        _plan(clips, runs, accuracy, margin, as_json, run_sd=run_sd, per_upload=per_upload)
 
     @app.command()
     def settings(
