@@ -20,7 +20,8 @@ from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
                      sha, source, write_atomic, write_json)
-from .record import write_record
+from .progress import Pace, Show
+from .record import machine, write_record
 from .answer import in_a_line
 from .wings import Wings, environment
 from .study import check_values, effective, load_study, take_over
@@ -47,7 +48,6 @@ INPUTS = ('annotations', 'folder', 'motion', 'weights')
 NO_INPUT = ('study', 'runs', 'keep', 'cookies', 'proxy', 'url_template', 'mirror', 'contrast')
 VALIDATORS = ('ETag', 'Last-Modified', 'Content-Length')
 LARGEST = 2**30     # bytes of a list without validators
-SILENCE = 20    # seconds between lines where there is no terminal
 
 
 def remote_state(url, old, warn):
@@ -250,6 +250,19 @@ class Run:
         self.records[stem] = rec
         write_json(self.folder/'stages'/f'{stem}.json', rec)
 
+    def settle(self, stems, force):
+        "Find out which notebooks of the wings need not run, before anything does"
+        for st in (self.stages[s] for s in stems if self.stages[s].wing and not force):
+            st.key = self.key(st)
+            why = self.stale(st)
+            if why is None or self.take(st): self.leave(st, why)
+
+    def leave(self, st, why=None):
+        "A notebook stays as it is, or as another study has it"
+        st.state, st.seconds = 'kept' if why else 'fresh', self.record(st.stem)['seconds']
+        self.keep(st)
+        self.refresh(st)
+
     # --- one notebook -------------------------------------------------------------------------------------------------
 
     def execute(self, st):
@@ -306,13 +319,14 @@ class Run:
             async def start_kernel(self, **kw):
                 env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
                 env.update(PYTHONHASHSEED='0', PYTHONPATH=os.pathsep.join([str(run.root), *filter(None, [env.get('PYTHONPATH')])]))
+                if run.events: env['KINETICS_DANCE_PROGRESS'] = str(run.events.path(st.stem))
                 if st.one_thread: env.update({k: env.get(k, '1') for k in THREADS})
                 await super().start_kernel(**{**kw, 'env': env, 'cwd': str(st.path.parent)})
                 if st.wing: lower(self.provisioner.process.pid)
                 run.note(self.provisioner.process.pid)
         return Kernel
 
-    kernels, _lock = (), threading.Lock()
+    kernels, events, _lock = (), None, threading.Lock()
 
     def note(self, pid):
         import psutil
@@ -334,7 +348,7 @@ class Run:
 
     def go(self, chosen, jobs, force, show):
         "Run the chosen stages, up to `jobs` side by side; after a failure those that run finish and nothing new starts"
-        waiting, running = [self.stages[s] for s in chosen], {}
+        waiting, running = [self.stages[s] for s in chosen if self.stages[s].state == 'waiting'], {}
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 while waiting or running:
@@ -345,10 +359,7 @@ class Run:
                         waiting.remove(st)
                         st.key = self.key(st)      # here and not in the notebook's thread: Python 3.11 parses in one thread at a time
                         why = 'asked for' if force else self.stale(st)
-                        if why is None or not force and self.take(st):
-                            st.state, st.seconds = 'kept' if why else 'fresh', self.record(st.stem)['seconds']
-                            self.keep(st)
-                            self.refresh(st)
+                        if why is None: self.leave(st)
                         else:
                             st.state = 'running'; show.start(st, why)
                             running[pool.submit(self.execute, st)] = st
@@ -433,59 +444,28 @@ def locked(folder):
         finally: f.truncate(0)
 
 
-class Show:
-    "Progress: rich bars on a terminal, else a line when a notebook starts or ends, and one now and then in between"
-    def __init__(self):
-        from rich.console import Console
-        self.console, self.bars, self.ids, self.last, self.t0 = Console(highlight=False), None, {}, time.time(), {}
-        if self.console.is_terminal:
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-            self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), TimeElapsedColumn(), TextColumn('{task.fields[where]}', style='dim', markup=False),
-                                 console=self.console, transient=True)
-            self.bars.start()
-
-    def line(self, s): self.last = time.time(); self.console.print(s, soft_wrap=True, markup=False)
-    def start(self, st, why):
-        self.t0[st.stem] = time.time()
-        self.line(f'{st.stem}: starts ({why})')
-        if self.bars: self.ids[st.stem] = self.bars.add_task(st.stem, total=None, where='')
-    def end(self, st):
-        if self.bars: self.bars.remove_task(self.ids[st.stem])
-        self.line(f'{st.stem}: ' + ('FAILED' if st.state == 'failed' else f'done in {st.seconds:.1f} s'))
-    def tick(self, running):
-        if self.bars:
-            for st in running: self.bars.update(self.ids[st.stem], where=st.where)
-        elif running and time.time() - self.last > SILENCE:
-            self.line('; '.join(f'{st.stem}: {st.where}, {time.time()-self.t0[st.stem]:.0f} s' for st in running))
-    def close(self):
-        if self.bars: self.bars.stop()
-    def summary(self, stages):
-        from rich.table import Table
-        t = Table(box=None, pad_edge=False)
-        t.add_column('notebook'); t.add_column('state'); t.add_column('seconds', justify='right')
-        for st in stages: t.add_row(st.stem, st.state, f'{st.seconds:.1f}' if st.seconds else '')
-        self.console.print(t)
-
-
 class Pages:
     "The site of a run: first the pages of the answer, then all"
-    def __init__(self, r, out): self.r, self.out = r, (out or r.root/'_site').resolve()
+    def __init__(self, r, out, show): self.r, self.show, self.out = r, show, (out or r.root/'_site').resolve()
     home = property(lambda self: os.path.relpath(self.out/'index.html'))
 
     def build(self, **kw):
-        from .site import build           # what nothing has changed for needs none of it
-        return build(self.r.root, self.r.study, str(self.r.folder.parent), self.out, **kw)
+        from .site import build
+        self.show.begin('site')
+        t0 = time.time()
+        try: new = build(self.r.root, self.r.study, str(self.r.folder.parent), self.out, **kw)
+        finally: self.show.over('site')
+        if new: self.show.pace.note('site', 1, time.time() - t0)
+        return new
 
     def all(self): return f"{'built' if self.build() else 'up to date'}: {self.home}"
 
 
-def first(r, params, decl, last, pages, show):
+def first(r, values, last, pages, show):
     "What a reader came for, before any notebook of a wing runs: the answer in a line, its page and those of the stages"
     r.finish()
-    write_record(r, effective(params, decl))
-    if pages:
-        show.line('site: the home page and the stages')
-        pages.build(answer=True)
+    write_record(r, values)
+    if pages: pages.build(answer=True)
     whole = all(st.state in ('fresh', 'ran') for st in r.stages.values() if not st.wing)
     if whole and (said := in_a_line(read_json(r.folder/'report.json'))):
         show.line(for_terminal(f'the answer: {said}' + (f'; open {pages.home}' if pages else '')))
@@ -524,27 +504,29 @@ def run():
         with locked(r.folder):
             r.kill(read_json(r.folder/'.kernels', []))  # left by a run that was killed
             last = read_json(r.folder/'report.json'), (read_json(r.folder/'record.json') or {}).get('machine')
-            t0, show = time.time(), Show()
-            pages = Pages(r, a.out) if a.site else None
+            values, t0 = effective(params, decl), time.time()
+            show = Show(r, chosen, max(1, a.jobs), Pace(r.folder.parent/'.pace.json', machine()), values)
+            r.events, pages = show.events, Pages(r, a.out, show) if a.site else None
             try:
+                r.settle(chosen, a.force)
                 r.go([s for s in chosen if not r.stages[s].wing], max(1, a.jobs), a.force, show)
-                if not r.failed(): first(r, params, decl, last, pages if not a.only else None, show)
+                if not r.failed(): first(r, values, last, pages if not a.only else None, show)
                 r.go([s for s in chosen if r.stages[s].wing], max(1, a.jobs), a.force, show)
+                (r.folder/'.kernels').unlink(missing_ok=True)
+                r.finish()
+                if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
+                else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
+                bad = r.failed()
+                for st in bad:
+                    print(for_terminal(f'error: {st.error}', keep='\n\t'), file=sys.stderr)
+                    if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
+                        print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
+                write_record(r, values)
+                if pages and not bad: print(pages.all())
             except KeyboardInterrupt:
                 show.close(); print(f'\nstopped: {resume}', file=sys.stderr)
                 return 130
             finally: show.close()
-            (r.folder/'.kernels').unlink(missing_ok=True)
-            r.finish()
-            if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
-            else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
-            bad = r.failed()
-            for st in bad:
-                print(for_terminal(f'error: {st.error}', keep='\n\t'), file=sys.stderr)
-                if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
-                    print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
-            write_record(r, effective(params, decl))
-            if pages and not bad: print(pages.all())
             return max((s.code for s in bad), default=0)
     finally: shutil.rmtree(scratch, ignore_errors=True)
 

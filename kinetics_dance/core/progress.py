@@ -35,7 +35,7 @@ class Task:
         clock=time.monotonic, # Seconds
     ):
         self.name, self.total, self.unit, self.whole = name, total, unit, whole
-        self.done, self.text = 0, ''
+        self.done, self.text, self.left = 0, '', None # left: seconds, where somebody else knows
         self.screen, self.clock, self.began = screen, clock, clock()
 
     def update(self, done:float=None, # How much is done by now
@@ -62,6 +62,7 @@ def time_left(
     task:Task,
 )->float|None: # Seconds at the pace so far; None before anything is done
     "How long the rest will take"
+    if task.left is not None: return task.left
     spent = task.clock() - task.began
     return spent/task.done*max(0, task.total - task.done) if task.done and spent else None
 
@@ -97,17 +98,17 @@ class Lines:
     ):
         said = os.environ.get('KINETICS_DANCE_PROGRESS_SECONDS', '')
         if every is None and said.replace('.', '', 1).isdecimal(): every = float(said)
-        self.every, self.out = every, out
+        self.every, self.out, self.tasks = every, out, {}
         self.clock, self.began, self.last = clock, clock(), clock()
 
     def update(self, task):
-        now = self.clock()
+        self.tasks[task], now = True, self.clock()
         pause = max(20, (now - self.began)/20) if self.every is None else self.every
         if now - self.last < pause: return
         self.last = now
-        print(progress_line(task), file=self.out or sys.stderr, flush=True)
+        print('; '.join(map(progress_line, self.tasks)), file=self.out or sys.stderr, flush=True)
 
-    def close(self, task): pass
+    def close(self, task): self.tasks.pop(task, None)
 
 # %% ../../nbs/core/09_progress.ipynb #6b0d549b
 class Bars:
@@ -185,7 +186,11 @@ class EventFile:
         self.last.pop(task, None)
 
 # %% ../../nbs/core/09_progress.ipynb #90c192cf
-_EVENT = {'id', 'name', 'share', 'text', 'left', 'closed'}
+_NUMBER = int, float
+_EVENT = dict(id=str, name=str, share=_NUMBER, text=str, left=(*_NUMBER, type(None)), closed=bool)
+
+def _is_event(x):
+    return isinstance(x, dict) and all(isinstance(x.get(k, ...), t) for k, t in _EVENT.items())
 
 def read_events(
     path,      # The file
@@ -202,7 +207,7 @@ def read_events(
     for line in data[:whole].splitlines():
         try: event = json.loads(line)
         except ValueError: continue
-        if isinstance(event, dict) and _EVENT <= set(event): found.append(event)
+        if _is_event(event): found.append(event)
     return found, start + whole
 
 # %% ../../nbs/core/09_progress.ipynb #39263059
