@@ -30,8 +30,7 @@ env: ## make .venv from constraints.txt (again only when the pins changed; then 
 	fi
 
 report: env ## run a study and build its site: make report STUDY=demo (ARGS="--force", "--only 05", …)
-	@$(PY) -m report.run "studies/$$STUDY.yaml" $(ARGS)
-	@$(PY) -m report.site "$$STUDY"
+	@$(PY) -m report.run "studies/$$STUDY.yaml" --site $(ARGS)
 
 site: env ## build the site of a study that has been run
 	@$(PY) -m report.site "$$STUDY"

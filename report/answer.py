@@ -45,6 +45,19 @@ def sentence(a):
     return text
 
 
+def in_a_line(report):
+    "The answer for a terminal, or None where a report holds no accuracies"
+    models = (report or {}).get('models')
+    if not models or not all(isinstance(m, dict) and 'accuracy' in m for m in models.values()): return None
+    order = sorted(models, key=lambda m: (m != 'per_frame', m))
+    said = ', '.join(f"{name(m, models)} {pct(models[m]['accuracy']['mean'])}" for m in order)
+    checks = report.get('known_answer') or []
+    failed = sum(not c['passes'] for c in checks)
+    if failed: said += f'; {failed} of {len(checks)} checks of the known answer did not pass, so none of this counts'
+    elif checks: said += f'; all {len(checks)} checks of the known answer pass'
+    return f"accuracy on {report['n_test']} test clips: {said}" if report.get('n_test') else said
+
+
 def caption(a):
     seeds = sorted({v['seeds'] for v in a['models'].values()})
     return (f"Study *{for_markdown(a['study'])}*, {a['n_test']} test clips of {a['n_uploads']} uploads, {' or '.join(map(str, seeds))} training runs a model, {for_markdown(a['machine'])}, {a['finished']}. "

@@ -1,5 +1,5 @@
 "What the runner, the site and the checks share: errors, atomic files, and reading a project's notebooks."
-import ast, json, os, re, shutil, subprocess, sys, tempfile
+import ast, hashlib, json, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
 from kinetics_dance.core.text import for_terminal
@@ -24,6 +24,9 @@ def main(f):
     except UserError as e:
         print(for_terminal(f'error: {e}', keep='\n'), file=sys.stderr)
         sys.exit(2)
+
+
+def sha(x): return hashlib.sha256(x if isinstance(x, bytes) else x.encode()).hexdigest()[:20]
 
 
 def write_atomic(path, data):

@@ -1,6 +1,9 @@
 """Run a study: the notebooks in order through papermill, only those that are not fresh.
 
-    python -m report.run studies/demo.yaml        # or: make report STUDY=demo
+    python -m report.run studies/demo.yaml --site     # or: make report STUDY=demo
+
+The answer comes first: the stages and the home page have the machine to themselves, and with --site their pages are
+built at once. The notebooks of the wings follow at low priority; what they show is kept for all studies (wings.py).
 
 A notebook is fresh while its code, its parameters, the library modules it imports, the outputs of the notebooks
 before it and the pinned versions are the same as when it last ran, and what it wrote is still there, unchanged.
@@ -16,8 +19,11 @@ from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
-                     source, write_atomic, write_json)
-from .record import write_record
+                     sha, source, write_atomic, write_json)
+from .progress import Pace, Show
+from .record import machine, write_record
+from .answer import in_a_line
+from .wings import Wings, environment
 from .study import check_values, effective, load_study, take_over
 
 MODEL = ('predictions/{name}/**/*', 'models/{name}/**/*')
@@ -44,10 +50,6 @@ INPUTS = ('annotations', 'folder', 'motion', 'weights')
 NO_INPUT = ('study', 'runs', 'keep', 'cookies', 'proxy', 'url_template', 'mirror', 'contrast')
 VALIDATORS = ('ETag', 'Last-Modified', 'Content-Length')
 LARGEST = 2**30     # bytes of a list without validators
-SILENCE = 20    # seconds between lines where there is no terminal
-
-
-def sha(x): return hashlib.sha256(x if isinstance(x, bytes) else x.encode()).hexdigest()[:20]
 
 
 def remote_state(url, old, warn):
@@ -111,6 +113,12 @@ def file_sha(p):
     with p.open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:20]
 
 
+def lower(pid):
+    "Give a process that has just started, and all that it will start, what others leave of the processors"
+    try: os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    except OSError: pass
+
+
 @dataclass
 class Stage:
     "One notebook of a study"
@@ -120,7 +128,8 @@ class Stage:
     needs: list = field(default_factory=list)
     globs: list = field(default_factory=list)
     one_thread: bool = False
-    state: str = 'waiting'                    # waiting, running, fresh, ran, failed
+    wing: bool = False                        # of a wing: runs after the answer, at low priority
+    state: str = 'waiting'                    # waiting, running, fresh, kept, ran, failed
     key: dict = None
     seconds: float = 0.
     where: str = ''                           # the running cell, in words
@@ -146,12 +155,11 @@ class Run:
                 st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], list(dict.fromkeys(g.format(name=n) for n in trained for g in globs)),
                            one_thread=globs is MODEL)        # three of them run side by side
                 numbers[stem[:2]] = stem
-            else: st = Stage(stem, path, mine, list(numbers.values()) if stem == 'index' else [], [], one_thread=True)
+            elif stem == 'index': st = Stage(stem, path, mine, list(numbers.values()), one_thread=True)
+            else: st = Stage(stem, path, mine, one_thread=True, wing=True)
             self.stages[stem] = st
-        # notebooks of the wings fill idle slots: they come after the stages, and index is the last of all
-        place = {stem: i for i, stem in enumerate(nbs)}
-        def order(stem): return stem == 'index', not NUMBERED.match(stem), place[stem]
-        self.stages = {s: self.stages[s] for s in sorted(self.stages, key=order)}
+        self.stages = {s: st for wing in (False, True) for s, st in self.stages.items() if st.wing == wing}
+        self.wings, self.versions = Wings(self.folder.parent), environment(root)
 
     def record(self, stem):
         if stem not in self.records: self.records[stem] = read_json(self.folder/'stages'/f'{stem}.json')
@@ -179,8 +187,9 @@ class Run:
             name = self.params.get('contrast', self.decl[st.stem]['contrast'])
             if name and name != self.study and (p := self.folder.parent/name/'report.json').exists(): up[f'study {name}'] = file_sha(p)
         code = sha('\0'.join(plain_source(cells, self.root, self.lib)))
-        return dict(scheme=SCHEME, code=code, library=closure(cells, self.root, self.lib), upstream=up, pins=self.pins, inputs=self.inputs(st),
-                    parameters={k: v for k, v in st.params.items() if k != 'runs'})
+        key = dict(scheme=SCHEME, code=code, library=closure(cells, self.root, self.lib), upstream=up, pins=self.pins, inputs=self.inputs(st),
+                   parameters={k: v for k, v in st.params.items() if k != 'runs'})
+        return key | {'versions': self.versions} if st.wing else key
 
     def inputs(self, st):
         "{setting: state} of the files, folders and URLs that the notebook's settings name"
@@ -211,6 +220,19 @@ class Run:
         bad = [f for f in {**rec['outputs'], **now} if rec['outputs'].get(f, [0]*3)[2] != now.get(f, [0]*3)[2]]
         if bad: return f"output {'changed' if bad[0] in now else 'missing'}: {bad[0]}"
 
+    def take(self, st):
+        "Take the execution of a notebook of a wing that some study left; False where there is none"
+        found = self.wings.get(st.stem, st.key) if st.wing else None
+        if not found: return False
+        data, record = found
+        write_atomic(self.executed/f'{st.stem}.ipynb', data)
+        self.save(st.stem, record | dict(key=st.key))
+        return True
+
+    def keep(self, st):
+        "Leave the execution of a notebook of a wing for other studies"
+        if st.wing: self.wings.put(st.stem, st.key, self.executed/f'{st.stem}.ipynb', self.record(st.stem))
+
     def refresh(self, st):
         "Put the prose and comments of the notebook as it is now around the outputs that it had: same code, same results"
         rec, now = self.record(st.stem), sha(st.path.read_bytes())
@@ -230,6 +252,19 @@ class Run:
     def save(self, stem, rec):
         self.records[stem] = rec
         write_json(self.folder/'stages'/f'{stem}.json', rec)
+
+    def settle(self, stems, force):
+        "Find out which notebooks of the wings need not run, before anything does"
+        for st in (self.stages[s] for s in stems if self.stages[s].wing and not force):
+            st.key = self.key(st)
+            why = self.stale(st)
+            if why is None or self.take(st): self.leave(st, why)
+
+    def leave(self, st, why=None):
+        "A notebook stays as it is, or as another study has it"
+        st.state, st.seconds = 'kept' if why else 'fresh', self.record(st.stem)['seconds']
+        self.keep(st)
+        self.refresh(st)
 
     # --- one notebook -------------------------------------------------------------------------------------------------
 
@@ -273,6 +308,7 @@ class Run:
         st.seconds, st.state = round(time.time() - t0, 2), 'ran'
         self.save(st.stem, dict(key=key, source=src_sha, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
                                 finished=datetime.now(timezone.utc).isoformat(timespec='seconds')))
+        self.keep(st)
 
     def kernel_class(self, st):
         "A kernel manager that starts kernels of this interpreter in nbs/, and notes them so that none outlives us unseen"
@@ -286,12 +322,14 @@ class Run:
             async def start_kernel(self, **kw):
                 env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
                 env.update(PYTHONHASHSEED='0', PYTHONPATH=os.pathsep.join([str(run.root), *filter(None, [env.get('PYTHONPATH')])]))
+                if run.events: env['KINETICS_DANCE_PROGRESS'] = str(run.events.path(st.stem))
                 if st.one_thread: env.update({k: env.get(k, '1') for k in THREADS})
                 await super().start_kernel(**{**kw, 'env': env, 'cwd': str(st.path.parent)})
+                if st.wing: lower(self.provisioner.process.pid)
                 run.note(self.provisioner.process.pid)
         return Kernel
 
-    kernels, _lock = (), threading.Lock()
+    kernels, events, _lock = (), None, threading.Lock()
 
     def note(self, pid):
         import psutil
@@ -307,24 +345,24 @@ class Run:
                 if psutil.Process(pid).create_time() == created: os.killpg(pid, sig)
             except (psutil.Error, ProcessLookupError, PermissionError): pass
 
+    def failed(self): return [st for st in self.stages.values() if st.state == 'failed']
+
     # --- all of them --------------------------------------------------------------------------------------------------
 
     def go(self, chosen, jobs, force, show):
         "Run the chosen stages, up to `jobs` side by side; after a failure those that run finish and nothing new starts"
-        waiting, running = [self.stages[s] for s in chosen], {}
+        waiting, running = [self.stages[s] for s in chosen if self.stages[s].state == 'waiting'], {}
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 while waiting or running:
                     for st in list(waiting):
-                        if any(s.state == 'failed' for s in self.stages.values()): waiting.clear(); break
+                        if self.failed(): waiting.clear(); break
                         open_ = {s.stem for s in [*waiting, *running.values()]}
                         if len(running) >= jobs or open_ & set(st.needs): continue
                         waiting.remove(st)
                         st.key = self.key(st)      # here and not in the notebook's thread: Python 3.11 parses in one thread at a time
                         why = 'asked for' if force else self.stale(st)
-                        if why is None:
-                            self.refresh(st)
-                            st.state, st.seconds = 'fresh', self.record(st.stem)['seconds']
+                        if why is None: self.leave(st)
                         else:
                             st.state = 'running'; show.start(st, why)
                             running[pool.submit(self.execute, st)] = st
@@ -409,38 +447,33 @@ def locked(folder):
         finally: f.truncate(0)
 
 
-class Show:
-    "Progress: rich bars on a terminal, else a line when a notebook starts or ends, and one now and then in between"
-    def __init__(self):
-        from rich.console import Console
-        self.console, self.bars, self.ids, self.last, self.t0 = Console(highlight=False), None, {}, time.time(), {}
-        if self.console.is_terminal:
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-            self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), TimeElapsedColumn(), TextColumn('{task.fields[where]}', style='dim', markup=False),
-                                 console=self.console, transient=True)
-            self.bars.start()
+class Pages:
+    "The site of a run: first the pages of the answer, then all"
+    def __init__(self, r, out, show): self.r, self.show, self.out = r, show, (out or r.root/'_site').resolve()
+    home = property(lambda self: os.path.relpath(self.out/'index.html'))
 
-    def line(self, s): self.last = time.time(); self.console.print(s, soft_wrap=True, markup=False)
-    def start(self, st, why):
-        self.t0[st.stem] = time.time()
-        self.line(f'{st.stem}: starts ({why})')
-        if self.bars: self.ids[st.stem] = self.bars.add_task(st.stem, total=None, where='')
-    def end(self, st):
-        if self.bars: self.bars.remove_task(self.ids[st.stem])
-        self.line(f'{st.stem}: ' + ('FAILED' if st.state == 'failed' else f'done in {st.seconds:.1f} s'))
-    def tick(self, running):
-        if self.bars:
-            for st in running: self.bars.update(self.ids[st.stem], where=st.where)
-        elif running and time.time() - self.last > SILENCE:
-            self.line('; '.join(f'{st.stem}: {st.where}, {time.time()-self.t0[st.stem]:.0f} s' for st in running))
-    def close(self):
-        if self.bars: self.bars.stop()
-    def summary(self, stages):
-        from rich.table import Table
-        t = Table(box=None, pad_edge=False)
-        t.add_column('notebook'); t.add_column('state'); t.add_column('seconds', justify='right')
-        for st in stages: t.add_row(st.stem, st.state, f'{st.seconds:.1f}' if st.seconds else '')
-        self.console.print(t)
+    def build(self, **kw):
+        from .site import build
+        self.show.begin('site')
+        t0 = time.time()
+        try: new = build(self.r.root, self.r.study, str(self.r.folder.parent), self.out, **kw)
+        finally: self.show.over('site')
+        if new: self.show.pace.note('site', 1, time.time() - t0)
+        return new
+
+    def all(self): return f"{'built' if self.build() else 'up to date'}: {self.home}"
+
+
+def first(r, values, last, pages, show):
+    "What a reader came for, before any notebook of a wing runs: the answer in a line, its page and those of the stages"
+    r.finish()
+    write_record(r, values)
+    if pages: pages.build(answer=True)
+    whole = all(st.state in ('fresh', 'ran') for st in r.stages.values() if not st.wing)
+    if whole and (said := in_a_line(read_json(r.folder/'report.json'))):
+        show.line(for_terminal(f'the answer: {said}' + (f'; open {pages.home}' if pages else '')))
+    ran = any(st.state == 'ran' for st in r.stages.values())
+    if ran and (news := changed_numbers(*last, r.folder)): show.line(news)
 
 
 def run():
@@ -449,6 +482,8 @@ def run():
     ap.add_argument('--only', nargs='+', metavar='NOTEBOOK', help='only these (their stem or its beginning)')
     ap.add_argument('--force', action='store_true', help='run also what is fresh')
     ap.add_argument('--jobs', type=int, default=3, help='how many notebooks side by side (default 3)')
+    ap.add_argument('--site', action='store_true', help='build the site, too: the answer and the stages first, then every page')
+    ap.add_argument('--out', type=Path, help='where the site goes (default: _site)')
     ap.add_argument('--runs', help='folder of all runs (default: runs)')
     ap.add_argument('--replace', action='store_true', help='take over a study folder that was made from other lists')
     ap.add_argument('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
@@ -472,23 +507,29 @@ def run():
         with locked(r.folder):
             r.kill(read_json(r.folder/'.kernels', []))  # left by a run that was killed
             last = read_json(r.folder/'report.json'), (read_json(r.folder/'record.json') or {}).get('machine')
-            t0, show = time.time(), Show()
-            try: r.go(chosen, max(1, a.jobs), a.force, show)
+            values, t0 = effective(params, decl), time.time()
+            show = Show(r, chosen, max(1, a.jobs), Pace(r.folder.parent/'.pace.json', machine()), values)
+            r.events, pages = show.events, Pages(r, a.out, show) if a.site else None
+            try:
+                r.settle(chosen, a.force)
+                r.go([s for s in chosen if not r.stages[s].wing], max(1, a.jobs), a.force, show)
+                if not r.failed(): first(r, values, last, pages if not a.only else None, show)
+                r.go([s for s in chosen if r.stages[s].wing], max(1, a.jobs), a.force, show)
+                (r.folder/'.kernels').unlink(missing_ok=True)
+                r.finish()
+                if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
+                else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
+                bad = r.failed()
+                for st in bad:
+                    print(for_terminal(f'error: {st.error}', keep='\n\t'), file=sys.stderr)
+                    if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
+                        print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
+                write_record(r, values)
+                if pages and not bad: print(pages.all())
             except KeyboardInterrupt:
                 show.close(); print(f'\nstopped: {resume}', file=sys.stderr)
                 return 130
             finally: show.close()
-            (r.folder/'.kernels').unlink(missing_ok=True)
-            r.finish()
-            if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
-            else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
-            bad = [s for s in r.stages.values() if s.state == 'failed']
-            for st in bad:
-                print(for_terminal(f'error: {st.error}', keep='\n\t'), file=sys.stderr)
-                if (f := r.executed/'.failed'/f'{st.stem}.ipynb').exists():
-                    print(f'       the notebook as far as it came: {os.path.relpath(f)}; {resume}', file=sys.stderr)
-            write_record(r, effective(params, decl))
-            if any(r.stages[s].state == 'ran' for s in chosen) and (news := changed_numbers(*last, r.folder)): print(news)
             return max((s.code for s in bad), default=0)
     finally: shutil.rmtree(scratch, ignore_errors=True)
 

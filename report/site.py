@@ -3,6 +3,7 @@
     python -m report.site demo        # or: make site STUDY=demo"""
 import argparse, ast, hashlib, inspect, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
+import yaml
 from . import gallery, pages, results
 from .bridge import Api, Media, check_links, definitions, page, prose, to_myst
 from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp, load_nb, main, module_file, notebooks, read_json,
@@ -76,6 +77,21 @@ def not_run(nb):
     return nb
 
 
+TO_COME = 'This page shows how a part of the library is built, by running it. It is being executed; `make report` puts it here when it is done.'
+
+
+def to_come(nb):
+    "A page for a notebook that has not been executed yet: its title, a word about that, and its headings, so that links find their place"
+    text = [source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']
+    title, _, rest = (text[0] if text else '# ').removeprefix('# ').partition('\n')
+    lead = ' '.join(l.removeprefix('>').strip() for l in rest.split('\n') if l.startswith('>'))
+    head = '---\n' + yaml.safe_dump(dict(title=title.strip(), description=lead), allow_unicode=True, width=10**6) + '---'
+    headings = [h for t in text[1:] for h in re.findall(r'^#+ .+', re.sub(r'^```.*?^```', '', t, flags=re.M | re.S), re.M)]
+    cells = [dict(cell_type='raw', metadata={}, source=head)]
+    cells += [dict(cell_type='markdown', metadata={}, source=t) for t in [TO_COME, *headings]]
+    return {**nb, 'cells': cells}
+
+
 def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
     "The pages that are no notebooks; the navigation goes into the home page"
     taken = {page(s) for s in stems} | set(wings(root))
@@ -141,6 +157,16 @@ def stamp_of(root, study, runs, executed):
     return sha(json.dumps(same, sort_keys=True), str(root), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
 
 
+def stamp_of_answer(root, study, executed):
+    "Changes when the home page or a page of a stage does"
+    return sha('answer', str(root), study, *[p.read_bytes() for s, p in executed.items() if not IN_WING.match(s)])
+
+
+def is_stamped(out, name, stamp):
+    try: return (out/name).read_text() == stamp
+    except OSError: return False
+
+
 def up_to_date(root, study, runs='runs', out=None):
     "Is the site there, and of this study as it is now?"
     executed = {s: root/runs/study/'executed'/f'{s}.ipynb' for s in notebooks(root)}
@@ -158,22 +184,25 @@ def check_site(out):
     if there: raise UserError(f'{out}: holds {min(there)!r}, which is not of a site made here; name a folder that is new or empty')
 
 
-def build(root, study, runs='runs', out=None, as_they_are=False):
+def build(root, study, runs='runs', out=None, as_they_are=False, answer=False):
     """Build `_site/` of a study; True if there was anything to do. `as_they_are`: notebooks of the wings that were not run are shown
-    without what they print."""
+    without what they print. `answer`: the home page and the stages only; pages of the wings say that they are to come."""
     folder, out, lib = root/runs/study, out or root/'_site', settings(root)['lib_name']
     stems, executed = list(notebooks(root)), root/runs/study/'executed'
     executed = {s: executed/f'{s}.ipynb' for s in stems}
     for s in [s for s in stems if as_they_are and IN_WING.match(s) and not executed[s].exists()]:
         executed[s] = folder/'.site/as_they_are'/f'{s}.ipynb'
         write_json(executed[s], not_run(load_nb(notebooks(root)[s])))
-    if missing := [s for s in stems if not executed[s].exists()]:
+    later = {s for s in stems if answer and IN_WING.match(s)}
+    if missing := [s for s in stems if not executed[s].exists() and s not in later]:
         raise UserError(f"study {study!r}: not run yet: {', '.join(missing)}; `make report STUDY={study}` runs them")
     if 'index' not in stems: raise UserError('nbs/index.ipynb is missing: the site needs a home page')
-    stamp = stamp_of(root, study, runs, executed)
-    if (out/'.stamp').exists() and (out/'.stamp').read_text() == stamp: return False
+    of_answer = stamp_of_answer(root, study, executed)
+    if answer and is_stamped(out, '.answer', of_answer): return False
+    stamp = sha(of_answer, 'and nothing else') if answer else stamp_of(root, study, runs, executed)
+    if is_stamped(out, '.stamp', stamp): return False
     check_site(out)
-    proc = process(root, stems, executed, lib, folder/'.site')
+    proc = process(root, [s for s in stems if s not in later], executed, lib, folder/'.site')
     with tempfile.TemporaryDirectory(prefix='.site-', dir=out.parent) as tmp:
         src, html = Path(tmp)/'src', Path(tmp)/'html'
         media = Media(src/'_static/media')
@@ -181,8 +210,9 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
         base = f"{cfg.get('doc_host')}{cfg.get('doc_baseurl')}".replace('%(user)s', cfg.get('user', '')) if cfg.get('doc_host') else ''
         nbs, modules = {}, {}
         for s in stems:
-            nb = load_nb(proc[s])
-            nb['metadata']['module'] = mod = default_exp(load_nb(executed[s]))
+            authored = load_nb(notebooks(root)[s])
+            nb = to_come(authored) if s in later else load_nb(proc[s])
+            nb['metadata']['module'] = mod = default_exp(authored)
             if mod: modules[mod] = s
             order = definitions(module_file(root, lib, mod).read_text(encoding='utf-8')) if mod else ()
             nbs[s] = to_myst(nb, s, lib, media, base, order, stems)
@@ -200,13 +230,21 @@ def build(root, study, runs='runs', out=None, as_they_are=False):
         protect(html)
         refuse(html, root)
         (html/'.stamp').write_text(stamp)
+        (html/'.answer').write_text(of_answer)
         files = sorted(str(p.relative_to(html)) for p in html.rglob('*') if p.is_file())
         (html/MARKER).write_text('\n'.join(files))
         check_site(out)
-        old = Path(tmp)/'old'
-        if out.exists(): os.rename(out, old)
-        os.rename(html, out)
+        replace(out, html, Path(tmp)/'old')
     return True
+
+
+def replace(out, new, old):
+    "Put a finished site in the place of an older one, which is there again if anything comes between"
+    try:
+        if out.exists(): os.rename(out, old)
+        os.rename(new, out)
+    finally:
+        if not out.exists() and old.exists(): os.rename(old, out)
 
 
 def site():

@@ -114,8 +114,7 @@ def download(table:ClipTable,   # The study's clips
              settings:dict=None,# More settings of the source
              wanted:Callable=None, # Clip ids that are gone → rows that the table should hold (`data.wanted`)
              pace:Pace=None,    # What to do when a server says stop
-             log:Callable=None, # Called now and then with a line of progress
-             every:float=None,  # Seconds between these lines (default: ten, and more the longer it takes)
+             log:Callable=None, # Called with a line of news
              storage=None,      # Where clips go, if not into `folder`: a folder, or an address such as `s3://bucket/name`
              pool=None,         # Workers of other machines (`cluster.workers`), in place of `jobs`
             ) -> pd.DataFrame:  # The table's clips; the column `detail` has the words behind a reason of this run
@@ -146,7 +145,7 @@ def download(table:ClipTable,   # The study's clips
             _check_sources({name for name, _ in uploads} - checked, settings)
             checked |= {name for name, _ in uploads}
             details |= dict.fromkeys([r['clip_id'] for r in now], '')
-            details |= one_round(table, to, uploads, settings, jobs, timeout, log, pace, every, pool,
+            details |= one_round(table, to, uploads, settings, jobs, timeout, log, pace, pool,
                                   short_side=short_side, fps=fps)
             attempt += not fresh or not attempt
         if attempt: sweep(to/'videos', 'videos')

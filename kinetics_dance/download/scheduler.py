@@ -19,6 +19,7 @@ from .progress import Pace, Progress
 from .sources import get_source
 from ..core.storage import is_remote
 from ..core.base import Unavailable
+from ..core.progress import follow
 from ..core.processes import TOO_LARGE, is_too_large, memory_limit, worker_pool
 
 # %% ../../nbs/download/06_scheduler.ipynb #4cb594de
@@ -107,9 +108,8 @@ def one_round(table:ClipTable, # The study's clips
               settings:dict, # Of the sources
               jobs:int,      # Worker processes
               timeout:float, # Seconds that one upload with all its clips may take
-              log:Callable,  # Called with a line of progress
+              log:Callable,  # Called with a line of news
               pace:Pace,     # Who may ask when
-              every:float=None, # Seconds between lines of progress (see `Progress.due`)
               workers=None,  # A pool that is there already, in place of `jobs` processes
               **options      # For `fetch_upload` and `cut_clip`
              ) -> dict:      # Clip id → the words behind its reason
@@ -117,7 +117,8 @@ def one_round(table:ClipTable, # The study's clips
     details, batch, written = {}, [], time.monotonic()
     heard = written # when the last news came
     progress = Progress([r for _, rows in uploads for r in rows])
-    with nullcontext(workers) if workers else worker_pool(jobs, memory_limit(jobs)) as pool, ThreadPoolExecutor(jobs) as threads:
+    hands = nullcontext(workers) if workers else worker_pool(jobs, memory_limit(jobs))
+    with follow('download', progress.total, 'clips') as task, hands as pool, ThreadPoolExecutor(jobs) as threads:
         r = _Round(pool, folder, workers.room() if workers else jobs, timeout, pace, **options)
         try:
             feeders = _feed(r, threads, uploads, settings)
@@ -143,7 +144,7 @@ def one_round(table:ClipTable, # The study's clips
                 if pace.why:
                     log(f'stopped: {pace.why}; run this again later ({progress.line()})')
                     break
-                if progress.due(every): log(progress.line())
+                task.update(progress.seen.total(), progress.words())
                 for f in feeders:
                     if f.done(): f.result() # an error of ours is not to be waited out
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['SUFFIX', 'QUALITY', 'STORE_FORMAT', 'SHARE', 'pack_jpeg', 'unpack_jpeg', 'store_clip', 'build_store', 'store_bytes']
 
 # %% ../../nbs/loading/00_store.ipynb #87f4876c
-import io, json, os, re, shutil, sys, time, warnings
+import io, json, os, re, shutil, time, warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from contextlib import contextmanager, nullcontext
@@ -24,6 +24,7 @@ from ..download.sources import reason_of
 from ..core.storage import is_remote, local_copy, as_path, read_all, system_error, writing_to
 from ..core.base import Unavailable
 from ..core.processes import TOO_LARGE, is_too_large, memory_limit, worker_pool
+from ..core.progress import follow
 from ..video.encoding import file_digest
 
 # %% ../../nbs/loading/00_store.ipynb #a302a2be
@@ -238,10 +239,10 @@ def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
     "{clip_id: (reason or None, detail)}"
     if not todo: return {}
     from kinetics_dance.loading import store as lib # a worker imports the module, so it is sent the module's function
-    why, shown, left, out = {}, time.monotonic(), deque(todo), {} # out: handed to workers
+    why, left, out = {}, deque(todo), {} # out: handed to workers
     room = pool.room if pool else lambda: 2*jobs
-    with _bar() as bar, nullcontext(pool) if pool else worker_pool(min(jobs, len(todo)), memory_limit(jobs)) as p:
-        task = bar.add_task('frames', total=len(todo))
+    hands = nullcontext(pool) if pool else worker_pool(min(jobs, len(todo)), memory_limit(jobs))
+    with follow('frames', len(todo), 'clips') as task, hands as p:
         while len(why) < len(todo):
             while len(out) < room() and left: # `room` says, too, if there is nobody any more
                 c, path, source = job = left.popleft()
@@ -253,21 +254,12 @@ def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
                     time.sleep(.05)
                     continue
                 why[job[0]] = _finished(f)
-                bar.advance(task)
-            if bar.disable and time.monotonic() - shown > 20:
-                shown = log(f'frames: {len(why)} of {len(todo)} clips') or time.monotonic()
+                task.update(len(why))
     return why
 
 def _lost(future):
     "Did a scheduler lose it, so that nothing is known of the clip?"
     return not future.cancelled() and isinstance(future.exception(), ConnectionError)
-
-def _bar():
-    "A progress bar on a terminal, and nothing anywhere else"
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                    console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 # %% ../../nbs/loading/00_store.ipynb #9905a033
 def _write_index(folder, clip_ids):

@@ -28,8 +28,8 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = data.prepare(p, replace)
     at = _at(study_folder(p['study'], p['runs']), storage)
-    with _hands(scheduler, at) as pool, _Screen() as screen:
-        try: out = data.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
+    with _hands(scheduler, at) as pool:
+        try: out = data.collect(p, clips, version, replace, log=_news, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise
@@ -90,22 +90,6 @@ def _tell(clips, as_json):
         alive = attrition_report(clips).alive['all']
         print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
-class _Screen:
-    "Lines of progress: one that changes, on a terminal; one below the other, in a log"
-    def __enter__(self):
-        from rich.console import Console
-        self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
-        self.status = self.console.status('asking ...') if self.live else None
-        if self.live: self.status.start()
-        return self
-    def __exit__(self, *_):
-        if self.live: self.status.stop()
-    def __call__(self, line):
-        from rich.text import Text # what stands in brackets is no colour
-        if self.live: self.status.update(Text(for_terminal(line)))
-        else: _news(line)
-
 # %% ../../nbs/study/02_cli.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.clips.table import ClipTable
@@ -159,10 +143,9 @@ def _report(study, runs, as_json):
     file = Path(study) if study.endswith(('.yaml', '.yml')) else root/'studies'/f'{study}.yaml'
     if not file.is_file(): raise StudyError(f'study: there is no {file}')
     more = ['--runs', str(Path(runs).absolute())] if runs else []
-    steps = [['report.run', str(file.resolve()), *more], ['report.site', file.stem, *more]]
-    for step in steps:
-        done = subprocess.run([sys.executable, '-m', *step], cwd=root, stdout=sys.stderr if as_json else None)
-        if done.returncode: return done.returncode
+    command = [sys.executable, '-m', 'report.run', str(file.resolve()), '--site', *more]
+    done = subprocess.run(command, cwd=root, stdout=sys.stderr if as_json else None)
+    if done.returncode: return done.returncode
     if as_json: print((study_folder(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
 
 # %% ../../nbs/study/02_cli.ipynb #6dcb73a7
