@@ -12,11 +12,11 @@ import atexit, ctypes, io, os, pickle, signal, socket, struct, subprocess, sys, 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIGHT = ['numpy', 'pandas', 'pyarrow.parquet', 'av', 'PIL.Image', 'imageio_ffmpeg', 'pebble', 'yt_dlp', 'urllib3',
+LIGHT = ['numpy', 'pandas', 'pyarrow.parquet', 'av', 'PIL.Image', 'imageio_ffmpeg', 'pebble', 'yt_dlp.extractor.generic', 'yt_dlp_ejs.yt', 'urllib3',
          'multiprocessing.spawn', 'multiprocessing.connection', 'kinetics_dance.download.downloader', 'kinetics_dance.loading.store',
          'kinetics_dance.synthetic.uploads', 'kinetics_dance.study.cli']
 TORCH = [*LIGHT, 'matplotlib.pyplot', 'torch', 'torchvision', 'fastai.callback.core', 'fastai.learner', 'fastai.vision.core',
-         'ipykernel.kernelapp', 'ipykernel.ipkernel', 'papermill', 'scipy.stats', 'sklearn.linear_model']
+         'nbdev.showdoc', 'nbdev.test', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'papermill', 'seaborn', 'statsmodels.api', 'sklearn.linear_model']
 SEEDS = {'light': None, 'torch': '0'}   # PYTHONHASHSEED: report.run starts its kernels with 0
 LOCALE = 'LANG', 'LC_ALL', 'LC_CTYPE'
 THREADS = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
@@ -32,6 +32,9 @@ def preload(names):
         for name in names:
             try: importlib.import_module(name)
             except ImportError: pass            # a package that is not installed: a process that needs it will say so
+        # yt-dlp looks through 1,800 patterns for each address and compiles them when it does so first
+        from yt_dlp.extractor import gen_extractor_classes
+        for extractor in gen_extractor_classes(): extractor.suitable('http://127.0.0.1/x.mp4')
 
 
 def start(fd, kind):
