@@ -2,8 +2,20 @@
 import fcntl, json, os, signal, subprocess, sys, textwrap
 from pathlib import Path
 import pytest
+import preloaded
 
 ROOT = Path(__file__).resolve().parent.parent
+preloaded.spawn()      # workers of pools: forked from a process that has pandas and PyAV already
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'new_processes: every Python process of this test starts from nothing')
+
+
+@pytest.fixture(autouse=True)
+def how_processes_start(request, monkeypatch):
+    if request.node.get_closest_marker('new_processes'): monkeypatch.setattr(preloaded, 'on', False)
+
 
 
 def make_nb(path, *cells):

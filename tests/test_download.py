@@ -171,6 +171,7 @@ def test_a_playlist_is_not_followed(tmp_path):
     with pytest.raises(Unavailable, match='not a video'): normalise_clip(tmp_path/'list.mp4', tmp_path/'out.mp4')
     assert not (tmp_path/'out.mp4').exists()
 
+@pytest.mark.new_processes
 def test_killable_gives_back_results_errors_and_time():
     assert killable(os.path.join, 'a', 'b') == 'a/b'
     with pytest.raises(FileNotFoundError): killable(os.stat, '/nowhere')
