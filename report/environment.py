@@ -22,7 +22,7 @@ TORCH_INDEX = 'https://download.pytorch.org/whl/cpu'
 PAIR = ('torch', 'torchvision')         # both must come from the same kind of build
 # what only the registry's builds of torch need
 OF_CUDA = re.compile(r'triton$|nvidia-|cuda-')
-GIGABYTES = {('report', 'default'): 5.9, ('report', 'cpu'): 1.9, ('test', 'default'): 6.6, ('test', 'cpu'): 2.6}
+GIGABYTES = {('report', 'default'): 7.2, ('report', 'cpu'): 2.4, ('test', 'default'): 7.8, ('test', 'cpu'): 3}
 EVERY = 20      # seconds between lines where there is no terminal
 
 NO_NETWORK = re.compile(r'name resolution|dns error|getaddrinfo|Name or service not known|nodename nor servname'
@@ -31,8 +31,8 @@ NO_NETWORK = re.compile(r'name resolution|dns error|getaddrinfo|Name or service 
                         r'|certificate verify failed|invalid peer certificate')
 NO_SPACE = re.compile(r'No space left on device|[Dd]isk quota exceeded|os error (28|122)\b|Errno (28|122)\b')
 WRONG_HASH = re.compile(r'Hash mismatch for `?([\w.=+-]+)|DO NOT MATCH THE HASHES')
-NOT_THERE = re.compile(r'(?:there is no version of|No matching distribution found for|no wheels? with a matching'
-                       r' [\w ]+ tag for|has no wheels with) ?`?([\w.-]*)')
+NOT_THERE = re.compile(r'there is no version of ([\w.-]+)|No matching distribution found for ([\w.-]+)'
+                       r'|([\w.-]+) was not found in the package registry|([\w.-]+)==\S+ has no (?:`|\S+ wheels|wheels)')
 
 
 class Failure(Exception):
@@ -166,7 +166,7 @@ def reason(text, program):
     if NO_SPACE.search(text): return f'no space left on the disk: make room (TORCH=cpu needs less)'
     if m := WRONG_HASH.search(text): return f'{m[1] or "a package"} is not what the lock says (another hash): nothing of it was installed'
     if NO_NETWORK.search(text): return 'the package registry cannot be reached: is there a network?'
-    if m := NOT_THERE.search(text): return f'{m[1] or "a package"} is not to be had for this Python and machine'
+    if m := NOT_THERE.search(text): return f'{m[m.lastindex]} is not to be had for this Python and machine'
     lines = [line.strip() for line in re.split(r'[\r\n]+', text) if re.search(r'error|Error|ERROR|cause', line)]
     return f'{program} failed: {lines[-1] if lines else "it said nothing"}'
 
@@ -249,23 +249,25 @@ def find_uv(venv):
 
 class Installer:
     "uv where it can be had, else pip"
-    def __init__(self, venv):
-        self.venv, self.python, self.start, self.uv = venv, python_of(venv), time.monotonic(), find_uv(venv)
+    def __init__(self, venv, start):
+        self.venv, self.python, self.start, self.uv = venv, python_of(venv), start, find_uv(venv)
 
     def command(self, *args):
         if self.uv: return [self.uv, 'pip', 'install', '--python', self.python, *args]
         return [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *args]
 
-    def __call__(self, *args, n=1):
+    def __call__(self, *args, index=None, n=1):
         "Run it; its output where it failed"
-        code, text = run(self.command(*args), self.venv, self.start, n)
-        if code and self.uv and NO_NETWORK.search(text) and not NO_SPACE.search(text) and '--index-url' not in args:
+        # for uv, not --index-url: a variable of the user's would come before that
+        where = ['--default-index' if self.uv else '--index-url', index] if index else []
+        code, text = run(self.command(*where, *args), self.venv, self.start, n)
+        if code and self.uv and not index and NO_NETWORK.search(text) and not NO_SPACE.search(text):
             code, again = run(self.command('--offline', *args), self.venv, self.start, n)       # uv may have all it needs
             if not code: say('no network: installed from the cache of uv')
         return text if code else ''
 
     def locked(self, entries, again=False):
-        "Install packages as the lock has them"
+        "Install packages as the lock has them; the output where that failed"
         with tempfile.NamedTemporaryFile('w', suffix='.txt') as f:
             f.write('\n'.join(entries) + '\n')
             f.flush()
@@ -274,10 +276,10 @@ class Installer:
 
     def fetch_uv(self, entries):
         "Put uv into the environment; where that cannot be done, pip goes on alone"
-        if self.uv or os.environ.get('INSTALLER') == 'pip' or not entries: return
-        trouble = self.locked(entries)
-        self.uv = None if trouble else find_uv(self.venv)
-        if trouble and NO_NETWORK.search(trouble) or NO_SPACE.search(trouble): raise Failure(reason(trouble, 'pip'))
+        if self.uv or os.environ.get('INSTALLER') == 'pip': return
+        trouble = self.locked(entries) if entries else ''
+        if NO_NETWORK.search(trouble) or NO_SPACE.search(trouble): raise Failure(reason(trouble, 'pip'))
+        self.uv = find_uv(self.venv)
         if not self.uv: say('uv cannot be had here: pip installs, which takes a few times as long')
 
 
@@ -321,11 +323,12 @@ def install_torch(installer, packages, torch, have):
         index = os.environ.get('TORCH_INDEX') or TORCH_INDEX
         versions = [re.match(r'[\w.-]+==[^\s;]+', entry)[0] for entry in pair]
         again = [] if have in (None, 'cpu') else ['--reinstall'] if installer.uv else ['--force-reinstall']
-        trouble = installer('--no-deps', '--index-url', index, *again, *versions, n=2)
+        trouble = installer('--no-deps', *again, *versions, index=index, n=2)
         if trouble and NO_NETWORK.search(trouble):
             raise Failure(f'{index} cannot be reached, and CPU-only torch comes from there: name another index with '
                           'TORCH_INDEX=…, or leave out TORCH=cpu')
-        if m := NOT_THERE.search(trouble): raise Failure(f'{index} has no {m[1] or "torch"} {versions} for this Python and machine')
+        if m := NOT_THERE.search(trouble):
+            raise Failure(f'{index} has not {" and ".join(versions)} for this Python and machine')
     else: trouble = installer.locked(pair, again=True) if have == 'cpu' else ''
     if trouble: raise Failure(reason(trouble, 'uv' if installer.uv else 'pip'))
 
@@ -333,6 +336,7 @@ def install_torch(installer, packages, torch, have):
 def install(venv, name, root=ROOT):
     "Make or mend the environment"
     name, torch = wanted(venv, name)
+    start = time.monotonic()
     stamp, packages, size = read_stamp(venv), locked(name, root), GIGABYTES[name, torch]
     say(f'installing {len(packages)} packages for `make {name}` into {os.path.relpath(venv)} (about {size:g} GB)')
     free = shutil.disk_usage(next(p for p in (venv, *venv.parents) if p.exists())).free/1e9
@@ -341,17 +345,21 @@ def install(venv, name, root=ROOT):
     have = read_stamp(venv).get('torch')
     write_stamp(venv, environment=name, torch=have)
     if broken := forget_broken(venv): say(f'half there, and so installed again: {", ".join(broken[:5])}' + (' …' if broken[5:] else ''))
-    installer = Installer(venv)
+    installer = Installer(venv, start)
     if not installer.uv: ensure_pip(installer.python)
     installer.fetch_uv(packages.get('uv'))
     install_torch(installer, packages, torch, have)
     write_stamp(venv, environment=name, torch=torch)
     rest = [entry for package, entries in packages.items() for entry in entries
             if torch == 'default' or package not in PAIR and not OF_CUDA.match(package)]
-    trouble = installer.locked(rest) or installer('--no-deps', '--no-build-isolation', '-e', root)
+    trouble = installer.locked(rest)
+    if not trouble and (broken := forget_broken(venv)):     # what uv had in its cache was broken already
+        if installer.uv: subprocess.run([installer.uv, 'cache', 'clean', *broken], capture_output=True)
+        trouble = installer.locked(rest)
+    trouble = trouble or installer('--no-deps', '--no-build-isolation', '-e', root)
     if trouble: raise Failure(reason(trouble, 'uv' if installer.uv else 'pip'))
     write_stamp(venv, environment=name, torch=torch, digest=digest(name, root))
-    say(f'done in {time.monotonic() - installer.start:.0f} s, {size_of(venv)/1e9:.1f} GB')
+    say(f'done in {time.monotonic() - start:.0f} s, {size_of(venv)/1e9:.1f} GB')
 
 
 def used_as_it_is(venv):
