@@ -1,33 +1,45 @@
-# `make` lists the targets. Each one that needs the environment makes it first, from constraints.txt.
+# `make` lists the targets. Each one that needs the environment makes it first, from locks/ (see report/environment.py).
 SHELL := /bin/bash
 STUDY ?= demo
 # taken as it is: neither make nor a shell looks for commands in it
 override STUDY := $(value STUDY)
 export STUDY
-PYTHON ?= python3
+# the first of these that is new enough makes the environment
+PYTHON ?= python3 python3.13 python3.12 python3.11
+# cpu: CPU-only torch, from TORCH_INDEX; default: the one of the registry; unset: as it is in the environment
+TORCH ?=
+TORCH_INDEX ?=
 VENV := .venv
+export TORCH TORCH_INDEX VENV
 PY := $(VENV)/bin/python
-# pip runs again only when this changes
-PINS = $$( (cat constraints.txt; grep -E '^([a-z]+_)?requirements|^console_scripts|^min_python|^lib_' settings.ini) | cksum | tr ' ' -)
+
+# $(call environment,NAME): nothing where all is there as locked; else the first suitable Python makes it so
+define environment
+@[ -x "$(PY)" ] && "$(PY)" report/environment.py $(1) --check 2>/dev/null && exit 0; \
+version() { sed -n "s/^$$1 *= *//p" settings.ini | tr . ,; }; \
+for python in $(PYTHON) "$(PY)"; do \
+  "$$python" -c "import sys; sys.exit(not ($$(version min_python)) <= sys.version_info[:2] <= ($$(version max_python)))" 2>/dev/null && \
+    exec "$$python" report/environment.py $(1); \
+  found="$$found, $$python ($$("$$python" -V 2>/dev/null || echo absent))"; \
+done; \
+echo "error: Python $$(version min_python | tr , .) to $$(version max_python | tr , .) is needed; found$${found#,}: name one with make PYTHON=/path/to/python3.12" >&2; exit 2
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help env report site test check export clean-notebooks readme release bench rehearsal rehearsal-files rehearsal-motion rehearsal-kinetics rehearsal-outside clean
+.PHONY: help env env-test lock report site test check export clean-notebooks readme release bench rehearsal rehearsal-files rehearsal-motion rehearsal-kinetics rehearsal-outside clean
 
 help: ## list the targets
-	@echo "usage: make TARGET [STUDY=demo] [PYTHON=python3]"; echo
+	@echo "usage: make TARGET [STUDY=demo] [TORCH=cpu] [PYTHON=python3]"; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-env: ## make .venv from constraints.txt (again only when the pins changed; then no network is needed)
-	@set -e; if [ "$$(cat $(VENV)/.stamp 2>/dev/null)" != "$(PINS)" ]; then \
-	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	    { echo "error: $(PYTHON) is not Python 3.11 or later: name one with make PYTHON=python3.12" >&2; exit 2; }; \
-	  rm -f $(VENV)/.stamp; \
-	  echo "environment: installing into $(VENV) (the first time about 3 minutes, 5.5 GB)"; \
-	  if ! [ -x $(PY) ] || ! $(PY) -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi; \
-	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
-	  echo "$(PINS)" > $(VENV)/.stamp; \
-	  echo "environment: done in $$SECONDS s"; \
-	fi
+env: ## make .venv for `report` (nothing to do while locks/ stays; TORCH=cpu for CPU-only torch)
+	$(call environment,report)
+
+env-test: ## make .venv for `test`: all that the tests and the cluster need on top
+	$(call environment,test)
+
+lock: env ## write locks/ from settings.ini (UPGRADE=1: the newest versions that it allows)
+	@$(PY) -m report.lock $(if $(UPGRADE),--upgrade)
 
 report: env ## run a study and build its site: make report STUDY=demo (ARGS="--force", "--only 05", …)
 	@$(PY) -m report.run "studies/$$STUDY.yaml" --site $(ARGS)
@@ -35,10 +47,10 @@ report: env ## run a study and build its site: make report STUDY=demo (ARGS="--f
 site: env ## build the site of a study that has been run
 	@$(PY) -m report.site "$$STUDY"
 
-test: env ## every notebook's cells, the end-to-end tests, the checks (PYTEST_ARGS="-k runner")
+test: env-test ## every notebook's cells, the end-to-end tests, the checks (PYTEST_ARGS="-k runner")
 	@$(PY) -m pytest -q -n 2 --maxschedchunk 1 tests $(PYTEST_ARGS)
 
-check: env ## the quick checks alone: library exported, notebooks clean, README as index.ipynb has it, pins complete
+check: env-test ## the quick checks alone: library exported, notebooks clean, README as index.ipynb has it, locks complete
 	@$(PY) -m pytest -q tests/test_checks.py $(PYTEST_ARGS)
 
 export: env ## write the library from the notebooks
@@ -54,7 +66,7 @@ readme: env ## write README.md from nbs/index.ipynb
 release: env ## pack wheel, demo model and checksums into dist/ (after make report)
 	@$(PY) -m report.release --study "$$STUDY"
 
-bench: env ## run the benchmarks
+bench: env-test ## run the benchmarks
 	@set -e; for f in bench/*.py; do echo "== $$f"; $(PY) $$f; done
 
 rehearsal: rehearsal-motion rehearsal-files rehearsal-kinetics rehearsal-outside ## all on real input, where ../shared/data is: hours
