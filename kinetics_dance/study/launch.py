@@ -8,7 +8,7 @@ __all__ = ['train_study']
 # %% ../../nbs/study/01_launch.ipynb #550935bc
 from contextlib import nullcontext
 from ..core.progress import follow
-from ..models.registry import MODELS
+from ..models.registry import CONTROLS, MODELS
 from .settings import read_settings
 from ..training.recipe import Recipe
 from ..training.runs import model_of, train_run
@@ -24,7 +24,9 @@ def train_study(
 )->list: # Cards
     "Train units of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
-    models = [*MODELS, *settings.get('extra_models', [])] if model is None else [model]
+    controls = CONTROLS if settings['controls'] else {}
+    every = [*MODELS, *settings.get('extra_models', []), *controls]
+    models = every if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
     epochs, cards = len(seeds)*Recipe.of(settings).epochs, []
