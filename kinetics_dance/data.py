@@ -21,6 +21,7 @@ from .core.base import StudyError, study_folder, writing
 from .download.downloader import download
 from .download.cvdf import class_numbers, tar_of
 from .download.sources import get_source
+from .core.processes import worker_memory
 
 # %% ../nbs/00_data.ipynb #033a0284
 def prepare(
@@ -92,7 +93,8 @@ def collect(
     run = study_folder(p['study'], p['runs'])
     check_origin(p, clips, replace)
     table = ClipTable(run/'clips.sqlite')
-    with uploads.serve_uploads(run/'uploads') if p['source'] == 'demo' else nullcontext() as url:
+    server = uploads.serve_uploads(run/'uploads') if p['source'] == 'demo' else nullcontext()
+    with server as url, worker_memory(p['memory_mb']):
         out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'], version=version,
                        settings=source_settings(p), wanted=choose(p, clips), **kwargs)
     table.export(run/'clips.csv')

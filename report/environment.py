@@ -163,7 +163,7 @@ def forget_broken(venv):
 def reason(text, program):
     "What an installer's output comes down to, in one line"
     text = re.sub(r'\x1b\[[\d;?]*[A-Za-z]', '', text)
-    if NO_SPACE.search(text): return f'no space left on the disk: make room (TORCH=cpu needs less)'
+    if NO_SPACE.search(text): return 'no space left on the disk: make room (TORCH=cpu needs less)'
     if m := WRONG_HASH.search(text): return f'{m[1] or "a package"} is not what the lock says (another hash): nothing of it was installed'
     if NO_NETWORK.search(text): return 'the package registry cannot be reached: is there a network?'
     if m := NOT_THERE.search(text): return f'{m[m.lastindex]} is not to be had for this Python and machine'

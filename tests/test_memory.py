@@ -3,7 +3,7 @@ import resource, struct, subprocess, sys
 import pandas as pd, psutil, pytest
 from conftest import ROOT
 from kinetics_dance.core.base import Unavailable
-from kinetics_dance.core.processes import is_too_large, killable, memory_limit, worker_pool
+from kinetics_dance.core.processes import is_too_large, killable, memory_limit, worker_memory, worker_pool
 from kinetics_dance.download.sources import is_final
 from kinetics_dance.loading.store import build_store
 from kinetics_dance.video.decoding import numbered_clip, probe
@@ -108,3 +108,17 @@ def test_the_limit_of_a_machine(monkeypatch):
         monkeypatch.setenv('KINETICS_DANCE_MEMORY_MB', said)
         assert memory_limit(2) == wanted or said == 'much'
     assert is_too_large(MemoryError()) and is_too_large(OSError(12, 'x')) and not is_too_large(OSError(2, 'x'))
+
+
+@LINUX
+def test_the_setting(tmp_path, monkeypatch):
+    "`memory_mb` of a study is what its workers may take; afterwards all is as before"
+    monkeypatch.delenv('KINETICS_DANCE_MEMORY_MB', raising=False)
+    usual = memory_limit(2)
+    with worker_memory(None): assert memory_limit(2) == usual
+    index_bomb(tmp_path/'bomb.mp4', 85_000_000)
+    clips = pd.DataFrame(dict(clip_id=['bomb'], path=['bomb.mp4']))
+    with worker_memory(700):
+        assert memory_limit(2) == 700*2**20
+        out = build_store(clips, tmp_path/'frames', 4, (24, 32), base=tmp_path, jobs=1, log=lambda l: None)
+    assert list(out.reason) == ['too large'] and memory_limit(2) == usual

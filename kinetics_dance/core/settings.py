@@ -58,6 +58,7 @@ class DownloadSettings(Declared):
     ratelimit:A[int|float|None, Help('bytes per second of each transfer', gt=0)] = None
     sleep:A[int|float|None, Help('youtube: seconds between downloads', ge=0)] = None
     jobs:A[int, Help('downloads, or processes that read videos, at a time', ge=1, le=1024)] = 2
+    memory_mb:A[int|None, Help('memory of each of them, MB; null: by the machine', ge=256)] = None
 
 # %% ../../nbs/core/06_settings.ipynb #0476bec5
 class FrameSettings(Declared):

@@ -94,10 +94,10 @@ def _tell(clips, as_json):
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.clips.table import ClipTable
     from kinetics_dance.core.base import study_folder
+    from kinetics_dance.core.processes import worker_memory
     from kinetics_dance.loading.store import build_store
     from kinetics_dance.study.settings import read_settings
-    p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
-    p |= read_settings(study, runs=runs, jobs=jobs)
+    p = read_settings(study, runs=runs, jobs=jobs)
     run = study_folder(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
@@ -105,7 +105,7 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
     clips = table.frame().dropna(subset=['path'])
     at = _at(run, storage, clips)
     size = p['frame_height'], p['frame_width']
-    with _hands(scheduler, at) as pool:
+    with _hands(scheduler, at) as pool, worker_memory(p['memory_mb']):
         out = build_store(clips, at/'frames', p['n_frames'], size, jobs=p['jobs'],
                           compression=p['compression'], log=_news, pool=pool)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
