@@ -144,6 +144,7 @@ def test_penn_action_is_read_whole():
 @penn
 def test_order_helps_on_the_joints_themselves():
     r = joint_reference(MotionFile(PENN), trees=60)
+    assert r['set'] > r['vote']+.01 and abs(r['ordered']-r['set']) < .025, r       # nearly all of it is the set of moments
     assert .85 < r['vote'] < .93 and r['ordered'] > r['vote']+.01 and r['shuffled'] < r['ordered']-.03 and r['probe'] < r['shuffled'] and .15 < r['missing'] < .35
 
 
@@ -160,6 +161,25 @@ def test_published_numbers_are_those_of_the_predictions():
             p = t.filter(regex='^p_')
             right.append((p.columns[p.to_numpy().argmax(1)].str.removeprefix('p_') == t.label).mean())
         assert np.mean(right) == pytest.approx(m['accuracy']['mean'], abs=1e-6)
+
+
+@published
+def test_the_page_says_what_order_is_worth_to_trees():
+    "One permutation is no training without order: the page says what it said before, and what is right"
+    from rehearsal.motion import PAGE, corrected, shares_table
+    f = (ref := json.loads((RESULTS/'reference.json').read_text()))['forests']
+    assert f['steps']['together']['low'] > 0 and f['steps']['order']['mean'] < f['steps']['together']['mean']/2
+    few, some, many = (f['shuffled'][k] for k in ('1', '4', '16'))
+    assert few < some <= many+.01 and many < f['accuracy']['set']['mean']
+    assert ref['shares']['0.25']['both']['mean'] > ref['shares']['1']['both']['mean']
+    text = PAGE.read_text()
+    assert corrected(ref) in text and shares_table(ref) in text
+
+
+def test_a_page_without_controls_says_so():
+    from rehearsal.motion import steps
+    rows = [dict(question='all classes', ladder='set_transformer', step=s, gain=.01*k, low=0., high=.05) for k, s in enumerate(('more frames', 'seen together', 'in order'))]
+    assert 'have not been run yet' in steps({}) and 'set transformer' in steps(dict(decomposition=rows)) and '+2.0' in steps(dict(decomposition=rows))
 
 
 @published
