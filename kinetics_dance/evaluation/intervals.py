@@ -43,6 +43,7 @@ class Estimate:
     bounds:tuple=(0, 1) # Smallest and largest value that are possible
     uneven:float|None=None # Sum of squares of the uploads' clips over the square of their sum; 1/n if they have equally many
     pulls:dict|None=None # `{runs: (S,G)}`: how far each upload pulls the score of each run; None: only resamples tell
+    given:bool=False # Take the runs as given: about these trained models, whatever their number
 
     @property
     def value(self)->float: # Mean over training runs
@@ -54,14 +55,15 @@ class Estimate:
 
     @property
     def about_recipes(self)->bool: # False where a model was trained once: then only these trained models are compared
-        return all(len(x) > 1 for x in self.parts.values())
+        return not self.given and all(len(x) > 1 for x in self.parts.values())
 
     def __sub__(self, other:'Estimate')->'Estimate': # Paired by upload, and by run where the runs are the same
         (a, b), (c, d) = self.bounds, other.bounds
         uneven = None if None in (self.uneven, other.uneven) else max(self.uneven, other.uneven)
         known = self.pulls is not None and other.pulls is not None and self.n == other.n
         return Estimate(_minus(self.parts, other.parts), min(self.n, other.n), min(self.clips, other.clips),
-                        (a - d, b - c), uneven, _minus(self.pulls, other.pulls) if known else None)
+                        (a - d, b - c), uneven, _minus(self.pulls, other.pulls) if known else None,
+                        self.given or other.given)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #0ddcba37
 def _sums(row, value, group, shape, dense):
