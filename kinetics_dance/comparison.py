@@ -16,7 +16,7 @@ from .core.ownership import MARKER
 from .core.text import for_csv
 from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from .evaluation.analysis import (
-    agreement, confusion, load_probes, per_class, perturbation_effects, temporal_gain, together)
+    agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects, temporal_gain, together)
 from .evaluation.intervals import Estimate, bootstrap
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
@@ -120,7 +120,8 @@ def _tables(c):
                agreement=agreement(p).rename_axis('model').reset_index(),
                together=together(p, boot, c.settings['n_resamples'], c.settings['seed'], conf) if len(p.probs) > 1
                else None,
-               gains=temporal_gain(boot, c.baseline, conf) if c.baseline and len(p.probs) > 1 else None)
+               gains=temporal_gain(boot, c.baseline, conf) if c.baseline and len(p.probs) > 1 else None,
+               heterogeneity=heterogeneity(boot, c.baseline, conf) if c.baseline and len(p.probs) > 1 else None)
     return {k: df for k, df in out.items() if df is not None}
 
 # %% ../nbs/05_comparison.ipynb #b31c2825
@@ -147,7 +148,7 @@ def report(self:Comparison,
         study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes, ceiling=self.ceiling,
         scene_bias=self.scene_bias, models=models, pairs=self.pairs.to_dict('records'), verdicts=self.verdicts,
         notes=self.notes, settings=self.settings,
-        **{k: self.tables[k].to_dict('records') for k in ('gains', 'together') if k in self.tables})
+        **{k: self.tables[k].to_dict('records') for k in ('gains', 'heterogeneity', 'together') if k in self.tables})
 
 # %% ../nbs/05_comparison.ipynb #bd809613
 def _plain(x):

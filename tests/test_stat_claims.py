@@ -1,10 +1,13 @@
 """No sentence is stronger than its evidence: what is said where a model was trained once, in the three verdicts and in the cautions."""
 import numpy as np, pytest
+from statsmodels.stats.multitest import multipletests
+from conftest import ROOT
 from kinetics_dance.comparison import compare
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.core.settings import check_settings
+from kinetics_dance.evaluation.analysis import heterogeneity, shrunken, temporal_gain
 from kinetics_dance.evaluation.intervals import Estimate, bootstrap
-from kinetics_dance.evaluation.predictions import Predictions, as_table, simulate
+from kinetics_dance.evaluation.predictions import Predictions, as_table, load_predictions, simulate, stack_predictions
 from kinetics_dance.evaluation.significance import paired_differences, verdict
 
 
@@ -99,3 +102,42 @@ def test_nothing_is_planned_for_what_was_seen_by_chance():
     "Under no difference the clips for the margin stay of one size; for the difference seen they went from 1,100 to 340,000"
     need = [pair(0, 600, runs=1, seed=s).clips_for_margin for s in range(8)]
     assert max(need) < 4*min(need), need
+
+
+# --- which classes need time
+
+
+def test_motion_says_what_holds():
+    "Real motion, kept predictions: the classes differ, and how much"
+    p = stack_predictions(load_predictions(ROOT/'results/motion'))
+    h = heterogeneity(bootstrap(p, 2), 'per_frame').set_index('model').loc['video_transformer']
+    assert h.df == 14 and h.Q > 24 and 0 < h.tau < .08
+
+
+def test_random_effects_of_the_textbook():
+    "Seven trials of magnesium after infarction would do; here by hand: equal variances, tau is the spread beyond them"
+    g = np.array([.1, .2, .3, .8])
+    whole, each = shrunken(g, [.01]*4)
+    assert whole['Q'] == pytest.approx(((g - g.mean())**2).sum()/.01) and whole['df'] == 3
+    assert whole['tau']**2 == pytest.approx(g.var(ddof=1) - .01, rel=1e-3)
+    keep = whole['tau']**2/(whole['tau']**2 + .01)
+    assert each.shrunken.to_numpy() == pytest.approx(g.mean() + keep*(g - g.mean()), rel=1e-3)
+
+
+def test_the_demo_finds_all_twelve():
+    from test_stat_control import demo
+    for seed in range(6):
+        p = demo(np.random.default_rng(seed))
+        p.probs['time'], p.seeds['time'] = np.eye(12)[np.tile(p.y_true, (3, 1))], [0, 1, 2]
+        assert temporal_gain(bootstrap(p, 2), 'per_frame').found.sum() == 12
+
+
+def test_false_discoveries_are_rare():
+    "15 classes, ten of them with no gain at all: of what is found at most about 5 % is false, and shrunken intervals contain the truth"
+    rng, truth, v, false, inside = np.random.default_rng(0), np.r_[np.zeros(10), .05, .08, .1, .12, .15], np.full(15, .03**2), [], []
+    for _ in range(400):
+        whole, each = shrunken(truth + rng.normal(size=15)*.03, v)
+        found = multipletests(each.p, .05, 'fdr_bh')[0]
+        false.append((found & (truth == 0)).sum()/max(found.sum(), 1))
+        inside.append(((each.shrunken_low <= truth) & (truth <= each.shrunken_high)).mean())
+    assert np.mean(false) < .07 and np.mean(inside) > .92, (np.mean(false), np.mean(inside))
