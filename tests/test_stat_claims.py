@@ -141,3 +141,55 @@ def test_false_discoveries_are_rare():
         false.append((found & (truth == 0)).sum()/max(found.sum(), 1))
         inside.append(((each.shrunken_low <= truth) & (truth <= each.shrunken_high)).mean())
     assert np.mean(false) < .07 and np.mean(inside) > .92, (np.mean(false), np.mean(inside))
+
+
+# --- cautions, and what has no interval
+
+
+def test_calibration_error_has_no_interval():
+    "That of a perfectly calibrated model contained 0 in 0 to 2 % of studies"
+    p = simulate(np.random.default_rng(0), dict(a=.8))
+    e = bootstrap(p, 50)['a']['calibration_error']
+    assert e.value > 0 and np.isnan(e.interval()).all()
+    r = compare(tables((2, 2)), n_resamples=20).report('x')
+    assert r['models']['ours']['calibration_error']['mean'] > 0 and np.isnan(r['models']['ours']['calibration_error']['low'])
+
+
+def test_runs_of_two_studies_are_not_paired(tmp_path):
+    "Seed 0 of one study and seed 0 of another are two runs; the same run on tampered frames is one"
+    p = simulate(np.random.default_rng(0), dict(m=.8), run=.1)
+    found = {}
+    for study in 'ab':
+        for probe in ('', 'shuffled'):
+            for s in range(3):
+                f = tmp_path/study/'predictions/m'/probe/f'seed{s}.parquet'
+                f.parent.mkdir(parents=True, exist_ok=True)
+                as_table(p, 'm', s).to_parquet(f)
+            found[study, probe] = bootstrap(stack_predictions(load_predictions(tmp_path/study, probe or None)), 20)['m']['accuracy']
+    same, other = found['a', 'shuffled'] - found['a', ''], found['b', ''] - found['a', '']
+    assert same.spread()[1] == 0 and len(same.parts) == 1
+    assert len(other.parts) == 2 and other.spread()[1] == pytest.approx(2*found['a', ''].spread()[1])
+
+
+def cautions(*accuracies, seed=0, n=400, keep=None):
+    "What is said of runs with these accuracies"
+    p, rng = simulate(np.random.default_rng(seed), {f'm{i}': .8 for i in range(len(accuracies))}, uploads=n//2, seeds=len(accuracies[0])), np.random.default_rng(1)
+    for m, a in zip(p.probs, accuracies):
+        for s, x in enumerate(a): p.probs[m][s] = np.eye(4)[np.where(rng.random(n) < x, p.y_true, (p.y_true + 1) % 4)]
+    runs = {m: {s: as_table(p, m, s) for s in p.seeds[m]} for m in p.probs}
+    return ' '.join(x for x in compare(runs, n_resamples=10).notes if x.startswith('Caution'))
+
+
+def test_cautions():
+    assert cautions((.8, .81, .79), (.82, .8, .81)) == ''
+    assert 'one run of m0 reaches' in cautions((.85, .84, .4)) and 'collapse' in cautions((.85, .84, .4))
+    assert 'runs of m1 differ' in cautions((.8, .8, .8), (.72, .8, .88), n=2000)
+
+
+@pytest.mark.parametrize('p, want', [([.01, .02, .04], [.03, .02, .04]), ([.2, .01, .03], [.2, .03, .03]), ([.02, .9, .9], [.06, .9, .9])])
+def test_shaffer_for_three(p, want):
+    "If one of three pairs differs, at most one other can be equal: after the first no correction is needed"
+    from kinetics_dance.evaluation.significance import corrected
+    want = np.array(want)
+    assert corrected(p, 3) == pytest.approx(np.maximum.accumulate(want[np.argsort(p)])[np.argsort(np.argsort(p))]) and (corrected(p, 3) <= multipletests(p, method='holm')[1] + 1e-12).all()
+    assert corrected(p, 4) == pytest.approx(multipletests(p, method='holm')[1])
