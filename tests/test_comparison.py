@@ -107,7 +107,7 @@ def test_report(study):
     assert (pair['a'], pair['b']) == ('per_frame', 'cnn_lstm') and pair['low'] <= pair['diff'] <= pair['high'] and pair['p'] < .05
     assert pair['diff'] == pytest.approx(r['models']['cnn_lstm']['accuracy']['mean'] - r['models']['per_frame']['accuracy']['mean'], abs=2e-6)
     assert len(r['verdicts']) == 1 and 'cnn_lstm is better than per_frame' in r['verdicts'][0]
-    assert {f.stem for f in (study/'tables').iterdir() if f.name[0] != '.'} == {'scores', 'pairs', 'per_class', 'seeds', 'confusion', 'probes', 'agreement', 'together', 'gains'}
+    assert {f.stem for f in (study/'tables').iterdir() if f.name[0] != '.'} == {'scores', 'pairs', 'per_class', 'seeds', 'confusion', 'probes', 'agreement', 'together', 'gains', 'heterogeneity'}
     # a table of an earlier run goes; what the user put there, or another's line in the list names, stays
     mark, gone, mine, outside = study/'tables'/'.kinetics_dance', study/'tables'/'old.csv', study/'tables'/'mine.csv', study/'x.csv'
     for f in (gone, mine, outside): f.write_text('x')

@@ -1,10 +1,13 @@
 """No sentence is stronger than its evidence: what is said where a model was trained once, in the three verdicts and in the cautions."""
 import numpy as np, pytest
+from statsmodels.stats.multitest import multipletests
+from conftest import ROOT
 from kinetics_dance.comparison import compare
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.core.settings import check_settings
+from kinetics_dance.evaluation.analysis import heterogeneity, shrunken, temporal_gain
 from kinetics_dance.evaluation.intervals import Estimate, bootstrap
-from kinetics_dance.evaluation.predictions import Predictions, as_table, simulate
+from kinetics_dance.evaluation.predictions import Predictions, as_table, load_predictions, simulate, stack_predictions
 from kinetics_dance.evaluation.significance import paired_differences, verdict
 
 
@@ -99,3 +102,94 @@ def test_nothing_is_planned_for_what_was_seen_by_chance():
     "Under no difference the clips for the margin stay of one size; for the difference seen they went from 1,100 to 340,000"
     need = [pair(0, 600, runs=1, seed=s).clips_for_margin for s in range(8)]
     assert max(need) < 4*min(need), need
+
+
+# --- which classes need time
+
+
+def test_motion_says_what_holds():
+    "Real motion, kept predictions: the classes differ, and how much"
+    p = stack_predictions(load_predictions(ROOT/'results/motion'))
+    h = heterogeneity(bootstrap(p, 2), 'per_frame').set_index('model').loc['video_transformer']
+    assert h.df == 14 and h.Q > 24 and 0 < h.tau < .08
+
+
+def test_random_effects_of_the_textbook():
+    "Seven trials of magnesium after infarction would do; here by hand: equal variances, tau is the spread beyond them"
+    g = np.array([.1, .2, .3, .8])
+    whole, each = shrunken(g, [.01]*4)
+    assert whole['Q'] == pytest.approx(((g - g.mean())**2).sum()/.01) and whole['df'] == 3
+    assert whole['tau']**2 == pytest.approx(g.var(ddof=1) - .01, rel=1e-3)
+    keep = whole['tau']**2/(whole['tau']**2 + .01)
+    assert each.shrunken.to_numpy() == pytest.approx(g.mean() + keep*(g - g.mean()), rel=1e-3)
+
+
+def test_the_demo_finds_all_twelve():
+    from test_stat_control import demo
+    for seed in range(6):
+        p = demo(np.random.default_rng(seed))
+        p.probs['time'], p.seeds['time'] = np.eye(12)[np.tile(p.y_true, (3, 1))], [0, 1, 2]
+        assert temporal_gain(bootstrap(p, 2), 'per_frame').found.sum() == 12
+
+
+def test_false_discoveries_are_rare():
+    "15 classes, ten of them with no gain at all: of what is found at most about 5 % is false, and shrunken intervals contain the truth"
+    rng, truth, v, false, inside = np.random.default_rng(0), np.r_[np.zeros(10), .05, .08, .1, .12, .15], np.full(15, .03**2), [], []
+    for _ in range(400):
+        whole, each = shrunken(truth + rng.normal(size=15)*.03, v)
+        found = multipletests(each.p, .05, 'fdr_bh')[0]
+        false.append((found & (truth == 0)).sum()/max(found.sum(), 1))
+        inside.append(((each.shrunken_low <= truth) & (truth <= each.shrunken_high)).mean())
+    assert np.mean(false) < .07 and np.mean(inside) > .92, (np.mean(false), np.mean(inside))
+
+
+# --- cautions, and what has no interval
+
+
+def test_calibration_error_has_no_interval():
+    "That of a perfectly calibrated model contained 0 in 0 to 2 % of studies"
+    p = simulate(np.random.default_rng(0), dict(a=.8))
+    e = bootstrap(p, 50)['a']['calibration_error']
+    assert e.value > 0 and np.isnan(e.interval()).all()
+    r = compare(tables((2, 2)), n_resamples=20).report('x')
+    assert r['models']['ours']['calibration_error']['mean'] > 0 and np.isnan(r['models']['ours']['calibration_error']['low'])
+
+
+def test_runs_of_two_studies_are_not_paired(tmp_path):
+    "Seed 0 of one study and seed 0 of another are two runs; the same run on tampered frames is one"
+    p = simulate(np.random.default_rng(0), dict(m=.8), run=.1)
+    found = {}
+    for study in 'ab':
+        for probe in ('', 'shuffled'):
+            for s in range(3):
+                f = tmp_path/study/'predictions/m'/probe/f'seed{s}.parquet'
+                f.parent.mkdir(parents=True, exist_ok=True)
+                as_table(p, 'm', s).to_parquet(f)
+            found[study, probe] = bootstrap(stack_predictions(load_predictions(tmp_path/study, probe or None)), 20)['m']['accuracy']
+    same, other = found['a', 'shuffled'] - found['a', ''], found['b', ''] - found['a', '']
+    assert same.spread()[1] == 0 and len(same.parts) == 1
+    assert len(other.parts) == 2 and other.spread()[1] == pytest.approx(2*found['a', ''].spread()[1])
+
+
+def cautions(*accuracies, seed=0, n=400, keep=None):
+    "What is said of runs with these accuracies"
+    p, rng = simulate(np.random.default_rng(seed), {f'm{i}': .8 for i in range(len(accuracies))}, uploads=n//2, seeds=len(accuracies[0])), np.random.default_rng(1)
+    for m, a in zip(p.probs, accuracies):
+        for s, x in enumerate(a): p.probs[m][s] = np.eye(4)[np.where(rng.random(n) < x, p.y_true, (p.y_true + 1) % 4)]
+    runs = {m: {s: as_table(p, m, s) for s in p.seeds[m]} for m in p.probs}
+    return ' '.join(x for x in compare(runs, n_resamples=10).notes if x.startswith('Caution'))
+
+
+def test_cautions():
+    assert cautions((.8, .81, .79), (.82, .8, .81)) == ''
+    assert 'one run of m0 reaches' in cautions((.85, .84, .4)) and 'collapse' in cautions((.85, .84, .4))
+    assert 'runs of m1 differ' in cautions((.8, .8, .8), (.72, .8, .88), n=2000)
+
+
+@pytest.mark.parametrize('p, want', [([.01, .02, .04], [.03, .02, .04]), ([.2, .01, .03], [.2, .03, .03]), ([.02, .9, .9], [.06, .9, .9])])
+def test_shaffer_for_three(p, want):
+    "If one of three pairs differs, at most one other can be equal: after the first no correction is needed"
+    from kinetics_dance.evaluation.significance import corrected
+    want = np.array(want)
+    assert corrected(p, 3) == pytest.approx(np.maximum.accumulate(want[np.argsort(p)])[np.argsort(np.argsort(p))]) and (corrected(p, 3) <= multipletests(p, method='holm')[1] + 1e-12).all()
+    assert corrected(p, 4) == pytest.approx(multipletests(p, method='holm')[1])

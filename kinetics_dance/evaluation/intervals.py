@@ -43,6 +43,8 @@ class Estimate:
     bounds:tuple=(0, 1) # Smallest and largest value that are possible
     uneven:float|None=None # Sum of squares of the uploads' clips over the square of their sum; 1/n if they have equally many
     pulls:dict|None=None # `{runs: (S,G)}`: how far each upload pulls the score of each run; None: only resamples tell
+    given:bool=False # Take the runs as given: about these trained models, whatever their number
+    biased:bool=False # Has no interval, because the value is not right on average
 
     @property
     def value(self)->float: # Mean over training runs
@@ -54,14 +56,15 @@ class Estimate:
 
     @property
     def about_recipes(self)->bool: # False where a model was trained once: then only these trained models are compared
-        return all(len(x) > 1 for x in self.parts.values())
+        return not self.given and all(len(x) > 1 for x in self.parts.values())
 
     def __sub__(self, other:'Estimate')->'Estimate': # Paired by upload, and by run where the runs are the same
         (a, b), (c, d) = self.bounds, other.bounds
         uneven = None if None in (self.uneven, other.uneven) else max(self.uneven, other.uneven)
         known = self.pulls is not None and other.pulls is not None and self.n == other.n
         return Estimate(_minus(self.parts, other.parts), min(self.n, other.n), min(self.clips, other.clips),
-                        (a - d, b - c), uneven, _minus(self.pulls, other.pulls) if known else None)
+                        (a - d, b - c), uneven, _minus(self.pulls, other.pulls) if known else None,
+                        self.given or other.given, self.biased or other.biased)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #0ddcba37
 def _sums(row, value, group, shape, dense):
@@ -146,9 +149,10 @@ def bootstrap(
             scores['log_loss'][:, at], scores['calibration_error'][:, at] = loss[:, 0]/size, np.abs(gaps).sum(1)/size
         bounds = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
         if k <= 3: del scores['top3']
-        key = (m, *p.seeds[m])
+        key = (p.studies.get(m, ''), m, *p.seeds[m])
         pulls = {s: {key: x} for s, x in _pulls(tables, own, k).items()}
-        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1)), uneven, pulls.get(s))
+        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1)), uneven, pulls.get(s),
+                              biased=s == 'calibration_error')
                   for s, x in scores.items()}
         out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), (0, 1), _uneven(own[[i]]),
                                         {key: _recall_pulls(tables, own, k, i)}) for i, c in enumerate(p.classes)}
@@ -233,7 +237,7 @@ def interval(self:Estimate,
 )->tuple: # (low, high); both NaN where fewer than two uploads leave nothing to resample
     "Interval of the score; even where it has no natural ends, by `wilson` between 0 and 1."
     x, (lowest, highest) = self.value, self.bounds
-    if self.n < 2 or np.isnan(x): return np.nan, np.nan
+    if self.n < 2 or np.isnan(x) or self.biased: return np.nan, np.nan
     a, b, order = self.distances(1 - confidence)
     down, up = (a, a) if self.bounds != (0, 1) else self.wilson(a, student.ppf((1 + confidence)/2, self.n - 1))
     return (float(max(x - joined(down, b, order), lowest)), float(min(x + joined(up, b, order), highest)))
@@ -245,7 +249,7 @@ def monte_carlo_error(self:Estimate,
 )->float: # 0 where the variance has a closed form
     "Standard deviation of the ends of the interval over other seeds of the resampling (variance of a normal variance)."
     resamples = next(iter(self.parts.values())).shape[1] - 1
-    if self.pulls is not None or not resamples or self.n < 2: return 0.
+    if self.pulls is not None or not resamples or self.n < 2 or self.biased: return 0.
     a, b, order = self.distances(1 - confidence)
     return float(joined(a*(1 + (2*resamples)**-.5), b, order) - joined(a, b, order))
 

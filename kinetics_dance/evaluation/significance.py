@@ -104,9 +104,10 @@ def needed(self:Variances,
     def clips(k): return replace(self, uploads=self.uploads/k, both=self.both/k, n=max(int(self.n*k), 2),
                                  runs=tuple(max(r - self.both/len(self.runs), 0) + self.both/len(self.runs)/k
                                             for r in self.runs))
-    def runs(s): return replace(self, uploads=self.uploads - self.both*(1 - self.counts[0]/s), counts=(s,)*len(self.runs),
-                                runs=tuple(r*c/s for r, c in zip(self.runs, self.counts)),
-                                both=self.both*self.counts[0]/s)
+    def runs(s):
+        both = self.both*self.counts[0]/s
+        return replace(self, uploads=max(self.uploads - self.both, 0) + both, counts=(s,)*len(self.runs), both=both,
+                       runs=tuple(r*c/s for r, c in zip(self.runs, self.counts)))
     gap = lambda log: clips(np.exp(log)).power(margin, level) - power
     few, many = np.log(3/self.n), np.log(1e4)
     times = None if gap(many) < 0 else float(np.exp(brentq(gap, few, many, xtol=.01) if gap(few) < 0 else few))
