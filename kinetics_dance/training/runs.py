@@ -192,11 +192,11 @@ class _Watch(Callback):
         if rows: said += f", loss {rows[-1]['train_loss']:.3f}, valid accuracy {rows[-1]['top1']:.1%}"
         self.task.update(self.base+epochs, said)
 
+# %% ../../nbs/training/08_runs.ipynb #a1d1497e
 def _run_of(seed, settings):
     "Which training run it is, in words"
     seeds = list(settings.get('seeds', [seed]))
     return f'run {seeds.index(seed)+1} of {len(seeds)} (seed {seed})' if seed in seeds else f'seed {seed}'
-
 
 # %% ../../nbs/training/08_runs.ipynb #4196f62a
 def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=(), team=ProcessGroup(), log=None):
