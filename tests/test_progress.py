@@ -161,7 +161,8 @@ def test_what_a_training_tells():
     assert task.text == 'run 2 of 3 (seed 3), epoch 2 of 10, loss 2.000, valid accuracy 25.0%' and task.done == 5.5
     rows.append(dict(epoch=1, train_loss=1., top1=.5))
     watch.after_epoch()
-    assert task.text.endswith('loss 1.000, valid accuracy 50.0%') and task.done == 6 and whole.done == 6
+    assert task.text == 'run 2 of 3 (seed 3), 2 of 10 epochs, loss 1.000, valid accuracy 50.0%'
+    assert task.done == 6 and whole.done == 6
     task.update(0)
     assert whole.done == 0
 

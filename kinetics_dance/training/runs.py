@@ -180,15 +180,16 @@ class _Watch(Callback):
 
     def after_batch(self):
         if not self.training or time.monotonic()-self.last < 1: return
-        self._tell(self.pct_train*self.n_epoch)
+        self._tell(self.pct_train*self.n_epoch, f'epoch {self.epoch+1} of {self.n_epoch}')
 
     def after_epoch(self):
         rows = self.learn.history.rows      # has no new row for an epoch that a resumed training skips
-        if rows and rows[-1]['epoch'] == self.epoch: self._tell(self.epoch+1)
+        if not rows or rows[-1]['epoch'] != self.epoch: return
+        self._tell(self.epoch+1, f'{self.epoch+1} of {self.n_epoch} epochs')
 
-    def _tell(self, epochs):
+    def _tell(self, epochs, said):
         rows,self.last = self.learn.history.rows,time.monotonic()
-        said = f'{self.what}, epoch {self.epoch+1} of {self.n_epoch}'
+        said = f'{self.what}, {said}'
         if rows: said += f", loss {rows[-1]['train_loss']:.3f}, valid accuracy {rows[-1]['top1']:.1%}"
         self.task.update(self.base+epochs, said)
 
@@ -242,9 +243,22 @@ def _start(run, recipe, seed):
     set_seed(seed, reproducible=True)
     return store,table,classes
 
-# %% ../../nbs/training/08_runs.ipynb #2594e601
+# %% ../../nbs/training/08_runs.ipynb #5b70400a
 LR_SEED = 1000
 
+def _try_lr(lr, run, spec, arguments, recipe, team, task, log):
+    "The last epoch of a short training; without loss and accuracy where it diverges"
+    store,table,classes = _start(run, recipe, LR_SEED)
+    net = make_model(spec, arguments, len(classes))
+    _check_model(net, recipe)
+    watch = [_Watch(task, f'trying lr {lr:g}')]
+    try:
+        history = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, cbs=watch,
+                         team=team, log=log)[1]
+    except FloatingPointError: return dict(valid_loss=None, top1=None)
+    return history.iloc[-1]
+
+# %% ../../nbs/training/08_runs.ipynb #2594e601
 def choose_lr(
     name:str,       # Name of the model
     settings:dict,  # Settings of the study, by name
@@ -273,14 +287,7 @@ def choose_lr(
         expect(task, len(todo)*recipe.lr_epochs)
         for lr in recipe.lr:
             if any(t['lr'] == lr for t in tried): continue
-            store,table,classes = _start(run, recipe, LR_SEED)
-            net = make_model(spec, arguments, len(classes))
-            _check_model(net, recipe)
-            cbs = [_Watch(task, f'trying lr {lr:g}')]
-            try:
-                last = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, cbs=cbs, team=team,
-                              log=log)[1].iloc[-1]
-            except FloatingPointError: last = dict(valid_loss=None, top1=None)
+            last = _try_lr(lr, run, spec, arguments, recipe, team, task, log)
             tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
             if log and team.first: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
             if not team.first: continue
