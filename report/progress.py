@@ -115,8 +115,10 @@ class Show:
         self.begin(st.stem)
 
     def begin(self, stem):
-        self.began[stem], self.tasks[stem] = time.monotonic(), Task(stem, 1, screen=self.screen)
-        if 'all' not in self.tasks: self.tasks['all'] = Task('all', 1, screen=self.screen)
+        self.began[stem], self.tasks[stem] = time.monotonic(), Task(stem, None, screen=self.screen)
+        whole = self.tasks.pop('all', None) or Task('all', None, screen=self.screen)
+        self.screen.close(whole)                        # so that it comes last again
+        self.tasks['all'] = whole
 
     def end(self, st):
         self.line(f'{st.stem}: ' + ('FAILED' if st.state == 'failed' else f'done in {st.seconds:.1f} s'))
@@ -133,8 +135,8 @@ class Show:
 
     def tell(self, stem, share, text, left):
         task = self.tasks[stem]
-        task.left = left
-        task.update(share, text)
+        task.left, task.total = left, None if share is None else 1
+        task.update(share or 0, text)
 
     def look(self, st):
         "(share, words, seconds left) of a notebook that runs"
@@ -144,13 +146,13 @@ class Show:
             return event['share'], of + event['text'], event['left']
         expected = self.pace.expected(st.stem, work(st.stem, self.values))
         left = None if expected is None else max(.1*spent, expected - spent)
-        return spent/(spent + left) if left else 0., st.where, left
+        return spent/(spent + left) if left else None, st.where, left
 
     def whole(self, ours):
         "(share, words, seconds left) of all that is to be run: the answer first, then the rest"
         path = {s: st for s, st in self.r.stages.items() if s in self.chosen and st.state in ('waiting', 'running')}
         left = {s: ours[s][2] if s in ours and ours[s][2] is not None else self.pace.expected(s, work(s, self.values)) for s in path}
-        if None in left.values(): return 0., 'time left: known when the first notebook is done', None
+        if None in left.values(): return None, 'time left: known when the first notebook is done', None
         first = {s: x for s, x in left.items() if not path[s].wing}
         then = {s: x for s, x in left.items() if path[s].wing}
         needs = {s: path[s].needs for s in path}
@@ -159,7 +161,7 @@ class Show:
         rest = finish_time(then, needs, self.jobs, [s for s in then if s in ours]) + site if then else 0
         words = f'the answer in about {duration(answer)}' if first and then else ''
         spent = time.monotonic() - self.tasks['all'].began
-        return spent/(spent + answer + rest), words, answer + rest
+        return spent/max(1, spent + answer + rest), words, answer + rest
 
     def close(self):
         for task in self.tasks.values(): self.screen.close(task)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from csv import DictReader, Error as CsvError
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
@@ -179,17 +180,29 @@ class Run:
 
     def key(self, st):
         "Everything that the result of a notebook depends on, in parts, so that a stale one can say why"
-        cells = [source(c) for c in code_cells(load_nb(st.path))]
         for n in st.needs:
             if not self.record(n): raise UserError(f'{st.stem} needs {n}, which has not been run: leave out --only')
         up = {n: sha(json.dumps(sorted((f, o[2]) for f, o in self.record(n)['outputs'].items()))) for n in st.needs}
         if 'contrast' in self.decl[st.stem]:       # it also reads the report of another study, where there is one
             name = self.params.get('contrast', self.decl[st.stem]['contrast'])
             if name and name != self.study and (p := self.folder.parent/name/'report.json').exists(): up[f'study {name}'] = file_sha(p)
-        code = sha('\0'.join(plain_source(cells, self.root, self.lib)))
-        key = dict(scheme=SCHEME, code=code, library=closure(cells, self.root, self.lib), upstream=up, pins=self.pins, inputs=self.inputs(st),
+        key = dict(scheme=SCHEME, **self.reached(st), upstream=up, pins=self.pins, inputs=self.inputs(st),
                    parameters={k: v for k, v in st.params.items() if k != 'runs'})
         return key | {'versions': self.versions} if st.wing else key
+
+    def reached(self, st):
+        "A notebook's own code, and what it reaches in the library; as noted where both have the same bytes as then"
+        rec = self.record(st.stem) or {}
+        same = rec.get('source') == sha(st.path.read_bytes()) and rec.get('library') == self.library and rec['key'].get('scheme') == SCHEME
+        if same: return {k: rec['key'][k] for k in ('code', 'library')}
+        cells = [source(c) for c in code_cells(load_nb(st.path))]
+        return dict(code=sha('\0'.join(plain_source(cells, self.root, self.lib))), library=closure(cells, self.root, self.lib))
+
+    @cached_property
+    def library(self):
+        "A hash of the library's files"
+        files = sorted((self.root/self.lib).rglob('*.py'))
+        return sha(json.dumps([(p.relative_to(self.root).as_posix(), sha(p.read_bytes())) for p in files]))
 
     def inputs(self, st):
         "{setting: state} of the files, folders and URLs that the notebook's settings name"
@@ -236,7 +249,12 @@ class Run:
     def refresh(self, st):
         "Put the prose and comments of the notebook as it is now around the outputs that it had: same code, same results"
         rec, now = self.record(st.stem), sha(st.path.read_bytes())
-        if rec.get('source') == now: return
+        if rec.get('source') != now: self.with_new_prose(st)
+        if (rec.get('source'), rec.get('library')) != (now, self.library):
+            self.save(st.stem, {**rec, 'source': now, 'library': self.library, 'key': st.key})
+
+    def with_new_prose(self, st):
+        "The executed notebook, with the cells as they are now and the outputs that it had"
         out = self.executed/f'{st.stem}.ipynb'
         old, new = load_nb(out), load_nb(st.path)
         for a, b in zip(code_cells(old), code_cells(new)):
@@ -247,18 +265,18 @@ class Run:
                 new['cells'].insert(i + 1, c)
         new['metadata'] = old['metadata']
         write_json(out, new)
-        self.save(st.stem, {**rec, 'source': now})
 
     def save(self, stem, rec):
         self.records[stem] = rec
         write_json(self.folder/'stages'/f'{stem}.json', rec)
 
     def settle(self, stems, force):
-        "Find out which notebooks of the wings need not run, before anything does"
+        "Find out which notebooks of the wings need not run, one by one, so that it can be done while others do"
         for st in (self.stages[s] for s in stems if self.stages[s].wing and not force):
             st.key = self.key(st)
             why = self.stale(st)
             if why is None or self.take(st): self.leave(st, why)
+            yield True
 
     def leave(self, st, why=None):
         "A notebook stays as it is, or as another study has it"
@@ -306,7 +324,7 @@ class Run:
         write_atomic(out, nbformat.writes(nb))
         running.unlink(missing_ok=True)
         st.seconds, st.state = round(time.time() - t0, 2), 'ran'
-        self.save(st.stem, dict(key=key, source=src_sha, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
+        self.save(st.stem, dict(key=key, source=src_sha, library=self.library, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
                                 finished=datetime.now(timezone.utc).isoformat(timespec='seconds')))
         self.keep(st)
 
@@ -349,8 +367,8 @@ class Run:
 
     # --- all of them --------------------------------------------------------------------------------------------------
 
-    def go(self, chosen, jobs, force, show):
-        "Run the chosen stages, up to `jobs` side by side; after a failure those that run finish and nothing new starts"
+    def go(self, chosen, jobs, force, show, meanwhile=iter(())):
+        "Run the chosen stages, up to `jobs` side by side; after a failure those that run finish and nothing new starts. `meanwhile`: steps of other work"
         waiting, running = [self.stages[s] for s in chosen if self.stages[s].state == 'waiting'], {}
         with ThreadPoolExecutor(jobs) as pool:
             try:
@@ -366,7 +384,8 @@ class Run:
                         else:
                             st.state = 'running'; show.start(st, why)
                             running[pool.submit(self.execute, st)] = st
-                    done, _ = wait(running, timeout=.5, return_when=FIRST_COMPLETED)
+                    busy = running and next(meanwhile, False)
+                    done, _ = wait(running, timeout=0 if busy else .5, return_when=FIRST_COMPLETED)
                     for f in done: f.result(); show.end(running.pop(f))
                     show.tick(list(running.values()))
             except BaseException:                                          # Ctrl-C, a SIGTERM, or a bug of ours
@@ -511,9 +530,10 @@ def run():
             show = Show(r, chosen, max(1, a.jobs), Pace(r.folder.parent/'.pace.json', machine()), values)
             r.events, pages = show.events, Pages(r, a.out, show) if a.site else None
             try:
-                r.settle(chosen, a.force)
-                r.go([s for s in chosen if not r.stages[s].wing], max(1, a.jobs), a.force, show)
+                settling = r.settle(chosen, a.force)
+                r.go([s for s in chosen if not r.stages[s].wing], max(1, a.jobs), a.force, show, settling)
                 if not r.failed(): first(r, values, last, pages if not a.only else None, show)
+                for _ in settling: pass
                 r.go([s for s in chosen if r.stages[s].wing], max(1, a.jobs), a.force, show)
                 (r.folder/'.kernels').unlink(missing_ok=True)
                 r.finish()

@@ -59,7 +59,7 @@ class Toy:
     def command(self, *args, study='studies/toy.yaml'):
         return [sys.executable, '-m', 'report.run', str(self.root/study), '--root', str(self.root), *args]
     def run(self, *args, rc=0, **kw):
-        p = subprocess.run(self.command(*args, **kw), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        p = subprocess.run(self.command(*args, **kw), cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert p.returncode == rc, p.stdout + p.stderr
         return p
     def popen(self, *args):

@@ -23,7 +23,7 @@ def start(launch, file, *args, model='cnn_lstm'):
     env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
     line = [sys.executable, *launch, '-m', 'kinetics_dance.train', '--study', str(file), '--model', model, '--seed', '0', *args]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=env | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignore'))
+                            env=env | dict(OMP_NUM_THREADS='1', KINETICS_DANCE_PROGRESS_SECONDS='0', PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignore'))
 
 
 def done(p, code=0):
@@ -45,7 +45,7 @@ def two(tiny, tmp_path_factory):  # noqa: F811
 def test_two_processes_make_the_unit_of_one(tiny, two, tmp_path):  # noqa: F811
     from kinetics_dance.study.launch import train_study
     at, said = two
-    assert len(re.findall('epoch 5 of 5', said)) == 1, 'one of them speaks'
+    assert len(re.findall('5 of 5 epochs', said)) == 1, 'one of them speaks'
     card, = train_study(study(tiny, tmp_path/'r'), 'cnn_lstm', 0, log=None)
     one, other = files(tmp_path/'r'), files(at)
     assert set(one) == set(other) and not any('checkpoint' in f for f in one)
@@ -65,7 +65,7 @@ def test_a_killed_process_is_started_again_and_the_end_is_the_same(tiny, two, tm
     said, killed = [], False
     for line in p.stdout:
         said.append(line)
-        if 'epoch 2 of 5' in line and not killed:
+        if '2 of 5 epochs' in line and not killed:
             time.sleep(.05)
             second, = (c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1')
             second.send_signal(signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_a_killed_process_is_started_again_and_the_end_is_the_same(tiny, two, tm
     p.wait(60); p.stdout.close()
     out = ''.join(said)
     assert killed and p.returncode == 0, out
-    assert len(re.findall('epoch 1 of 5', out)) == 1 and 'epoch 5 of 5' in out, 'it went on at the checkpoint\n'+out
+    assert len(re.findall('1 of 5 epochs', out)) == 1 and '5 of 5 epochs' in out, 'it went on at the checkpoint\n'+out
     a, b = files(two[0]), files(tmp_path/'r')
     assert set(a) == set(b)
     for f in a:

@@ -128,13 +128,15 @@ def test_terminal_and_film(monkeypatch, tmp_path, capsys):
     from rich.console import Console
     from kinetics_dance.deploy.output import Prediction, Printer
     from kinetics_dance.deploy.overlay import _caption
-    from kinetics_dance.study.cli import _Screen
+    from kinetics_dance.core.progress import Bars, Task
     label = '[/red]\x1b[2J\n=cmd|x $\\frac$ \u202e'
     console = Console(file=io.StringIO(), force_terminal=True)
-    screen = _Screen()
-    screen.console, screen.live, screen.status = console, True, console.status('x')
-    screen(label)
-    console.print(screen.status.renderable)
+    bars = Bars(console)
+    task = Task(label, 2, screen=bars)
+    task.update(1, label)
+    bars.bars.refresh()
+    bars.close(task)
+    assert '\x1b[2J' not in console.file.getvalue() and '[/red]\\x1b[2J' in console.file.getvalue()
     assert _caption([label, 'b'], [.5, .5], 96, 128)[0].max() > 100
     import numpy as np
     p = Prediction([label, '_b'], np.zeros(1), 3., np.array([[.6, .4]]), (0., 3.))

@@ -45,7 +45,7 @@ def start(runs, file, *args):
     "Train from a process of its own, as the command line does"
     code = f'from kinetics_dance.study.launch import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-                            env=os.environ | {'OMP_NUM_THREADS': '1'})
+                            env=os.environ | {'OMP_NUM_THREADS': '1', 'KINETICS_DANCE_PROGRESS_SECONDS': '0'})
 
 
 def test_killed_training_ends_with_the_same_bytes(tiny, tmp_path):
@@ -61,7 +61,7 @@ def test_killed_training_ends_with_the_same_bytes(tiny, tmp_path):
     while kills < 2:     # once after the second epoch, once after the fourth
         p = start(tmp_path, tmp_path/'cut'/'tiny.yaml', "model='cnn_lstm'", 'seed=0')
         for line in p.stdout:
-            if f'epoch {2*kills+2} of 5' in line:
+            if f'{2*kills+2} of 5 epochs' in line:
                 time.sleep(.05)
                 p.send_signal(signal.SIGKILL); break
         p.wait(60); p.stdout.close()
@@ -69,7 +69,7 @@ def test_killed_training_ends_with_the_same_bytes(tiny, tmp_path):
         kills += 1
     p = start(tmp_path, tmp_path/'cut'/'tiny.yaml', "model='cnn_lstm'", 'seed=0')
     out = p.communicate(timeout=300)[0]
-    assert p.returncode == 0 and 'epoch 1 of 5' not in out and 'epoch 5 of 5' in out, out     # it went on, and did not begin again
+    assert p.returncode == 0 and '1 of 5 epochs' not in out and '5 of 5 epochs' in out, out     # it went on, and did not begin again
     a, b = (tmp_path/n/'tiny' for n in ('whole', 'cut'))
     for f in ('models/cnn_lstm/seed0/model.safetensors', 'models/cnn_lstm/seed0/history.csv', 'predictions/cnn_lstm/seed0.parquet',
               'predictions/cnn_lstm/shuffled/seed0.parquet'):

@@ -28,7 +28,7 @@ class Task:
     "A piece of work: how much there is, how much of it is done, and in a few words where it is"
     def __init__(self,
         name:str,         # What is done, e.g. frames
-        total:float,      # How much there is
+        total:float|None, # How much there is; None: nobody knows
         unit:str='',      # Of what, e.g. clips; nothing: only a percentage is shown
         screen=None,      # Who shows it; None: nobody
         whole=None,       # The larger piece of work that this is a part of
@@ -54,7 +54,7 @@ def expect(
     part:float, # So much more is to be done; negative: less, because it was done before
 ):
     "Change the total of a piece of work, and of the whole that it is a part of"
-    task.total = max(task.done, task.total + part)
+    task.total = max(task.done, (task.total or 0) + part)
     if task.whole: expect(task.whole, part)
 
 # %% ../../nbs/core/09_progress.ipynb #9531985d
@@ -62,14 +62,15 @@ def time_left(
     task:Task,
 )->float|None: # Seconds at the pace so far; None before anything is done
     "How long the rest will take"
-    if task.left is not None: return task.left
+    if task.left is not None or task.total is None: return task.left
     spent = task.clock() - task.began
     return spent/task.done*max(0, task.total - task.done) if task.done and spent else None
 
 def share_done(
     task:Task,
-)->float: # 0 to 1
+)->float|None: # 0 to 1; None: nobody knows
     "What part of it is done"
+    if task.total is None: return None
     return min(1, task.done/task.total) if task.total else 1.
 
 # %% ../../nbs/core/09_progress.ipynb #e8e25d94
@@ -77,11 +78,13 @@ def progress_line(
     task:Task,
 )->str: # Name, share, count or words, time left
     "How far a piece of work is, in one line"
-    said = [f'{share_done(task):.0%}', _where(task), _left(task)]
+    said = [_percent(share_done(task)), _where(task), _left(task)]
     return for_terminal(f'{task.name}: ' + ', '.join(s for s in said if s))
 
+def _percent(share): return '' if share is None else f'{share:.0%}'
+
 def _where(task):
-    count = f'{task.done:,.0f} of {task.total:,.0f} {task.unit}' if task.unit else ''
+    count = f'{task.done:,.0f} of {task.total or 0:,.0f} {task.unit}' if task.unit else ''
     return ', '.join(s for s in (count, task.text) if s)
 
 def _left(task):
@@ -111,33 +114,35 @@ class Lines:
     def close(self, task): self.tasks.pop(task, None)
 
 # %% ../../nbs/core/09_progress.ipynb #6b0d549b
+def _column(text, ratio=None):
+    "Part of a bar's line: as it is, and cut where the terminal is narrow"
+    from rich import progress, table
+    column = table.Column(no_wrap=True, overflow='ellipsis', ratio=ratio)
+    return progress.TextColumn(text, markup=False, table_column=column)
+
+# %% ../../nbs/core/09_progress.ipynb #11e20b8f
 class Bars:
     "A bar for each piece of work, on a terminal"
     def __init__(self, console=None): # Of rich; None: one on stderr
         from rich import console as lib, progress
         self.ids, self.bars = {}, progress.Progress(
-            _column('{task.description}'), progress.BarColumn(20), _column('{task.percentage:>3.0f} %'),
+            _column('{task.description}'), progress.BarColumn(20), _column('{task.fields[share]:>4}'),
             _column('{task.fields[text]}', 1), _column('{task.fields[left]}'),
             console=console or lib.Console(stderr=True), transient=True, expand=True)
 
     def update(self, task):
         if not self.ids: self.bars.start()
-        new = dict(completed=share_done(task), text=for_terminal(_where(task)), left=_left(task))
-        if task in self.ids: self.bars.update(self.ids[task], **new)
-        else: self.ids[task] = self.bars.add_task(for_terminal(task.name), total=1, **new)
+        if task not in self.ids:
+            self.ids[task] = self.bars.add_task(for_terminal(task.name), share='', text='', left='')
+        share, where = share_done(task), for_terminal(_where(task))
+        self.bars.update(self.ids[task], completed=share or 0, total=None if share is None else 1,
+                         share=_percent(share), text=where, left=_left(task))
 
     def close(self, task):
         if task in self.ids: self.bars.remove_task(self.ids.pop(task))
         if not self.ids: self.bars.stop()
 
-def _column(text, ratio=None):
-    "Part of a bar's line: as it is, and cut where the terminal is narrow"
-    from rich.progress import TextColumn
-    from rich.table import Column
-    column = Column(no_wrap=True, overflow='ellipsis', ratio=ratio)
-    return TextColumn(text, markup=False, table_column=column)
-
-# %% ../../nbs/core/09_progress.ipynb #8d116ece
+# %% ../../nbs/core/09_progress.ipynb #6cad4a26
 class CellLine:
     "A line of a notebook that changes in place"
     def __init__(self, every:float=.5 # Seconds from one change to the next at least
@@ -158,7 +163,7 @@ class CellLine:
         if self.handle: self._show('')
         self.handle, self.last = None, -1e9
 
-# %% ../../nbs/core/09_progress.ipynb #0f21ddb6
+# %% ../../nbs/core/09_progress.ipynb #d3ac94af
 class EventFile:
     "Events as lines of JSON, for another process that reads along"
     def __init__(self,
@@ -185,9 +190,9 @@ class EventFile:
         if self.every < float('inf'): self.update(task, closed=True)
         self.last.pop(task, None)
 
-# %% ../../nbs/core/09_progress.ipynb #90c192cf
-_NUMBER = int, float
-_EVENT = dict(id=str, name=str, share=_NUMBER, text=str, left=(*_NUMBER, type(None)), closed=bool)
+# %% ../../nbs/core/09_progress.ipynb #1fb17c23
+_NUMBER = int, float, type(None)
+_EVENT = dict(id=str, name=str, share=_NUMBER, text=str, left=_NUMBER, closed=bool)
 
 def _is_event(x):
     return isinstance(x, dict) and all(isinstance(x.get(k, ...), t) for k, t in _EVENT.items())
@@ -210,7 +215,7 @@ def read_events(
         if _is_event(event): found.append(event)
     return found, start + whole
 
-# %% ../../nbs/core/09_progress.ipynb #39263059
+# %% ../../nbs/core/09_progress.ipynb #a170b338
 _SHOWN = {} # the screen of this process, and how many pieces of work it shows
 
 def _in_notebook():
@@ -225,7 +230,7 @@ def _new_screen():
     if not sys.stderr.isatty() or os.environ.get('TERM') == 'dumb': return Lines()
     return Bars()
 
-# %% ../../nbs/core/09_progress.ipynb #a170b338
+# %% ../../nbs/core/09_progress.ipynb #a09f76b5
 @contextmanager
 def follow(
     name:str,     # What is done, e.g. frames
