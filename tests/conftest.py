@@ -1,5 +1,5 @@
 "Toy nbdev projects: the shape of the real one, with notebooks that run in a second."
-import fcntl, json, os, signal, subprocess, sys, textwrap
+import fcntl, json, os, subprocess, sys, textwrap
 from pathlib import Path
 import pytest
 import preloaded
@@ -59,13 +59,12 @@ class Toy:
     def command(self, *args, study='studies/toy.yaml'):
         return [sys.executable, '-m', 'report.run', str(self.root/study), '--root', str(self.root), *args]
     def run(self, *args, rc=0, **kw):
-        p = subprocess.run(self.command(*args, **kw), cwd=ROOT, capture_output=True, text=True, timeout=300)
+        p = preloaded.run(self.command(*args, **kw), cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert p.returncode == rc, p.stdout + p.stderr
         return p
     def popen(self, *args):
         # a shell's background job ignores Ctrl-C and hands that down, and then the tests could not press it
-        return subprocess.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        return preloaded.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, interrupts=True)
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ LIGHT = ['numpy', 'pandas', 'pyarrow.parquet', 'av', 'PIL.Image', 'imageio_ffmpe
          'multiprocessing.spawn', 'multiprocessing.connection', 'kinetics_dance.download.downloader', 'kinetics_dance.loading.store',
          'kinetics_dance.synthetic.uploads', 'kinetics_dance.study.cli']
 TORCH = [*LIGHT, 'matplotlib.pyplot', 'torch', 'torchvision', 'fastai.callback.core', 'fastai.learner', 'fastai.vision.core',
-         'nbdev.showdoc', 'nbdev.test', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'papermill', 'seaborn', 'statsmodels.api', 'sklearn.linear_model']
-SEEDS = {'light': None, 'torch': '0'}   # PYTHONHASHSEED: report.run starts its kernels with 0
+         'nbdev.showdoc', 'nbdev.test', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'papermill', 'seaborn', 'statsmodels.api', 'sphinx.application', 'sphinx.builders.html', 'myst_nb', 'sklearn.linear_model']
+DASK = [*LIGHT, 'distributed', 'distributed.cli.dask_worker', 'distributed.cli.dask_scheduler', 'bokeh.server.server', 'kinetics_dance.core.cluster']
+KINDS = dict(light=LIGHT, torch=TORCH, dask=DASK)
+SEEDS = {'torch': '0'}   # PYTHONHASHSEED: report.run starts its kernels with 0
 LOCALE = 'LANG', 'LC_ALL', 'LC_CTYPE'
 THREADS = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
 
@@ -44,7 +46,7 @@ def start(fd, kind):
     mine = {str(Path(__file__).parent), *os.environ.get('PYTHONPATH', '').split(os.pathsep)}
     PATH = [p for p in sys.path if p and p not in mine]
     if str(ROOT) not in sys.path: sys.path.insert(0, str(ROOT))
-    preload(dict(light=LIGHT, torch=TORCH)[kind])
+    preload(KINDS[kind])
     serve(socket.socket(fileno=fd))
 
 
@@ -114,12 +116,13 @@ def set_environment(request):
     if backend and (mpl := sys.modules.get('matplotlib')): mpl.rcParams['backend'] = backend
 
 
-def set_streams():
-    "Standard streams that know nothing of those of the server"
+def set_streams(direct):
+    "Standard streams that know nothing of those of the server; `direct` is Python's -u"
     for fd, name, mode in ((0, 'stdin', 'rb'), (1, 'stdout', 'wb'), (2, 'stderr', 'wb')):
-        old, raw = getattr(sys, f'__{name}__'), open(fd, mode, closefd=False)
-        raw.raw.name = f'<{name}>'
-        new = io.TextIOWrapper(raw, old.encoding, old.errors, newline=None if fd == 0 else '\n', line_buffering=fd == 2 or os.isatty(fd))
+        old, raw = getattr(sys, f'__{name}__'), open(fd, mode, buffering=0 if direct and fd else -1, closefd=False)
+        getattr(raw, 'raw', raw).name = f'<{name}>'
+        new = io.TextIOWrapper(raw, old.encoding, old.errors, newline=None if fd == 0 else '\n', line_buffering=fd == 2 or os.isatty(fd),
+                               write_through=direct and fd > 0)
         new.mode = mode[0]
         setattr(sys, name, new)
         setattr(sys, f'__{name}__', new)
@@ -144,7 +147,7 @@ def become(request, fds):
         signal.signal(signal.SIGINT, signal.default_int_handler if request['interrupts'] else signal.SIG_IGN)
         set_environment(request)
         if request['umask'] >= 0: os.umask(request['umask'])
-        set_streams()
+        set_streams(request['direct'])
         servers.clear()
         if request['nested']: nested()
         code = interpret(request)
@@ -167,7 +170,8 @@ def interpret(request):
     try:
         if args[0] == '-m':
             sys.argv = ['-m', *args[2:]]
-            sys.modules.pop(args[1], None)
+            package = hasattr(sys.modules.get(args[1]), '__path__')
+            sys.modules.pop(f'{args[1]}.__main__' if package else args[1], None)
             runpy._run_module_as_main(args[1])
         elif args[0] == '-c':
             sys.argv = ['-c', *args[2:]]
@@ -239,7 +243,7 @@ def client(kind):
     with starting:
         if kind not in servers:
             ours, theirs = socket.socketpair()
-            env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | ({'PYTHONHASHSEED': SEEDS[kind]} if SEEDS[kind] else {})
+            env = {'OPENBLAS_NUM_THREADS': '1'} | {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | ({'PYTHONHASHSEED': SEEDS[kind]} if kind in SEEDS else {})
             code = (f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import preloaded; '
                     f'preloaded.start({theirs.fileno()}, {kind!r})')
             subprocess.Popen([sys.executable, '-c', code], pass_fds=[theirs.fileno()], env=env, cwd=ROOT, stdin=subprocess.DEVNULL)
@@ -257,49 +261,53 @@ def nested():
         serve(theirs)
     theirs.close()
     on = True
-    for kind in SEEDS: servers[kind] = Client(ours, STARTED)
+    for kind in KINDS: servers[kind] = Client(ours, STARTED)
     spawn()
-    if launcher := sys.modules.get('jupyter_client.launcher'): launcher.Popen = Popen
+    subprocess.Popen = Popen
+    if launcher := sys.modules.get('jupyter_client.launcher'): launcher.Popen = Popen      # it has the name already
 
 
 def understood(args):
-    "(options of -W, the rest) of a command line of this interpreter, or None"
+    "(options of -W, whether -u, the rest) of a command line of this interpreter, or None"
     args = [os.fsdecode(a) if isinstance(a, (bytes, os.PathLike)) else str(a) for a in args]
     if not args or args[0] != sys.executable: return None
-    args, warn = args[1:], []
+    args, warn, direct = args[1:], [], False
     while args and args[0].startswith('-') and args[0] not in ('-m', '-c'):
         if args[0] == '-W' and len(args) > 1: warn, args = [*warn, args[1]], args[2:]
         elif args[0].startswith('-W'): warn, args = [*warn, args[0][2:]], args[1:]
         elif args[0] == '-B' and sys.dont_write_bytecode: args = args[1:]
+        elif args[0] == '-u': args, direct = args[1:], True
         else: return None
-    return (warn, args) if args and (args[0] not in ('-m', '-c') or len(args) > 1) else None
+    return (warn, direct, args) if args and (args[0] not in ('-m', '-c') or len(args) > 1) else None
 
 
-def begin(args, env, cwd, numbers, fds, kind, inner, session=False, umask=-1):
+def begin(args, env, cwd, numbers, fds, kind, inner, session=False, umask=-1, interrupts=None):
     "The pid of a preloaded process that runs a command, or None where it takes a new one"
     found, env = understood(args), dict(os.environ if env is None else env)
     env = {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()}
     cwd = os.getcwd() if cwd is None else os.path.abspath(cwd)
     if not on or not found or not os.path.isdir(cwd) or not (server := client(kind)).fits(env): return None
-    warn, rest = found
+    warn, direct, rest = found
     warn = [*filter(None, env.get('PYTHONWARNINGS', '').split(',')), *warn]
+    if interrupts is None: interrupts = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
     if rest[0] not in ('-m', '-c') and not os.path.isfile(os.path.join(cwd, rest[0])): return None
-    request = dict(args=rest, warn=warn, env=env, cwd=cwd, fds=numbers, nested=inner, session=session, umask=umask, group=os.getpgid(0),
-                   interrupts=signal.getsignal(signal.SIGINT) != signal.SIG_IGN)
+    request = dict(args=rest, warn=warn, direct=direct, env=env, cwd=cwd, fds=numbers, nested=inner, session=session, umask=umask, group=os.getpgid(0), interrupts=interrupts)
     return server.ask(request, fds)
 
 
 class Popen(subprocess.Popen):
-    "As that of subprocess; `libraries` says which server has what the process needs"
-    def __init__(self, args, *more, libraries='torch', **kw):
-        self.libraries = libraries
+    """As that of subprocess. `libraries` says which server has what the process needs; `interrupts`, whether Ctrl-C ends it also where
+    ours ignores it, as jobs do that a shell put into the background"""
+    def __init__(self, args, *more, libraries='torch', interrupts=None, **kw):
+        self.libraries, self.interrupts = libraries, interrupts
+        if interrupts and (not on or not understood(args)): kw['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         super().__init__(args, *more, **kw)
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
                        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session, *more):
         plain = not (executable or preexec_fn or shell or gid or gids or uid or isinstance(args, (str, bytes))) and close_fds
         fds = [p2cread if p2cread >= 0 else 0, c2pwrite if c2pwrite >= 0 else 1, errwrite if errwrite >= 0 else 2, *pass_fds]
-        pid = plain and begin(args, env, cwd, [0, 1, 2, *pass_fds], fds, self.libraries, True, start_new_session, umask)
+        pid = plain and begin(args, env, cwd, [0, 1, 2, *pass_fds], fds, self.libraries, True, start_new_session, umask, self.interrupts)
         if not pid:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread, p2cwrite,
                                           c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session, *more)
@@ -307,11 +315,11 @@ class Popen(subprocess.Popen):
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
 
-def run(args, *, libraries='torch', input=None, capture_output=False, timeout=None, check=False, **kw):
-    "As that of subprocess"
+def run(args, *, input=None, capture_output=False, timeout=None, check=False, **kw):
+    "As that of subprocess; `libraries` as of Popen"
     if capture_output: kw.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if input is not None: kw['stdin'] = subprocess.PIPE
-    with Popen(args, libraries=libraries, **kw) as p:
+    with Popen(args, **kw) as p:
         try: out, err = p.communicate(input, timeout=timeout)
         except BaseException:
             p.kill()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd, pytest
 pytest.importorskip('distributed', reason="needs kinetics_dance[cluster]")
 import psutil
+import preloaded
 from conftest import ROOT, things
 from faults import Faults
 from kinetics_dance.core import cluster, storage
@@ -74,7 +75,7 @@ def dask(folder, *kinds, tmp=None, scheduler=''):
     env = os.environ | dict(DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL='20s', OMP_NUM_THREADS='1', DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED='False')
     file, started = folder/'scheduler.json', []
     def start(*command, **more):
-        started.append(subprocess.Popen([str(c) for c in command], cwd=folder, env=env | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+        started.append(preloaded.Popen([str(c) for c in command], libraries='dask', cwd=folder, env=env | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
         return started[-1]
     try:
         (folder/'first.py').write_text(scheduler)
@@ -164,7 +165,7 @@ if __name__ == '__main__':
 def drive(folder, file, goal, victim=0, timeout=60, patience=150):
     "Download as a process of its own, which kills itself, or `victim`, once `goal` jobs have come back: (exit status, News, lines of its stderr)"
     (file.parent/'driver.py').write_text(DRIVER)
-    p = subprocess.run([sys.executable, *map(str, (file.parent/'driver.py', folder, file, goal, victim, timeout, patience))], capture_output=True, text=True, timeout=300)
+    p = preloaded.run([sys.executable, *map(str, (file.parent/'driver.py', folder, file, goal, victim, timeout, patience))], libraries='dask', capture_output=True, text=True, timeout=300)
     news, lines = News(), [line.split(' ', 1) for line in p.stdout.splitlines()]
     news.start = float(lines[0][0])
     for at, text in lines: news.append(text), news.at.append(float(at) - news.start)
@@ -340,8 +341,8 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
 
 
 def command(folder, *args, **env):
-    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args), '--study', folder/'s.yaml', '--runs', folder/'runs'], capture_output=True, text=True,
-                       env=os.environ | env, cwd=folder)
+    p = preloaded.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args), '--study', folder/'s.yaml', '--runs', folder/'runs'], libraries='light', capture_output=True,
+                      text=True, env=os.environ | env, cwd=folder)
     return p.returncode, p.stdout, p.stderr.strip()
 
 

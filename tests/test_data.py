@@ -2,6 +2,7 @@
 import json, multiprocessing, sqlite3, subprocess, sys, tarfile
 import pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
+import preloaded
 from conftest import ROOT
 from kinetics_dance.core.settings import defaults
 from kinetics_dance.clips.audit import audit
@@ -131,7 +132,7 @@ def test_defaults_are_those_of_the_notebook():
 @real_lists
 def test_command_line_on_the_real_list(tmp_path):
     "Nothing is fetched: the mistakes are found before"
-    def run(*args): return subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    def run(*args): return preloaded.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args)], libraries='light', cwd=ROOT, capture_output=True, text=True)
     p = dict(study='k', runs=str(tmp_path/'runs'), annotations=[str(LISTS/'k700_2020_dancing_train.csv'), str(LISTS/'k700_2020_dancing_validate.csv')])
     (tmp_path/'k.yaml').write_text(json.dumps(p | dict(source='youtube', cookies=str(tmp_path/'none.txt'))))
     for args, says in ((('--source', 'youtub'), "did you mean 'youtube'?"), (('--train', 'x'), "--train: 'x' is neither"), ((), 'cookies')):

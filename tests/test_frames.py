@@ -108,6 +108,8 @@ KILL = """
 import os, random, signal, sys, time
 import pandas as pd, simplejpeg
 from kinetics_dance.loading.store import build_store
+NESTED = 'preloaded' in sys.modules
+if NESTED: import preloaded
 if __name__ == '__main__':
     folder, form, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
     clips, rng, done = pd.read_csv(folder + '/clips.csv'), random.Random(form), 0
@@ -115,6 +117,7 @@ if __name__ == '__main__':
         start, pid = time.monotonic(), os.fork()
         if not pid:
             os.setsid()
+            if NESTED: preloaded.nested()
             build_store(clips, f'{folder}/{name}', n_frames=6, size=(48, 64), jobs=1, compression=form, log=lambda s: None)
             os._exit(0)
         return pid, start
@@ -143,7 +146,7 @@ if __name__ == '__main__':
 def test_killed_at_twenty_moments_ends_with_the_same_bytes(videos, tmp_path, form, kills):
     many(tmp_path, videos, 40).to_csv(tmp_path/'clips.csv', index=False)
     (tmp_path/'run.py').write_text(KILL)
-    p = subprocess.run([sys.executable, tmp_path/'run.py', tmp_path, form, str(kills)], capture_output=True, text=True, timeout=200)
+    p = preloaded.run([sys.executable, tmp_path/'run.py', tmp_path, form, str(kills)], libraries='light', capture_output=True, text=True, timeout=200)
     assert p.returncode == 0, p.stderr
     seen = [int(n) for n in p.stdout.split()]
     assert len(seen) == kills and len(set(seen)) > 2, seen      # at different moments
@@ -167,6 +170,7 @@ def test_a_hang_costs_its_own_clip_only(videos, tmp_path):
     assert out.reason.fillna('ok').tolist() == ['ok', 'timeout', 'file gone'] and time.monotonic() - start < 30
     assert FrameStore(tmp_path/'frames').clip_ids == ['c00']
 
+@pytest.mark.new_processes
 def test_a_crash_costs_its_own_clip_only(videos, tmp_path):
     clips = many(tmp_path, videos, 3)
     (tmp_path/'c01.mp4').unlink(); os.mkfifo(tmp_path/'c01.mp4')  # the worker waits there until it is shot
@@ -181,6 +185,7 @@ def test_a_crash_costs_its_own_clip_only(videos, tmp_path):
     t.join()
     assert out.status.tolist() == ['ok', 'failed', 'ok'] and 'died' in out.detail[1]
 
+@pytest.mark.new_processes
 def test_memory_stays_flat_over_three_thousand_files(tmp_path):
     for name, options in (('ours', None), ('foreign', {'g': '250'})):
         numbered_clip(tmp_path/f'{name}.mp4', n=5, size=(48, 64), sound=False, options=options)
@@ -216,7 +221,7 @@ def test_news_on_a_terminal_and_in_a_log(videos, tmp_path):
     assert p.returncode == 0 and not p.stderr and len(lines) == 1 and '\r' not in p.stdout and '\x1b' not in p.stdout
     assert lines[0].startswith('frames: 6 clips to store, about 0.2 MB; the disk has ')
     ours, theirs = pty.openpty()
-    p = subprocess.Popen([sys.executable, tmp_path/'run.py', tmp_path], stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {'TERM': 'xterm', 'COLUMNS': '80'})
+    p = preloaded.Popen([sys.executable, tmp_path/'run.py', tmp_path], libraries='light', stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {'TERM': 'xterm', 'COLUMNS': '80'})
     os.close(theirs); shown = b''
     while True:
         try: part = os.read(ours, 65536)

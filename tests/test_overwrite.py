@@ -1,6 +1,7 @@
 "What may be written over: nothing that is read, nothing whose name nobody typed, nothing at all without --overwrite."
 import csv, json, os, signal, subprocess, sys, time
 import pytest
+import preloaded
 from conftest import ROOT
 from kinetics_dance import inference
 from kinetics_dance.study.cli import main
@@ -126,7 +127,7 @@ def test_a_fault_in_one_file_is_a_row(here, tmp_path, monkeypatch):
 def test_rows_survive_a_kill(here, tmp_path):
     copies(here, tmp_path, *(f'v/{k:03}.mp4' for k in range(60)))
     command = [sys.executable, '-m', 'kinetics_dance.inference', 'predict', 'v', '--model-path', str(here/'model'), '--out', 'r.csv']
-    p = subprocess.Popen(command, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), stderr=subprocess.DEVNULL, start_new_session=True)
+    p = preloaded.Popen(command, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), stderr=subprocess.DEVNULL, start_new_session=True)
     part = tmp_path/'r.csv.part'
     while p.poll() is None and not (part.exists() and part.read_text().count('\n') > 3): time.sleep(.02)
     os.killpg(p.pid, signal.SIGKILL)

@@ -11,8 +11,8 @@ SHOW = 'import os, sys; print(sys.argv, os.getcwd(), os.environ["WORD"], sys.pat
 
 @pytest.mark.parametrize('args', [
     ['-c', SHOW, 'a', '--b'], ['-c', '1/0'], ['-c', 'raise SystemExit("it cannot")'], ['-c', 'import sys; sys.exit(3)'], ['-c', 'raise KeyboardInterrupt'],
-    ['-c', 'import os; os.kill(os.getpid(), 9)'], ['-W', 'error', '-c', 'import warnings; warnings.warn("x")'], ['-m', 'no.such'], ['-m', 'json.tool', '--help'],
-    ['script.py', 'a'], ['-c', 'import atexit, threading; atexit.register(print, "end"); threading.Thread(target=print, args=["thread"]).start()'],
+    ['-c', 'import os; os.kill(os.getpid(), 9)'], ['-W', 'error', '-c', 'import warnings; warnings.warn("x")'], ['-m', 'no.such'], ['-m', 'json.tool', '--help'], ['-m', 'yt_dlp', '--version'],
+    ['script.py', 'a'], ['-u', '-c', 'import os; print("first"); os.write(1, b"second")'], ['-c', 'import atexit, threading; atexit.register(print, "end"); threading.Thread(target=print, args=["thread"]).start()'],
     ['-m', 'kinetics_dance.study.cli', 'status', '--study', 'no.yaml'], ['-c', 'import os; os.execvp("echo", ["echo", "other"])'],
     ['-c', 'import os; print(sorted(int(f) for f in os.listdir("/proc/self/fd"))[:3], os.getpgid(0) == os.getpid())']], ids=lambda a: ' '.join(a)[:40])
 def test_like_a_new_process(args, tmp_path):
@@ -48,8 +48,11 @@ def test_a_mark_asks_for_new_processes():
 def test_what_it_starts_is_preloaded_and_its_child(tmp_path):
     (tmp_path/'inner.py').write_text(f'import os, sys\nsys.path.insert(0, {str(ROOT/"tests")!r})\nfrom kinetics_dance.core.processes import killable\n'
                                      'from test_preloaded import loaded\nif __name__ == "__main__": print(killable(loaded, "pandas")[:2] == (True, os.getpid()))\n')
-    p = preloaded.run([sys.executable, tmp_path/'inner.py'], libraries='light', capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
-    assert p.stdout == 'True\n', p
+    (tmp_path/'other.py').write_text('import os, subprocess, sys\nask = "import os, sys; print(\'pandas\' in sys.modules, os.getppid())"\n'
+                                     'print(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == f"True {os.getpid()}\\n")\n')
+    for name in ('inner', 'other'):
+        p = preloaded.run([sys.executable, tmp_path/f'{name}.py'], libraries='light', capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+        assert p.stdout == 'True\n', p
 
 
 @pytest.mark.parametrize('changes', [dict(PYTHONHASHSEED='77'), dict(PYTHONUTF8='1'), dict(LC_ALL='C')])

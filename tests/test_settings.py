@@ -2,6 +2,7 @@
 import json, subprocess, sys
 import pytest
 from hypothesis import given, settings as limits, strategies as st
+import preloaded
 from conftest import ROOT
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.core.settings import check_settings, defaults, json_schema
@@ -44,7 +45,7 @@ def test_every_reader_refuses_it(tmp_path, text, says):
         assert says in str(e.value)
     for command in ('download', 'frames', 'train', 'status'):
         if text in ('a: [1', 'epochz: 3'):
-            p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', command, '--study', str(path)], cwd=ROOT, capture_output=True, text=True)
+            p = preloaded.run([sys.executable, '-m', 'kinetics_dance.study.cli', command, '--study', str(path)], libraries='light', cwd=ROOT, capture_output=True, text=True)
             assert p.returncode == 2 and says in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
 
 
@@ -87,7 +88,7 @@ def test_the_command_lists_them():
 
 
 def cli(tmp_path, *args, rc=0):
-    p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args)], cwd=tmp_path, capture_output=True, text=True)
+    p = preloaded.run([sys.executable, '-m', 'kinetics_dance.study.cli', *map(str, args)], libraries='light', cwd=tmp_path, capture_output=True, text=True)
     assert p.returncode == rc, p.stdout + p.stderr
     return p
 

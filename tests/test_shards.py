@@ -1,6 +1,7 @@
 "Shards as a user meets them: packed by the command line, trained from, interrupted, damaged, of other frames."
 import json, signal, subprocess, sys, tarfile
 import pandas as pd, pytest, torch, yaml
+import preloaded
 from conftest import ROOT, things
 from kinetics_dance.core.base import StudyError
 from test_training import copy, settings, tiny   # noqa: F401  a study of two dances, nothing trained
@@ -89,7 +90,7 @@ print(json.dumps([float(x.double().sum()) for x, _ in dl]))'''
     list(dl)
     for _ in zip(range(1), dl): pass      # one batch of the second epoch
     state = json.dumps(dl.state())
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, state], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = preloaded.run([sys.executable, '-W', 'ignore', '-c', code, state], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert json.loads(state) == dict(epoch=1, step=1)
     assert json.loads(out.splitlines()[-1]) == [float(x.double().sum()) for x in whole[4:]]
 
@@ -180,7 +181,7 @@ def slow(*args):
         print('a clip', flush=True); time.sleep(.05)
 shards._samples = slow
 shards.pack_store({str(runs/'tiny'/'frames')!r}, {str(runs/'tiny'/'packs')!r}, 1)'''
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    p = preloaded.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for k, _ in enumerate(iter(p.stdout.readline, '')):
         if k == 15: p.send_signal(signal.SIGKILL); break       # in the second shard
     p.wait(30); p.stdout.close()

@@ -2,6 +2,7 @@
 import fcntl, re, subprocess, sys
 from html.parser import HTMLParser
 import pytest
+import preloaded
 from conftest import ROOT, Toy, fill
 from report.bridge import callouts, directives, page, prose
 
@@ -40,7 +41,7 @@ class Page(HTMLParser):
 
 
 def build(toy, rc=0):
-    p = subprocess.run([sys.executable, '-m', 'report.site', 'toy', '--root', str(toy.root)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    p = preloaded.run([sys.executable, '-m', 'report.site', 'toy', '--root', str(toy.root)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert p.returncode == rc, p.stdout + p.stderr
     return p
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import pytest
 import yaml
+import preloaded
 from kinetics_dance.synthetic import uploads, dancers
 from kinetics_dance.clips.annotations import read_annotations, select_classes
 from kinetics_dance.clips.splits import list_clips, assign_splits, official_splits
@@ -20,7 +21,7 @@ NUMBERED = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 
 def run(study, runs, *args, **kw):
     if '--only' not in args: args = *args, '--only', *NUMBERED
-    return subprocess.run([sys.executable, '-m', 'report.run', str(study), '--runs', str(runs), *args], cwd=ROOT, capture_output=True, text=True, timeout=900, **kw)
+    return preloaded.run([sys.executable, '-m', 'report.run', str(study), '--runs', str(runs), *args], cwd=ROOT, capture_output=True, text=True, timeout=900, **kw)
 
 
 def results(folder):
@@ -104,7 +105,7 @@ def test_killed_and_run_again_ends_with_the_same(smoke, tmp_path):
     "Killed while it renders, while it trains, and while it compares; the result is that of the undisturbed run"
     cmd = [sys.executable, '-m', 'report.run', str(ROOT/'studies/smoke.yaml'), '--runs', str(tmp_path), '--only', *NUMBERED]
     def kill_when(seen, timeout=300):
-        p = subprocess.Popen(cmd, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True); end = time.time()+timeout
+        p = preloaded.Popen(cmd, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True); end = time.time()+timeout
         try:
             while not seen(tmp_path/'smoke'):
                 assert p.poll() is None, 'finished before it could be killed'; assert time.time() < end; time.sleep(.05)

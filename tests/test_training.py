@@ -1,6 +1,7 @@
 "Training as a user meets it: kills, units alone, what cannot be right. Small: two dances, a few clips, two epochs."
 import json, os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest, yaml
+import preloaded
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
 from conftest import ROOT
@@ -44,7 +45,7 @@ def settings(runs, **changes): return TINY | dict(runs=str(runs)) | changes
 def start(runs, file, *args):
     "Train from a process of its own, as the command line does"
     code = f'from kinetics_dance.study.launch import train_study; train_study({str(file)!r}, {", ".join(args)}, log=lambda s: print(s, flush=True))'
-    return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    return preloaded.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                             env=os.environ | {'OMP_NUM_THREADS': '1', 'KINETICS_DANCE_PROGRESS_SECONDS': '0'})
 
 
