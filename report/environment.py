@@ -163,7 +163,7 @@ def forget_broken(venv):
 def reason(text, program):
     "What an installer's output comes down to, in one line"
     text = re.sub(r'\x1b\[[\d;?]*[A-Za-z]', '', text)
-    if NO_SPACE.search(text): return f'no space left on the disk: make room (TORCH=cpu needs less)'
+    if NO_SPACE.search(text): return 'no space left on the disk: make room (TORCH=cpu needs less)'
     if m := WRONG_HASH.search(text): return f'{m[1] or "a package"} is not what the lock says (another hash): nothing of it was installed'
     if NO_NETWORK.search(text): return 'the package registry cannot be reached: is there a network?'
     if m := NOT_THERE.search(text): return f'{m[m.lastindex]} is not to be had for this Python and machine'
@@ -327,7 +327,7 @@ def install_torch(installer, packages, torch, have):
         if trouble and NO_NETWORK.search(trouble):
             raise Failure(f'{index} cannot be reached, and CPU-only torch comes from there: name another index with '
                           'TORCH_INDEX=…, or leave out TORCH=cpu')
-        if m := NOT_THERE.search(trouble):
+        if NOT_THERE.search(trouble):
             raise Failure(f'{index} has not {" and ".join(versions)} for this Python and machine')
     else: trouble = installer.locked(pair, again=True) if have == 'cpu' else ''
     if trouble: raise Failure(reason(trouble, 'uv' if installer.uv else 'pip'))

@@ -6,7 +6,7 @@
 settings.ini says what is needed, uv looks for versions that go together on every Python from `min_python` to
 `max_python`, on Linux and on macOS, and `locks/<environment>.txt` holds them: a requirements file that pip reads,
 too. The smaller environment is a part of the larger one, version for version."""
-import argparse, json, re, shutil, subprocess, sys, tempfile
+import argparse, json, shutil, subprocess, sys, tempfile
 from pathlib import Path
 from .common import ROOT, UserError, main, settings, write_atomic
 from .environment import ENVIRONMENTS, digest_of_settings, extras, find_uv, lock_file
