@@ -7,7 +7,7 @@ command that is neither run nor named in `LEFT_OUT` with its reason is an error:
 videos are bodies that move as people did (shared/data/motion), or made up where that is absent.
 
 What a new user had to know that the text did not say, and what became of it: a package was missing from the pins (universal_pathlib; they are whole now);
-how long the first command is silent while it installs 5.5 GB, and what it prints then (README shows it); how long `make test` takes (it says so)."""
+how long the first command installs, and what it prints then (README shows it); how long `make test` takes (it says so)."""
 import argparse, json, os, re, shutil, subprocess, time
 from pathlib import Path
 

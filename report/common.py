@@ -53,6 +53,13 @@ def settings(root):
     return cfg['DEFAULT']
 
 
+def pins(root):
+    "{package: version} that make up the environment of `make report`, as the lock has them"
+    lock = root/'locks'/'report.txt'
+    text = lock.read_text(encoding='utf-8') if lock.exists() else ''
+    return dict(re.findall(r'^([\w.-]+)==([^\s;]+)', text, re.M))
+
+
 def source(cell): return ''.join(cell['source'])
 
 

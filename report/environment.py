@@ -327,7 +327,7 @@ def install_torch(installer, packages, torch, have):
         if trouble and NO_NETWORK.search(trouble):
             raise Failure(f'{index} cannot be reached, and CPU-only torch comes from there: name another index with '
                           'TORCH_INDEX=…, or leave out TORCH=cpu')
-        if m := NOT_THERE.search(trouble):
+        if NOT_THERE.search(trouble):
             raise Failure(f'{index} has not {" and ".join(versions)} for this Python and machine')
     else: trouble = installer.locked(pair, again=True) if have == 'cpu' else ''
     if trouble: raise Failure(reason(trouble, 'uv' if installer.uv else 'pip'))

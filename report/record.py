@@ -1,6 +1,6 @@
 "The run record of a study: what was run, with what, on which machine; no host names, no absolute paths."
 import importlib.metadata, os, platform, re, shutil, subprocess
-from .common import read_json, settings, write_json
+from .common import pins, read_json, settings, write_json
 
 
 def _out(*cmd, cwd=None):
@@ -21,11 +21,10 @@ def machine():
 
 
 def versions(root):
-    "{package: version installed} of what settings.ini asks for, then of everything else that constraints.txt pins"
+    "{package: version installed} of what settings.ini asks for, then of everything else that is locked"
     cfg = settings(root)
-    direct = re.findall(r'(?:^| )([\w.-]+)', f"{cfg.get('requirements', '')} {cfg.get('dev_requirements', '')}")
-    pins = root/'constraints.txt'
-    pinned = re.findall(r'^([\w.-]+)==', pins.read_text(), re.M) if pins.exists() else []
+    asked = (cfg[k] for k in cfg if k.endswith('requirements'))
+    direct = re.findall(r'(?:^|\s)([\w.-]+)', ' '.join(['', *asked]))
     def get(names):
         res = {}
         for n in names:
@@ -34,7 +33,7 @@ def versions(root):
         return res
     direct = get(dict.fromkeys(direct))
     norm = {re.sub(r'[-_.]+', '-', n).lower() for n in direct}
-    return direct, get(n for n in pinned if re.sub(r'[-_.]+', '-', n).lower() not in norm)
+    return direct, get(n for n in pins(root) if re.sub(r'[-_.]+', '-', n).lower() not in norm)
 
 
 def write_record(run, params):

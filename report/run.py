@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
-from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, read_json, settings,
-                     sha, source, write_atomic, write_json)
+from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, pins, read_json,
+                     settings, sha, source, write_atomic, write_json)
 from .progress import Pace, Show
 from .record import machine, write_record
 from .answer import in_a_line
@@ -144,8 +144,7 @@ class Run:
         self.root, self.study, self.lib, self.params, self.decl = root, study, settings(root)['lib_name'], params, decl
         self.folder = root/(runs or params.get('runs') or 'runs')/study
         self.executed, self.records = self.folder/'executed', {}
-        pins = root/'constraints.txt'
-        self.pins = sha('\n'.join(l for l in pins.read_text().splitlines() if l and l[0] != '#')) if pins.exists() else ''
+        self.pins = sha(json.dumps(sorted(pins(root).items())))
         nbs, numbers = notebooks(root), {}
         self.stages = {}
         for stem, path in nbs.items():

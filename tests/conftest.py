@@ -44,7 +44,8 @@ class Toy:
         ini = (ROOT/'settings.ini').read_text().replace('kinetics_dance', 'toy')
         (root/'settings.ini').write_text(ini)
         (root/'toy/__init__.py').write_text('')
-        (root/'constraints.txt').write_text('papermill==2.7.0\n')
+        (root/'locks').mkdir()
+        (root/'locks/report.txt').write_text('papermill==2.7.0\n')
         self.study('study: toy\nn: 3\n')
 
     def nb(self, name, *cells): make_nb(self.root/'nbs'/f'{name}.ipynb', *cells)

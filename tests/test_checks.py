@@ -1,5 +1,5 @@
 "Checks of the tree itself: library, notebooks, README, studies and pins say the same thing. Nothing here changes a file."
-import ast, datetime, json, re, shutil, subprocess, sys
+import ast, datetime, importlib.metadata, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import yaml
@@ -7,6 +7,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from conftest import ROOT
 from report.common import code_cells, exported, load_nb, notebooks, settings, source
+from report.environment import ENVIRONMENTS, OF_CUDA, digest_of_settings, extras, lock_file, locked
+from report.lock import PLATFORMS
 from report.readme import readme
 from report.study import load_study
 
@@ -87,15 +89,89 @@ def test_same_parameter_same_default():
             assert seen.setdefault(k, (v, s))[0] == v, f'{k} is {v!r} in {s} and {seen[k][0]!r} in {seen[k][1]}'
 
 
-def test_pins():
-    pins = dict(re.findall(r'^([\w.-]+)==(\S+)$', (ROOT/'constraints.txt').read_text(), re.M))
-    pins = {canonicalize_name(k): v for k, v in pins.items()}
-    for text in (CFG['requirements'] + ' ' + CFG['dev_requirements']).split():
-        r = Requirement(text)
-        assert canonicalize_name(r.name) in pins, f'{r.name} is not pinned'
-        assert r.specifier.contains(pins[canonicalize_name(r.name)]), f'{text} excludes the pin {pins[canonicalize_name(r.name)]}'
-    lines = [l for l in (ROOT/'constraints.txt').read_text().splitlines() if not re.fullmatch(r'#.*|[\w.-]+==[\w.+!]+', l)]
-    assert not lines, lines
+# --- Requirements, and the locks that are made of them
+
+lock = pytest.mark.parametrize('name', ENVIRONMENTS)
+# what a marker of a lock is asked with: every Python and machine that the lock is for
+MACHINES = [dict(python_version=f'3.{minor}', python_full_version=f'3.{minor}.{patch}', sys_platform=system, platform_machine=machine,
+                 platform_system=system.title(), os_name='posix', implementation_name='cpython', platform_python_implementation='CPython')
+            for minor in (11, 12, 13) for patch in (0, 4, 5, 20) for system, machine in sorted(PLATFORMS)]
+
+
+def asked(name=None):
+    "Requirements of settings.ini for an extra, those of its own extras among them"
+    found = [Requirement(r) for r in (extras(CFG)[name] if name else CFG['requirements'].split())]
+    own = [r for r in found if canonicalize_name(r.name) == canonicalize_name(LIB)]
+    return [r for r in found if r not in own] + [s for r in own for e in sorted(r.extras) for s in asked(e)]
+
+
+def locked_versions(name, machine=None):
+    "{package: its version for a machine}"
+    found = {}
+    for package, entries in locked(name, ROOT).items():
+        for entry in entries:
+            r = Requirement(entry.split('\\')[0])
+            if r.marker and not r.marker.evaluate(machine): continue
+            assert package not in found, f'locks/{name}.txt has two versions of {package} for {machine}'
+            found[canonicalize_name(package)] = str(r.specifier).removeprefix('==')
+    return found
+
+
+@lock
+def test_lock_is_up_to_date(name):
+    "It was made from settings.ini as it is, holds what that asks for, and every package has hashes"
+    text = lock_file(name, ROOT).read_text()
+    assert f'# settings: {digest_of_settings(CFG)}' in text, f'settings.ini asks for something else than locks/{name}.txt was made for: make lock'
+    for package, entries in locked(name, ROOT).items():
+        for e in entries: assert re.search(r'--hash=sha256:[0-9a-f]{64}', e), f'{package} has no hash'
+    for m in MACHINES:
+        have = locked_versions(name, m)
+        for r in asked() + asked(name):
+            if r.marker and not r.marker.evaluate(m): continue
+            assert canonicalize_name(r.name) in have, f'{r} is not in locks/{name}.txt for {m}'
+            assert r.specifier.contains(have[canonicalize_name(r.name)]), f'{r} excludes {have[canonicalize_name(r.name)]}'
+
+
+@lock
+def test_lock_is_complete(name):
+    "All that the packages need themselves is locked, too: as the packages say that are installed here"
+    have, todo, seen = locked_versions(name), [(canonicalize_name(r.name), frozenset(r.extras)) for r in asked() + asked(name)], set()
+    while todo:
+        package, more = todo.pop()
+        if (package, more) in seen: continue
+        seen.add((package, more))
+        try: d = importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError: continue
+        for r in map(Requirement, d.requires or []):
+            if r.marker and not any(r.marker.evaluate({'extra': e}) for e in ('', *more)): continue
+            assert canonicalize_name(r.name) in have, f'{package} needs {r}, which is not in locks/{name}.txt: make lock'
+            if d.version == have.get(package): assert r.specifier.contains(have[canonicalize_name(r.name)], prereleases=True), f'{package} needs {r}'
+            todo.append((canonicalize_name(r.name), frozenset(r.extras)))
+    assert len({p for p, _ in seen}) > 150 and not (surplus := set(locked_versions(name)) - {p for p, _ in seen}), f'nothing needs {surplus}'
+
+
+def test_smaller_lock_is_a_part_of_the_larger():
+    for a, b in zip(ENVIRONMENTS, ENVIRONMENTS[1:]):
+        for m in MACHINES: assert locked_versions(a, m).items() < locked_versions(b, m).items()
+        def hashes(name): return {(p, e.split(' ')[0]): re.findall('sha256:\\w+', e) for p, entries in locked(name, ROOT).items() for e in entries}
+        assert hashes(a).items() < hashes(b).items()
+
+
+def test_what_a_torch_for_the_cpu_leaves_out():
+    "Nothing but torch needs the packages that TORCH=cpu does not install"
+    for package, entries in locked('test', ROOT).items():
+        if not OF_CUDA.match(package): continue
+        for entry in entries:
+            users = re.findall(r'^    # +(?:via )?([\w.-]+)', entry, re.M)
+            assert users and all(u == 'via' or u == 'torch' or OF_CUDA.match(u) for u in users), f'{package}: {users}'
+
+
+def test_same_package_same_requirement():
+    "A package that several extras name has one requirement"
+    seen = {}
+    for r in CFG['requirements'].split() + [r for e in extras(CFG).values() for r in e]:
+        name = canonicalize_name(Requirement(r).name)
+        assert seen.setdefault(name, r) == r or name == canonicalize_name(LIB), f'{r} and {seen[name]}'
 
 
 def test_makefile_lists_its_targets():

@@ -25,7 +25,10 @@ def make_wheel(folder, name, version, files=None):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder/f'{name}-{version}-py3-none-any.whl'
     with zipfile.ZipFile(path, 'w') as z:
-        for n, data in files.items(): z.writestr(n, data)
+        for n, data in files.items():
+            entry = zipfile.ZipInfo(n)
+            entry.external_attr = (0o755 if '/scripts/' in n else 0o644) << 16
+            z.writestr(entry, data)
     return path
 
 
@@ -228,7 +231,7 @@ def test_pip_where_uv_cannot_be_had(project):
 
 def test_uv_is_fetched_into_the_environment(without_uv, index, tmp_path):
     "From the lock, by pip, with its hash; where there is no network, that is said at once"
-    stand_in = '#!python\nimport sys\nprint("uv 0"); sys.exit("--version" not in sys.argv)\n'
+    stand_in = '#!/bin/sh\n[ "$1" = --version ]\n'
     wheel = make_wheel(tmp_path/'made', 'uv', '9.0', {'uv-9.0.data/scripts/uv': stand_in.encode()})
     index.add(wheel)
     with (without_uv.root/'locks/report.txt').open('a') as f: f.write(pin(wheel))

@@ -58,7 +58,7 @@ def test_order_and_freshness(toy):
     assert 'output changed' in toy.run().stdout
     assert toy.ran() == ['03'] and models(toy)['b'] == '21.0'
 
-    (toy.root/'constraints.txt').write_text('papermill==2.7.1\n')
+    (toy.root/'locks/report.txt').write_text('papermill==2.7.1\n')
     toy.run(); assert toy.ran()[0] == '00' and len(toy.ran()) == 0
 
 

@@ -1,5 +1,5 @@
 """What a tracker writes, read back; offline for real; and that nothing it does can hurt a training."""
-import contextlib, json, os, resource, socket, struct, threading, time, warnings
+import contextlib, importlib.util, json, os, resource, socket, struct, threading, time, warnings
 import numpy as np, pandas as pd, psutil, pytest, torch
 from torch import nn
 from fastai.callback.core import Callback
@@ -195,10 +195,10 @@ def test_disk_full(tmp_path):
 
 @pytest.mark.parametrize('kind', ['wandb', 'tensorboard'])
 def test_absent_package(kind, monkeypatch, tmp_path):
-    find = tracking.importlib.util.find_spec
-    monkeypatch.setattr(tracking.importlib.util, 'find_spec', lambda name, *a: None if name == kind else find(name, *a))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name == kind else find(name, *a))
     with pytest.raises(StudyError) as e: make_tracker(kind, tmp_path, 'm', 0, {})
-    assert str(e.value) == f'track: {kind} needs the package {kind}, which is not installed: pip install {kind}, or set track: none'
+    assert str(e.value) == f"track: {kind} needs the package {kind}, which is not installed: pip install 'kinetics_dance[track]', or set track: none"
     assert not list(tmp_path.iterdir())
 
 

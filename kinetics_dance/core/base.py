@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Late', 'StudyError', 'Unavailable', 'nearest', 'project_root', 'study_folder', 'writing']
+__all__ = ['Late', 'StudyError', 'Unavailable', 'nearest', 'need_extra', 'project_root', 'study_folder', 'writing']
 
 # %% ../../nbs/core/00_base.ipynb #825ec9f6
-import difflib, importlib, os, re
+import difflib, importlib, importlib.util, os, re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,20 @@ def nearest(
     "A hint for a misspelled `name`"
     hits = difflib.get_close_matches(str(name), [str(k) for k in known], n=2, cutoff=.5)
     return f" (did you mean {' or '.join(map(repr, hits))}?)" if hits else ''
+
+# %% ../../nbs/core/00_base.ipynb #f67753f3
+def need_extra(
+    extra:str,      # Extra of kinetics_dance that brings the packages: `cluster`, `track` or `export`
+    *packages:str,  # Their names, as they are imported
+    purpose:str,    # What needs them, as it stands in the message
+    instead:str='', # What else the user can do: `or set track: none`
+):
+    "`StudyError` that names the extra where one of its packages is not installed"
+    for package in packages:
+        # a folder of that name that happens to lie here is no package
+        if getattr(importlib.util.find_spec(package), 'origin', None) is not None: continue
+        raise StudyError(f"{purpose} needs the package {package}, which is not installed: "
+                         f"pip install 'kinetics_dance[{extra}]'{instead and ', ' + instead}")
 
 # %% ../../nbs/core/00_base.ipynb #6e048a70
 def project_root()->Path: # Nearest folder above the working directory with a `settings.ini`, else the working directory

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 from fastcore.basics import patch
 from .. import __version__
-from .base import StudyError
+from .base import StudyError, need_extra
 from .storage import as_path, probing, writing_to
 
 # %% ../../nbs/core/04_cluster.ipynb #4f07cccc
@@ -88,11 +88,9 @@ _SILENT = '30s' # a worker of this machine that says nothing for so long is dead
 
 def _connect(where, stack, timeout):
     "A client of the cluster that `where` means, closed with `stack`"
-    try:
-        import dask, distributed
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise StudyError("scheduler: dask is not installed; pip install 'kinetics_dance[cluster]'") from None
+    need_extra('cluster', 'dask', 'distributed', purpose='scheduler')
+    import dask, distributed
+    from distributed import Client, LocalCluster
     local = re.fullmatch(r'local:(\d+)', where)
     if local:
         if not int(local[1]): raise StudyError(f'scheduler: {where!r} asks for no worker at all')

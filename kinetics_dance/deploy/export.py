@@ -6,13 +6,13 @@
 __all__ = ['FORMATS', 'EndToEnd', 'export_model']
 
 # %% ../../nbs/deploy/04_export.ipynb #72c4eb7f
-import importlib.util, json, warnings
+import json, warnings
 from pathlib import Path
 import torch
 from torch import nn, Tensor
 from .request import check_target
 from ..models.config import load_model, read_config
-from ..core.base import StudyError, writing
+from ..core.base import StudyError, need_extra, writing
 from ..models.scores import clip_probabilities
 
 # %% ../../nbs/deploy/04_export.ipynb #b05b5fc1
@@ -45,8 +45,7 @@ def export_model(
 )->Path: # The file
     "Write a model as a graph that runs without this library"
     if format not in FORMATS: raise StudyError(f'--format: {format!r} is none of {", ".join(FORMATS)}')
-    lacking = [p for p in ('onnx', 'onnxscript') if format == 'onnx' and importlib.util.find_spec(p) is None]
-    if lacking: raise StudyError(f'--format: onnx needs the package {lacking[0]}; pip install onnx onnxscript')
+    if format == 'onnx': need_extra('export', 'onnx', 'onnxscript', purpose='--format: onnx')
     card = read_config(folder)
     at = Path(out) if out else Path(folder)/f'model{FORMATS[format]}'
     for name in ('model.safetensors', 'config.json'): check_target(at, '--out', Path(folder)/name, (), overwrite)

@@ -9,7 +9,7 @@ __all__ = ['PACK', 'write_shard', 'read_shard', 'pack_store']
 import hashlib, json, re, shutil, tarfile
 import numpy as np
 from ..clips.splits import hash_order
-from ..core.base import StudyError, pd
+from ..core.base import StudyError, need_extra, pd
 from ..core.ownership import claim, remove_ours, sweep
 from ..core.storage import is_remote, local_copy, as_path, sizes, system_error, writing_to
 from .store import SUFFIX
@@ -18,10 +18,8 @@ from .store import SUFFIX
 _MEMBER = re.compile(r'[\w=+@%-]+\.(npy|mjpeg|json)', re.A)
 
 def _webdataset():
-    try: from webdataset import tariterators, writer
-    except ImportError:
-        raise StudyError('shards need the package webdataset, which is not installed: '
-                         "pip install 'kinetics_dance[cluster]'") from None
+    need_extra('cluster', 'webdataset', purpose='a store in shards')
+    from webdataset import tariterators, writer
     return tariterators,writer
 
 def write_shard(

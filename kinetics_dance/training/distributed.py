@@ -5,8 +5,14 @@
 # %% auto #0
 __all__ = ['TeamBatchNorm', 'TeamDropout', 'TeamMixUp', 'Together']
 
-# %% ../../nbs/training/06_distributed.ipynb #ec9c78fe
+# %% ../../nbs/training/06_distributed.ipynb #4e928aa9
 import warnings
+from ..core.base import StudyError, need_extra
+
+# %% ../../nbs/training/06_distributed.ipynb #2073a180
+need_extra('cluster', 'accelerate', purpose='training in several processes')
+
+# %% ../../nbs/training/06_distributed.ipynb #ec9c78fe
 import torch
 from torch import nn, Tensor
 import torch.distributed as dist
@@ -14,7 +20,6 @@ import torch.nn.functional as F
 from accelerate.utils import DistributedDataParallelKwargs
 from fastai.callback.mixup import MixUp
 from fastai.distributed import DistributedTrainer
-from ..core.base import StudyError
 from ..loading.dataloader import share
 from .process_group import ProcessGroup
 

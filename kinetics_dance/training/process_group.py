@@ -6,7 +6,7 @@
 __all__ = ['environment', 'open_process_group', 'ProcessGroup']
 
 # %% ../../nbs/training/05_process_group.ipynb #331bb9ce
-import atexit, importlib.util, json, os, time, uuid
+import atexit, json, os, time, uuid
 from contextlib import nullcontext
 from datetime import timedelta
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from filelock import FileLock
-from ..core.base import StudyError
+from ..core.base import StudyError, need_extra
 from .recipe import Recipe
 
 # %% ../../nbs/training/05_process_group.ipynb #abdce55f
@@ -27,9 +27,7 @@ def environment()->tuple: # Number of this process, how many there are, number o
     return int(e['RANK']),int(e['WORLD_SIZE']),int(e.get('LOCAL_RANK', 0))
 
 def _check_team(recipe, size, local):
-    if not importlib.util.find_spec('accelerate'):
-        raise StudyError(f'{size} processes need the package accelerate, which is not installed: '
-                         "pip install 'kinetics_dance[cluster]'")
+    need_extra('cluster', 'accelerate', purpose=f'training in {size} processes')
     if recipe.batch_size < size:
         raise StudyError(f'batch_size: {recipe.batch_size} clips cannot be shared among {size} processes; '
                          'set a larger batch_size, or start fewer processes')

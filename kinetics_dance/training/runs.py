@@ -35,7 +35,7 @@ from ..loading.streaming import PackedStore
 from .process_group import ProcessGroup, open_process_group
 from .tracking import make_tracker
 from .learner import check_device, fit, make_learner
-from ..models.registry import MODELS, model_class, model_entry
+from ..models.registry import CONTROLS, MODELS, TORCHVISION, model_class, model_entry
 
 # %% ../../nbs/training/08_runs.ipynb #296ae586
 def model_of(
@@ -46,7 +46,7 @@ def model_of(
     check_choices(settings)
     entry = model_entry(name)
     made = model_class(entry.spec)
-    fixed = {} if name in MODELS else dict(arch=name)
+    fixed = dict(arch=name) if entry is TORCHVISION else entry.arguments
     # those that the study leaves out too: a card must not depend on defaults that may change
     default = {k: p.default for k,p in inspect.signature(made).parameters.items()}
     arguments = {a: settings.get(s, default[a]) for a,s in made.study_parameters.items()}
@@ -108,6 +108,11 @@ def _run_key(run, spec, arguments, recipe, *what):
     name = spec.split(':')[1]       # its module may move
     h.update(json.dumps([KEY_SCHEME, name, arguments, _decides(recipe), versions(), *what], sort_keys=True).encode())
     return h.hexdigest()
+
+# %% ../../nbs/training/08_runs.ipynb #d308b5cf
+def _input(name):
+    "What the key has to say about the frames that a model is shown, where they are not as they are"
+    return ['shuffled'] if model_entry(name).shuffled else []
 
 # %% ../../nbs/training/08_runs.ipynb #a4c3d208
 _MODULES_1 = ('augmentation', 'backbones', 'batches', 'data', 'features', 'loading', 'probes', 'sampling', 'training', 'units')
@@ -200,15 +205,18 @@ def _run_of(seed, settings):
     return f'run {seeds.index(seed)+1} of {len(seeds)} (seed {seed})' if seed in seeds else f'seed {seed}'
 
 # %% ../../nbs/training/08_runs.ipynb #4196f62a
-def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='', cbs=(), team=ProcessGroup(), log=None):
+def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='',
+           cbs=(), team=ProcessGroup(), log=None, shuffled=False):
     "Train a network; returns it with its history and the store that its clips are read from"
     clips = store
     if recipe.train == 'head':
         clips = build_features(net.features.to(recipe.device), store, run/'features', recipe.crop)
-        dls = feature_loaders(clips, table, classes, recipe.clip_frames, recipe.batch_size, seed, recipe.device)
+        dls = feature_loaders(clips, table, classes, recipe.clip_frames, recipe.batch_size, seed,
+                              recipe.device, shuffled)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop, recipe.batch_size, seed,
-                                         recipe.flip, recipe.color_jitter, recipe.workers, device=recipe.device, log=log)
+                                         recipe.flip, recipe.color_jitter, recipe.workers,
+                                         device=recipe.device, log=log, shuffle_frames=shuffled)
     learn = make_learner(HeadOnly(net) if recipe.train == 'head' else net, dls, recipe)
     past = (load_checkpoint(checkpoint, learn, key) or []) if checkpoint else []
     more = [Checkpoint(checkpoint, key, team.first)] if checkpoint else []
@@ -246,7 +254,7 @@ def _start(run, recipe, seed):
 # %% ../../nbs/training/08_runs.ipynb #5b70400a
 LR_SEED = 1000
 
-def _try_lr(lr, run, spec, arguments, recipe, team, task, log):
+def _try_lr(lr, name, run, spec, arguments, recipe, team, task, log):
     "The last epoch of a short training; without loss and accuracy where it diverges"
     store,table,classes = _start(run, recipe, LR_SEED)
     net = make_model(spec, arguments, len(classes))
@@ -254,7 +262,7 @@ def _try_lr(lr, run, spec, arguments, recipe, team, task, log):
     watch = [_Watch(task, f'trying lr {lr:g}')]
     try:
         history = _train(net, run, store, table, classes, recipe, lr, recipe.lr_epochs, LR_SEED, cbs=watch,
-                         team=team, log=log)[1]
+                         team=team, log=log, shuffled=model_entry(name).shuffled)[1]
     except FloatingPointError: return dict(valid_loss=None, top1=None)
     return history.iloc[-1]
 
@@ -273,7 +281,8 @@ def choose_lr(
     run = study_folder(settings['study'], settings['runs'])
     spec,arguments = model_of(name, settings)
     team = open_process_group(recipe)
-    key,path = _run_key(run, spec, arguments, recipe, recipe.lr_epochs),run/'models'/name/'lr.json'
+    key = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name))
+    path = run/'models'/name/'lr.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(path.with_suffix('.lock')):
         try: known = json.loads(path.read_text())
@@ -287,7 +296,7 @@ def choose_lr(
         expect(task, len(todo)*recipe.lr_epochs)
         for lr in recipe.lr:
             if any(t['lr'] == lr for t in tried): continue
-            last = _try_lr(lr, run, spec, arguments, recipe, team, task, log)
+            last = _try_lr(lr, name, run, spec, arguments, recipe, team, task, log)
             tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
             if log and team.first: log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on valid after {recipe.lr_epochs} epochs")
             if not team.first: continue
@@ -315,7 +324,7 @@ def train_run(
     tracker = make_tracker(recipe.track if team.first else 'none', run/'tracking', name, seed,
                            vars(recipe) | arguments | dict(study=run.name))
     lr = tracker.params['lr'] = choose_lr(name, settings, log, task)
-    key = _run_key(run, spec, arguments, recipe, lr, seed)
+    key = _run_key(run, spec, arguments, recipe, lr, seed, *_input(name))
     with team.lock(run/'models'/name/f'seed{seed}.lock'):
         if team.first: _accept(run, name, seed, spec, arguments, recipe, key, log)
         card = team.agree(_finished(folder, said, seed, key))
@@ -331,7 +340,7 @@ def train_run(
         checkpoint = folder/'checkpoint.safetensors'
         try:
             net,history,clips = _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, checkpoint, key,
-                                       cbs, team, log)
+                                       cbs, team, log, model_entry(name).shuffled)
         except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
         seconds = time.perf_counter()-began
         task.update(text=f'{_run_of(seed, settings)}, predictions')
@@ -341,6 +350,7 @@ def train_run(
         with writing(folder/'history.csv') as p: history.to_csv(p, index=False)
         card = dict(
             format=1, name=name, model=spec, arguments=arguments, classes=classes,
+            shuffled_frames=model_entry(name).shuffled,
             frames=recipe.clip_frames, stored=store.params, crop=list(recipe.crop), normalise=dict(mean=MEAN, std=STD),
             recipe=vars(recipe) | dict(seed=seed, lr=lr), lr_grid=list(recipe.lr), study=run.name, key=key, key_scheme=KEY_SCHEME,
             pretraining=getattr(net, 'pretraining', 'none'), parameters=sum(p.numel() for p in net.parameters()),
@@ -352,25 +362,32 @@ def train_run(
         return team.agree(json.loads(config_path(folder).read_text()))
 
 # %% ../../nbs/training/08_runs.ipynb #4331e092
+def _perturbations(name, stored, t):
+    "Under which perturbations a model is tested: controls under none"
+    return [] if name in CONTROLS else list_perturbations(stored, t)[1:]
+
 def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=ProcessGroup()):
     "Write what the model says of valid and test clips, and of test clips under each probe; returns the first"
     bs = max(1, 256//clips.shape[0])
     crop = recipe.crop if recipe.train == 'all' else clips.shape[1:3]
     sort = lambda splits: table[table.split.isin(splits)].sort_values('clip_id')
-    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop)
+    shuffled = model_entry(name).shuffled
+    take = lambda rows: Clips(clips, rows, classes, recipe.clip_frames, crop,
+                              shuffle_frames=shuffled)
     def predict(rows, probes):
         at = team.deal(len(rows), bs)
         none = np.empty((0, len(classes)))
-        mine = predict_perturbed(net, take(rows.iloc[at]), probes, bs, seed) if len(at) else dict.fromkeys(probes, none)
+        mine = dict.fromkeys(probes, none)
+        if len(at): mine = predict_perturbed(net, take(rows.iloc[at]), probes, bs, seed, take(rows))
         return {probe: team.gather(p, at, len(rows)) for probe,p in mine.items()}
     def write(at, rows, p, probe, frames=recipe.clip_frames):
         about = dict(model=name, seed=seed, frames=frames, pretraining=getattr(net, 'pretraining', 'none'))
         if team.first: write_predictions(at/f'seed{seed}.parquet', take(rows), p, probe=probe, **about)
     both,test = sort(['valid', 'test']),sort(['test'])
     write(said, both, predict(both, ['normal'])['normal'], 'normal')
-    for probe,p in predict(test, list_perturbations(clips.shape[0], recipe.clip_frames)[1:]).items():
+    for probe,p in predict(test, _perturbations(name, clips.shape[0], recipe.clip_frames)).items():
         write(said/probe, test, p, probe, int(probe[7:]) if probe.startswith('frames_') else recipe.clip_frames)
-    if getattr(net, 'features', None) is not None and team.first:
+    if getattr(net, 'features', None) is not None and team.first and name not in CONTROLS:
         over = predict_over_time(net, take(test), bs)
         with writing(said/'over_time'/f'seed{seed}.parquet') as p: over.to_parquet(p, index=False)
     return pd.read_parquet(said/f'seed{seed}.parquet') if team.first else None
@@ -381,7 +398,7 @@ def _finished(folder, said, seed, key):
     except (OSError, ValueError) as e:
         if blame := system_error(e, config_path(folder)): raise blame from None
         return None
-    probes = list_perturbations(card['stored']['n_frames'], card['frames'])[1:]
+    probes = _perturbations(card['name'], card['stored']['n_frames'], card['frames'])
     files = [said/f'seed{seed}.parquet', folder/'history.csv', *(said/p/f'seed{seed}.parquet' for p in probes)]
     return card if card.get('key') == key and all(f.exists() for f in files) else None
 

@@ -7,12 +7,12 @@ __all__ = ['TRACKERS', 'prediction_table', 'confusion_counts', 'Tracker', 'Tenso
            'make_tracker']
 
 # %% ../../nbs/training/03_tracking.ipynb #68a7e55a
-import importlib.util, os, uuid, warnings
+import os, uuid, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback
-from ..core.base import StudyError, nearest, writing
+from ..core.base import StudyError, nearest, need_extra, writing
 from ..core.text import for_figure
 
 # %% ../../nbs/training/03_tracking.ipynb #6bcbf5ce
@@ -192,7 +192,5 @@ def make_tracker(
 )->Tracker: # Its `callbacks` go into the training; its `finish` is called with the predictions
     "Who is told how a unit is trained; raises `StudyError` for an unknown name or an absent package"
     if kind not in TRACKERS: raise StudyError(f"track: {kind!r} is none of {', '.join(TRACKERS)}{nearest(kind, TRACKERS)}")
-    # a folder of that name that happens to lie here is no package
-    if kind != 'none' and getattr(importlib.util.find_spec(kind), 'origin', None) is None:
-        raise StudyError(f'track: {kind} needs the package {kind}, which is not installed: pip install {kind}, or set track: none')
+    if kind != 'none': need_extra('track', kind, purpose=f'track: {kind}', instead='or set track: none')
     return TRACKERS[kind](folder, name, seed, params)
