@@ -27,7 +27,7 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
     p = lib.read_study(study, runs=runs, source=source, jobs=jobs, n_train=_number(train, 'train'),
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = data.prepare(p, replace)
-    at = _at(study_folder(p['study'], p['runs']), storage)
+    at = _at(study_folder(p['study'], p['runs']), storage, replace=replace)
     with _hands(scheduler, at) as pool, _Screen() as screen:
         try: out = data.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
         except KeyboardInterrupt:
@@ -37,9 +37,9 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
     if len(gone): print(f'{len(gone)} clips of the lists were left out: '
                         + ', '.join(f'{n} {for_terminal(w)}' for w, n in gone.why.value_counts().items()), file=sys.stderr)
 
-def _at(run, storage, clips=()):
+def _at(run, storage, clips=(), replace=False):
     "Where videos and frames lie, once it is known that this machine can write there, and that the videos of these clips do"
-    from kinetics_dance.core.ownership import check_ours
+    from kinetics_dance.core.ownership import check_ours, claim_storage
     from kinetics_dance.core.storage import home, is_remote, as_path, probing, sizes, system_error
     where = home(run) if storage is None else as_path(storage)
     if is_remote(where):
@@ -53,6 +53,7 @@ def _at(run, storage, clips=()):
         if not any(Path(p).name in there for p in clips.path):
             raise StudyError(f'storage: none of the {len(clips)} videos of the study is in {where/"videos"}; give the '
                              '--storage that the download had, or download again')
+    if storage is not None: claim_storage(where, run, replace)
     return home(run, storage)
 
 @contextmanager
@@ -110,6 +111,7 @@ class _Screen:
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.clips.table import ClipTable
     from kinetics_dance.core.base import study_folder
+    from kinetics_dance.data import same_origin
     from kinetics_dance.loading.store import build_store
     from kinetics_dance.study.settings import read_settings
     p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
@@ -117,6 +119,7 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
     run = study_folder(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
+    same_origin(p)
     table = ClipTable(run/'clips.sqlite')
     clips = table.frame().dropna(subset=['path'])
     at = _at(run, storage, clips)
