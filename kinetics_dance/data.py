@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['SOURCE_SETTINGS', 'prepare', 'choose', 'source_settings', 'collect', 'origin_of', 'check_origin']
+__all__ = ['SOURCE_SETTINGS', 'prepare', 'choose', 'source_settings', 'collect', 'origin_of', 'same_origin', 'check_origin']
 
 # %% ../nbs/00_data.ipynb #f951751d
 import json
@@ -15,7 +15,7 @@ from functools import partial
 import pandas as pd
 from .synthetic import dancers, uploads
 from .clips.annotations import clip_id, select_classes
-from .clips.splits import list_clips, split, wanted
+from .clips.splits import list_clips, rooted, split, wanted
 from .clips.table import ClipTable
 from .core.base import StudyError, study_folder, writing
 from .download.downloader import download
@@ -92,6 +92,7 @@ def collect(
     "Fetch the clips of a study into its folder and table; `clips.csv` is the table for people"
     run = study_folder(p['study'], p['runs'])
     check_origin(p, clips, replace)
+    _check_export(run/'clips.csv')
     table = ClipTable(run/'clips.sqlite')
     server = uploads.serve_uploads(run/'uploads') if p['source'] == 'demo' else nullcontext()
     with server as url, worker_memory(p['memory_mb']):
@@ -99,6 +100,14 @@ def collect(
                        settings=source_settings(p), wanted=choose(p, clips), **kwargs)
     table.export(run/'clips.csv')
     return out
+
+def _check_export(path):
+    "A table that somebody put where ours is to be is not written over"
+    if not path.exists(): return
+    with path.open('rb') as f: head = f.readline(200)
+    if not head.startswith(b'clip_id,label,'):
+        raise StudyError(f'{path}: is no table of ours, and the table of clips would be written over it; move it elsewhere')
+
 
 # %% ../nbs/00_data.ipynb #5e7a91c3
 _ORIGIN = ('source', 'annotations', 'folder', 'motion', 'seed', 'scene_bias')
@@ -120,24 +129,40 @@ def _foreign_table(folder, clips):
     return len(old) > 0 and not ids & set(old.clip_id)
 
 # %% ../nbs/00_data.ipynb #5e7a91c4
+def _places(origin):
+    "Lists and folders where they lie, however they are spelled"
+    path = lambda x: x if not isinstance(x, str) or '://' in x else str(rooted(x).resolve())
+    lists = origin.get('annotations')
+    found = {k: path(origin.get(k)) for k in ('folder', 'motion')}
+    return origin | found | dict(annotations=[path(a) for a in lists] if isinstance(lists, list) else lists)
+
+def same_origin(
+    p:dict, # Settings of a study
+)->dict|None: # What its folder notes; None: nothing
+    "`StudyError` if the clips in the folder of a study come from elsewhere than its settings say"
+    folder, now = study_folder(p['study'], p['runs']), origin_of(p)
+    note = folder/'origin.json'
+    try: was = json.loads(note.read_text(encoding='utf-8'))
+    except FileNotFoundError: return None
+    except ValueError: was = None
+    if not isinstance(was, dict) or not set(was) & set(_ORIGIN):
+        raise StudyError(f"{note}: is no note of ours; delete it if the folder is this study's")
+    there, here = _places(was), _places(now)
+    if k := next((k for k in now if there.get(k) != here[k]), None):
+        raise StudyError(f"{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; take another name "
+                         'for this study, or download with --replace')
+    return was
+
 def check_origin(
     p:dict,        # Settings of a study
     clips=None,    # Clips that it wants, from `prepare`
     replace=False, # Take the folder over, whatever it was made from
 ):
     "Refuse to write into the folder of a study whose clips come from elsewhere; note where these come from"
-    folder, now = study_folder(p['study'], p['runs']), origin_of(p)
-    note = folder/'origin.json'
-    try: was = json.loads(note.read_text(encoding='utf-8'))
-    except FileNotFoundError: was = None
-    except ValueError: raise StudyError(f'{note}: not JSON; delete it if the folder is this study\'s') from None
-    if not replace:
-        other = [k for k in now if was and was.get(k) != now[k]]
-        if other:
-            k = other[0]
-            raise StudyError(f"{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; take another name "
-                             'for this study, or say --replace')
-        if was is None and _foreign_table(folder, clips):
-            raise StudyError(f'study: {folder} holds the clips of other lists; take another name for this study, '
-                             'or say --replace')
-    with writing(note) as tmp: tmp.write_text(json.dumps(now, indent=1, ensure_ascii=False) + '\n')
+    folder = study_folder(p['study'], p['runs'])
+    if not replace and same_origin(p) is None and _foreign_table(folder, clips):
+        raise StudyError(f'study: {folder} holds the clips of other lists; take another name for this study, '
+                         'or download with --replace')
+    with writing(folder/'origin.json') as tmp:
+        tmp.write_text(json.dumps(origin_of(p), indent=1, ensure_ascii=False) + '\n')
+

@@ -3,7 +3,7 @@
     python -m report.release                 # into dist/; a model of the demo study, as `make report` left it
 
 The model's card is checked as a user's would be. The archive is the same, byte for byte, for the same model."""
-import argparse, hashlib, shutil, subprocess, sys, tempfile, zipfile
+import argparse, hashlib, re, shutil, subprocess, sys, tempfile, zipfile
 from pathlib import Path
 from .common import ROOT, UserError, main, settings
 
@@ -22,6 +22,17 @@ def pack(folder, out):
     return out
 
 
+def check_release(packed, lib):
+    "Refuse to write over checksums, or over an archive, that are not of an earlier release"
+    sums = packed.with_name('SHA256SUMS')
+    lines = sums.read_text(errors='replace').splitlines() if sums.exists() else []
+    named = [l[66:] for l in lines if re.fullmatch(r'[0-9a-f]{64}  ' + re.escape(lib) + r'-\S+', l)]
+    if len(named) < len(lines) or sums.exists() and not lines: bad = sums
+    elif packed.exists() and packed.name not in named: bad = packed
+    else: return
+    raise UserError(f'{bad}: is not of an earlier release, and would be written over; name another folder with --out')
+
+
 def release():
     ap = argparse.ArgumentParser(prog='python -m report.release', description=__doc__.split('\n')[0])
     ap.add_argument('--study', default='demo', help='whose model (default: demo)')
@@ -33,7 +44,9 @@ def release():
     if not found: raise UserError(f'{a.runs/a.study}: no model {a.model}; make report STUDY={a.study}')
     a.out.mkdir(parents=True, exist_ok=True)
     cfg = settings(ROOT)
-    files = [pack(found[0].parent, a.out/f"{cfg['lib_name']}-{cfg['version']}-{a.study}-{a.model}.zip")]
+    packed = a.out/f"{cfg['lib_name']}-{cfg['version']}-{a.study}-{a.model}.zip"
+    check_release(packed, cfg['lib_name'])
+    files = [pack(found[0].parent, packed)]
     with tempfile.TemporaryDirectory() as tree:     # a copy: what an earlier build left behind must not get into the wheel
         for f in ('settings.ini', 'setup.py', 'README.md', 'LICENSE'): shutil.copy(ROOT/f, tree)
         shutil.copytree(ROOT/cfg['lib_path'], Path(tree)/cfg['lib_path'], ignore=shutil.ignore_patterns('__pycache__'))

@@ -81,9 +81,15 @@ def stat_of(path):
 def folder_state(folder, csv=None):
     "A hash over path, size and time of each video of a folder, or of those that its list names"
     try:
-        if csv is None: names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file())
+        if csv is None:
+            # `rglob` does not follow links, and a class may be one
+            links = [d for d in folder.iterdir() if d.is_symlink() and d.is_dir()]
+            names = sorted(p.relative_to(folder).as_posix() for d in (folder, *links) for p in d.rglob('*') if p.is_file())
         else:
-            with csv.open(encoding='utf-8', newline='') as f: names = sorted({r.get('path') or '' for r in DictReader(f)})
+            with csv.open(encoding='utf-8-sig', newline='') as f:
+                rows = DictReader(f)
+                rows.fieldnames = [n.strip() for n in rows.fieldnames or ()]
+                names = sorted({r.get('path') or '' for r in rows})
     except (OSError, ValueError, CsvError) as e: return f'cannot be read: {type(e).__name__}'
     return sha(json.dumps([(n, stat_of(folder/n)) for n in names if not n.startswith('.')]))
 

@@ -174,13 +174,21 @@ def up_to_date(root, study, runs='runs', out=None):
     return stamp.exists() and all(p.exists() for p in executed.values()) and stamp.read_text() == stamp_of(root, study, runs, executed)
 
 
+def of_old_site(out, name):
+    "Is it a file of a site that has no list of its files? What lies at the top is a page that Sphinx made, or one of a few"
+    if (out/name).is_symlink() or not OF_A_SITE.fullmatch(name): return False
+    if '/' in name: return name.startswith('_')
+    if name.endswith('.html'): return '_static/' in (out/name).read_text(encoding='utf-8', errors='replace')
+    return name.startswith('.') or name in ('objects.inv', 'searchindex.js')
+
+
 def check_site(out):
     "Refuse a folder that is neither empty nor an earlier site, or in which somebody put files of their own: it is replaced as a whole"
     if not out.exists(): return
-    there = {str(p.relative_to(out)) for p in out.rglob('*') if not p.is_dir()} if out.is_dir() else {out.name}
+    there = {str(p.relative_to(out)) for p in out.rglob('*') if p.is_symlink() or not p.is_dir()} if out.is_dir() else {out.name}
     if (out/MARKER).is_file(): there -= {MARKER, *(out/MARKER).read_text().split('\n')}
     elif (out/'.stamp').is_file() and re.fullmatch(r'[0-9a-f]{16,}', (out/'.stamp').read_text()): # a site of version 0.1.0
-        there = {f for f in there if not OF_A_SITE.fullmatch(f)}
+        there = {f for f in there if not of_old_site(out, f)}
     if there: raise UserError(f'{out}: holds {min(there)!r}, which is not of a site made here; name a folder that is new or empty')
 
 

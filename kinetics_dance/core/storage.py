@@ -131,7 +131,10 @@ _CAUSES = {
     errno.ENOTCONN: 'the network file system is not connected; mount it again and run this again',
     errno.ENOSPC: 'the disk is full; make room and run it again',
     errno.EDQUOT: 'the quota of the disk is used up; make room and run it again',
-    errno.EROFS: 'the file system is read-only; mount it for writing, or work elsewhere'}
+    errno.EROFS: 'the file system is read-only; mount it for writing, or work elsewhere',
+    errno.ENOTDIR: 'a part of this path is a file, not a folder; name another one',
+    errno.ENAMETOOLONG: 'the name is too long for the file system; take a shorter one',
+    errno.ELOOP: 'its links lead in a circle; name the folder itself'}
 
 def system_error(
     error:BaseException, # What was raised

@@ -18,6 +18,7 @@ import urllib3
 from fastcore.basics import patch
 from ..clips.splits import rooted
 from ..core.base import StudyError, nearest, writing
+from ..core.storage import system_error
 from .sources import SOURCES, Source, Upload, check_numbers, reason_of
 from .http import Changed, Stopped, Transfer
 from ..core.base import Unavailable
@@ -192,7 +193,7 @@ def _stream(self:CVDF, tar, left, folder, stop):
         except Stopped: return
         except Exception as e:
             problem = _problem(e)
-            if self.keep and problem.reason != 'disk full': self._kept(tar).unlink(missing_ok=True)
+            if self.keep and problem.reason != 'disk full' and not system_error(e, tar): problem = self._give_up(tar, problem)
             break
     for name, clip in left.items(): yield clip, refused.get(name, problem)
 
@@ -223,6 +224,19 @@ def _file(self:CVDF, tar, folder, stop):
 def _kept(self:CVDF, tar): return Path(rooted(self.keep))/Path(tar).name
 
 @patch
+def _give_up(self:CVDF, tar, problem):
+    "A kept tar that cannot be read is fetched anew if we fetched it; one that somebody else put there stays"
+    path, mark = self._kept(tar), _beside(self._kept(tar), 'mark')
+    if not path.is_file(): return problem
+    if mark.exists() and not _beside(path, 'part').exists():
+        path.unlink()
+        mark.unlink()
+        return problem
+    return Unavailable(problem.reason, f'{path} cannot be read; delete it, and it is fetched ({problem.detail})')
+
+def _beside(path, kind): return path.with_name(f'.{path.name}.{kind}')
+
+@patch
 def _pool(self:CVDF):
     host, proxy = urlsplit(self.base).hostname, self.proxy
     if proxy is None and host not in ('127.0.0.1', 'localhost', '::1') and not proxy_bypass(host):
@@ -235,7 +249,7 @@ def _pool(self:CVDF):
 def _save(transfer, path):
     "Fetch a file as a whole, or the rest of it; its mark lies beside the first part"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, mark = (path.with_name(f'.{path.name}.{x}') for x in ('part', 'mark'))
+    part, mark = _beside(path, 'part'), _beside(path, 'mark')
     start = part.stat().st_size if part.exists() and mark.exists() else 0
     try:
         with (transfer(start=start, mark=mark.read_text() if start else None) as raw,
@@ -248,6 +262,6 @@ def _save(transfer, path):
         part.unlink()
         raise
     os.replace(part, path)
-    mark.unlink(missing_ok=True)
+    mark.touch() # it says, too, that the tar was fetched by us
 
 SOURCES['cvdf'] = CVDF
