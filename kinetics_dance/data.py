@@ -108,7 +108,6 @@ def _check_export(path):
     if not head.startswith(b'clip_id,label,'):
         raise StudyError(f'{path}: is no table of ours, and the table of clips would be written over it; move it elsewhere')
 
-
 # %% ../nbs/00_data.ipynb #5e7a91c3
 _ORIGIN = ('source', 'annotations', 'folder', 'motion', 'seed', 'scene_bias')
 

@@ -28,8 +28,8 @@ def _download(study, runs, source, train, valid, test, jobs, as_json, scheduler=
                        n_valid=_number(valid, 'valid'), n_test=_number(test, 'test'))
     clips, gone, version = data.prepare(p, replace)
     at = _at(study_folder(p['study'], p['runs']), storage, replace=replace)
-    with _hands(scheduler, at) as pool, _Screen() as screen:
-        try: out = data.collect(p, clips, version, replace, log=screen, every=1 if screen.live else None, pool=pool, storage=at)
+    with _hands(scheduler, at) as pool:
+        try: out = data.collect(p, clips, version, replace, log=_news, pool=pool, storage=at)
         except KeyboardInterrupt:
             print('stopped; what is there is kept, and the same line goes on from here', file=sys.stderr)
             raise
@@ -91,31 +91,15 @@ def _tell(clips, as_json):
         alive = attrition_report(clips).alive['all']
         print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
-class _Screen:
-    "Lines of progress: one that changes, on a terminal; one below the other, in a log"
-    def __enter__(self):
-        from rich.console import Console
-        self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
-        self.status = self.console.status('asking ...') if self.live else None
-        if self.live: self.status.start()
-        return self
-    def __exit__(self, *_):
-        if self.live: self.status.stop()
-    def __call__(self, line):
-        from rich.text import Text # what stands in brackets is no colour
-        if self.live: self.status.update(Text(for_terminal(line)))
-        else: _news(line)
-
 # %% ../../nbs/study/02_cli.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.clips.table import ClipTable
     from kinetics_dance.core.base import study_folder
+    from kinetics_dance.core.processes import worker_memory
     from kinetics_dance.data import same_origin
     from kinetics_dance.loading.store import build_store
     from kinetics_dance.study.settings import read_settings
-    p = dict(n_frames=24, frame_height=48, frame_width=64, compression='none', jobs=2)
-    p |= read_settings(study, runs=runs, jobs=jobs)
+    p = read_settings(study, runs=runs, jobs=jobs)
     run = study_folder(p['study'], p['runs'])
     if not (run/'clips.sqlite').exists():
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
@@ -124,7 +108,7 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
     clips = table.frame().dropna(subset=['path'])
     at = _at(run, storage, clips)
     size = p['frame_height'], p['frame_width']
-    with _hands(scheduler, at) as pool:
+    with _hands(scheduler, at) as pool, worker_memory(p['memory_mb']):
         out = build_store(clips, at/'frames', p['n_frames'], size, jobs=p['jobs'],
                           compression=p['compression'], log=_news, pool=pool)
     table.update(out[['clip_id', 'status', 'reason']].to_dict('records'))
@@ -162,11 +146,28 @@ def _report(study, runs, as_json):
     file = Path(study) if study.endswith(('.yaml', '.yml')) else root/'studies'/f'{study}.yaml'
     if not file.is_file(): raise StudyError(f'study: there is no {file}')
     more = ['--runs', str(Path(runs).absolute())] if runs else []
-    steps = [['report.run', str(file.resolve()), *more], ['report.site', file.stem, *more]]
-    for step in steps:
-        done = subprocess.run([sys.executable, '-m', *step], cwd=root, stdout=sys.stderr if as_json else None)
-        if done.returncode: return done.returncode
+    command = [sys.executable, '-m', 'report.run', str(file.resolve()), '--site', *more]
+    done = subprocess.run(command, cwd=root, stdout=sys.stderr if as_json else None)
+    if done.returncode: return done.returncode
     if as_json: print((study_folder(file.stem, Path(runs).absolute() if runs else root/'runs')/'report.json').read_text())
+
+# %% ../../nbs/study/02_cli.ipynb #6dcb73a7
+def _plan(clips, runs, accuracy, margin, as_json, **assumed):
+    "What a study of this size can find"
+    from kinetics_dance.evaluation.significance import plan_study
+    got = plan_study(clips, runs, accuracy, margin, **{k: v for k, v in assumed.items() if v is not None})
+    about = 'recipes' if runs > 1 else 'these trained models'
+    if as_json: return print(json.dumps(dict(about=about, margin=margin) | got))
+    def points(x): return f'{100*x:.3g} point' + 's'*(x != .01)
+    print(f'{clips:,} test clips, {runs} run{"s"*(runs > 1)} of each model, accuracy about {accuracy:g}')
+    if runs == 1: print('one run each: about two trained models on new uploads, not about their recipes')
+    print('chance to find a true difference of '
+          + ', '.join(f'{points(x)} {p:.0%}' for x, p in got['power'].items()))
+    print(f'found in four of five studies: {points(got["detectable"])}')
+    print(f'two equal models are called equivalent within {points(margin)} in {got["equivalent"]:.0%} of studies')
+    for s, need in got['clips'].items():
+        print(f'to find {points(margin)} with {s} run{"s"*(s > 1)} each: '
+              + (f'{need:,} clips' if need else 'no number of clips is enough'))
 
 # %% ../../nbs/study/02_cli.ipynb #76445ef0
 def _demo_video(out, seed, as_json, overwrite=False):
@@ -251,6 +252,19 @@ def app():
     ):
         "Train models of a study whose frames are there"
         _train(study, model, seed, runs, as_json, packed)
+
+    @app.command()
+    def plan(
+        clips:int=option(..., min=2, help='Test clips'),
+        runs:int=option(..., min=1, help='Training runs of each model'),
+        accuracy:float=option(..., help='About as expected, between 0 and 1'),
+        margin:float=option(.02, help='Smallest difference that matters'),
+        run_sd:float=option(None, help='Standard deviation of the accuracy of runs (default 0.01)'),
+        per_upload:float=option(None, help='Clips of an upload (default 1)'),
+        as_json:bool=json_option, debug:bool=debug
+    ):
+        "What a study of this size can find, before anything is downloaded"
+        _plan(clips, runs, accuracy, margin, as_json, run_sd=run_sd, per_upload=per_upload)
 
     @app.command()
     def settings(
