@@ -153,6 +153,11 @@ def page(root, study, folder, media, downloads):
     if any(MARK in name(m, models) for m in models): out.append(f'{MARK} has seen Kinetics videos before this study, and perhaps some of its test clips: not to be compared with the others.')
     out += [fig('differences')]
     if r.get('gains') or fig('gain'): out += ['## Which classes need time?', fig('gain')]
+    if parts := r.get('decomposition'):
+        out += ['## What does time buy?', 'Points that each step adds: several frames that vote, the same frames seen together by a network that cannot know their order, their order. These networks are controls and stand in no verdict.',
+                fig('decomposition'), table(['asked', 'by the', 'step', 'from', 'to', 'points'], [
+                    (for_markdown(d['question']), for_markdown(name(d['ladder'], models)), d['step'], pct(d['start']), pct(d['end']), span(dict(mean=d['gain'], low=d['low'], high=d['high']), lambda x: f'{100*x:+.1f}', ''))
+                    for d in parts])]
     probes = list(dict.fromkeys(p for m in models.values() for p in m.get('probes') or {}))
     if probes:
         order = sorted(probes, key=lambda p: (p.startswith('frames_'), int(p[7:]) if p[7:].isdigit() else 0, p))

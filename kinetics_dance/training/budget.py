@@ -6,7 +6,7 @@
 __all__ = ['training_share', 'budget_name', 'budget_folder', 'train_budgets', 'budget_gains', 'study_budgets', 'plot_budget']
 
 # %% ../../nbs/training/09_budget.ipynb #573968ac
-import json, os, re, shutil
+import json, os, re
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,12 +51,11 @@ def budget_folder(
     to = run/'budgets'/name
     to.mkdir(parents=True, exist_ok=True)
     if not (to/'frames').exists(): (to/'frames').symlink_to(os.path.relpath(run/'frames', to))
-    if not (to/'clips.sqlite').exists():
-        rows = training_share(ClipTable(run/'clips.sqlite').frame(), share)
-        with writing(to/'clips.sqlite') as part:
-            clips = ClipTable(part)
-            clips.set(rows)
-            clips.update(rows.to_dict('records'))
+    rows = training_share(ClipTable(run/'clips.sqlite').frame(), share)     # the study may have changed
+    with writing(to/'clips.sqlite') as part:
+        clips = ClipTable(part)
+        clips.set(rows)
+        clips.update(rows.to_dict('records'))
     return to
 
 # %% ../../nbs/training/09_budget.ipynb #58314fa1
