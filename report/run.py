@@ -122,7 +122,7 @@ def file_sha(p):
 
 def lower(pid):
     "Give a process that has just started, and all that it will start, what others leave of the processors"
-    try: os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    try: os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5))
     except OSError: pass
 
 
@@ -310,7 +310,7 @@ class Run:
         on_cell.k = 0
         try:
             nb = papermill.execute_notebook(
-                st.path, running, parameters=st.params, kernel_name='python3', progress_bar=False, autosave_cell_every=0,
+                st.path, running, parameters=st.params, kernel_name='python3', progress_bar=False, autosave_cell_every=0, start_timeout=600,
                 kernel_manager_class=self.kernel_class(st), extra_arguments=['--log-level=50'], resources={'metadata': {'path': str(st.path.parent)}}, on_cell_start=on_cell)
         except PapermillExecutionError as e:
             os.replace(running, failed)

@@ -229,7 +229,7 @@ def build(root, study, runs='runs', out=None, as_they_are=False, answer=False):
         for s, nb in nbs.items(): write_json(src/f'{page(s)}.ipynb', nb)
         if (root/'nbs/images').is_dir(): shutil.copytree(root/'nbs/images', src/'images')
         shutil.copy(HERE/'conf.py', src); [shutil.copy(HERE/f, src/'_static') for f in ('study.css', 'study.js', 'icon.svg')]
-        p = subprocess.run([sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '-d', str(Path(tmp)/'trees'), str(src), str(html)],
+        p = subprocess.run([sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-j', str(min(4, os.cpu_count() or 1)), '-b', 'html', '-d', str(Path(tmp)/'trees'), str(src), str(html)],
                            env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'SITE_TITLE': cfg.get('title', lib), 'SITE_LIB': str(root/lib)}, capture_output=True, text=True)
         if p.returncode:
             raise UserError('the site was not built: Sphinx warns of\n' + re.sub(re.escape(str(src)) + '/?', '', p.stderr or p.stdout).strip())
