@@ -116,12 +116,18 @@ def library(user):
                                                    nbformat=4, nbformat_minor=5)))
     user.types(f'{user.clone}/.venv/bin/jupyter execute mine.ipynb', 'the lines of Python in a notebook elsewhere', there)
 
+def check_folder(folder):
+    "It is filled, and parts of it are made anew: what somebody has there would be lost"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder/'clone'/'.git').exists()):
+        raise SystemExit(f'{folder}: is neither empty nor begun by rehearsal.outside; name another folder')
+
 def main():
     a = argparse.ArgumentParser(prog='python -m rehearsal.outside', description=__doc__.split('\n')[0])
     a.add_argument('folder', type=Path, help='an empty folder, or one where this was begun')
     a.add_argument('--study', default='smoke', help='what `make report` runs (README: demo)')
     a.add_argument('--brief', action='store_true', help='only the numbered notebooks, and no site')
     a = a.parse_args()
+    check_folder(a.folder)
     user = User(a.folder.resolve())
     head = lambda at: subprocess.run(['git', '-C', str(at), 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout
     if user.clone.exists() and head(user.clone) != head(ROOT): raise SystemExit(f'{user.clone}: the clone of another commit; take it away, or name another folder')

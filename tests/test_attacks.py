@@ -161,6 +161,16 @@ def test_a_site_keeps_links_and_what_an_old_site_cannot_have_made(tmp_path):
         (old/name).unlink()
 
 
+def test_a_rehearsal_fills_an_empty_folder_only(tmp_path):
+    from rehearsal.outside import check_folder
+    check_folder(tmp_path)
+    check_folder(tmp_path/'new')
+    (tmp_path/'elsewhere').mkdir()
+    with pytest.raises(SystemExit, match='neither empty nor begun'): check_folder(tmp_path)
+    (tmp_path/'clone/.git').mkdir(parents=True)
+    check_folder(tmp_path)
+
+
 # 5. data that changed
 
 def test_a_class_that_is_a_link_counts(tmp_path):
@@ -184,3 +194,28 @@ def test_the_videos_of_a_list_count_however_its_head_is_written(tmp_path, head):
     was = folder_state(tmp_path, tmp_path/'list.csv')
     (tmp_path/'a.mp4').write_bytes(b'other')
     assert folder_state(tmp_path, tmp_path/'list.csv') != was
+
+
+# 6. labels
+
+def test_the_table_for_people_holds_no_formula(tmp_path):
+    "Only the tables of the comparison were made safe, clips.csv was not"
+    import pandas as pd
+    from kinetics_dance.clips.table import ClipTable
+    table, label = ClipTable(tmp_path/'clips.sqlite'), '=HYPERLINK("http://127.0.0.1")'
+    table.set(pd.DataFrame([dict(label=label, youtube_id='-a0123456789', group='+1', time_start=0., time_end=1., split='train', source='folder'),
+                            dict(label='tango', youtube_id='-b0123456789', group='-b0123456789', time_start=0., time_end=1., split='train', source='youtube')]))
+    table.export(tmp_path/'clips.csv')
+    df = pd.read_csv(tmp_path/'clips.csv', dtype=str)
+    assert df.label.tolist() == [f"'{label}", 'tango'] and df.group.tolist() == ["+1", '-b0123456789'] and df.youtube_id.str.startswith('-').all()
+    assert table.frame().label.tolist() == [label, 'tango']
+
+
+# 8. what is empty
+
+def test_a_table_without_clips(project):
+    "`frames` wrote an empty index and said nothing, `status` spoke of nan %"
+    (project/'runs/mine/clips.sqlite').write_bytes(b'')
+    index = (project/'runs/mine/frames/index.parquet').read_bytes()
+    for command in ('status', 'frames'): assert 'has no clips yet' in cli(project, command, '--study', 'mine', rc=2)
+    assert (project/'runs/mine/frames/index.parquet').read_bytes() == index

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from .annotations import clip_id
 from ..core.base import StudyError, pd, writing
+from ..core.text import for_csv
 
 # %% ../../nbs/clips/02_table.ipynb #b8d77c0f
 from ..core.base import Late
@@ -112,5 +113,8 @@ class ClipTable:
     def export(self,
         path, # A CSV for people, and for whoever compares two runs: without the times of update
     ):
-        "Write the table as CSV"
-        with writing(path) as tmp: self.frame().drop(columns='updated').to_csv(tmp, index=False)
+        "Write the table as CSV; no label and no group of a list is a formula for a spreadsheet"
+        df = self.frame().drop(columns='updated')
+        listed = df['group'] != df.youtube_id # an id may begin with a minus: it stays what it is
+        df = df.assign(label=df.label.map(for_csv), group=df['group'].mask(listed, df['group'].map(for_csv)))
+        with writing(path) as tmp: df.to_csv(tmp, index=False)

@@ -75,7 +75,13 @@ def _status(study, runs, as_json):
         study, runs = p['study'], p.get('runs')
     at = study_folder(study, runs or 'runs')/'clips.sqlite'
     if not at.exists(): raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
-    _tell(ClipTable(at).frame(), as_json)
+    _tell(_rows(ClipTable(at), study), as_json)
+
+def _rows(table, study):
+    "The clips of a study; there must be some"
+    clips = table.frame()
+    if not len(clips): raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
+    return clips
 
 def _tell(clips, as_json):
     from kinetics_dance.download.progress import status_line, status_table
@@ -105,7 +111,7 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
         raise StudyError(f'study: {p["study"]} has no clips yet; kinetics-dance download --study {study}')
     same_origin(p)
     table = ClipTable(run/'clips.sqlite')
-    clips = table.frame().dropna(subset=['path'])
+    clips = _rows(table, p['study']).dropna(subset=['path'])
     at = _at(run, storage, clips)
     size = p['frame_height'], p['frame_width']
     with _hands(scheduler, at) as pool, worker_memory(p['memory_mb']):
