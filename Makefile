@@ -47,8 +47,8 @@ report: env ## run a study and build its site: make report STUDY=demo (ARGS="--f
 site: env ## build the site of a study that has been run
 	@$(PY) -m report.site "$$STUDY"
 
-test: env-test ## every notebook's cells, the end-to-end tests, the checks (PYTEST_ARGS="-k runner")
-	@$(PY) -m pytest -q -n 2 --maxschedchunk 1 tests $(PYTEST_ARGS)
+test: env-test ## every notebook's cells, the end-to-end tests, the checks (CHANGED=1: what a change can affect; PYTEST_ARGS="-k runner")
+	@$(PY) -m $(if $(filter-out 0,$(CHANGED)),report.changed,pytest tests) -q -n 2 $(PYTEST_ARGS)
 
 check: env-test ## the quick checks alone: library exported, notebooks clean, README as index.ipynb has it, locks complete
 	@$(PY) -m pytest -q tests/test_checks.py $(PYTEST_ARGS)

@@ -12,6 +12,26 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'new_processes: every Python process of this test starts from nothing')
 
 
+# Files whose tests share what takes long to make belong to one worker of pytest-xdist; so do those that need the smoke
+# study. These come first, then single tests: the long ones before those that take no time.
+TOGETHER = {f'test_{f}': f for f in ('cluster', 'distributed', 'hostile_labels', 'shards', 'site', 'training', 'wheel')}
+TOGETHER |= dict(test_study='study', test_browser='study')
+FIRST, LAST = ('test_notebooks', 'test_faults', 'test_frames'), ('test_layers', 'test_checks')
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda i: (i.path.stem not in FIRST) + (i.path.stem in LAST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return TOGETHER.get(Path(nodeid.split('::')[0]).stem, nodeid)
+    return Groups(config, log)
+
+
 @pytest.fixture(autouse=True)
 def how_processes_start(request, monkeypatch):
     if request.node.get_closest_marker('new_processes'): monkeypatch.setattr(preloaded, 'on', False)

@@ -11,7 +11,7 @@ axe_module = pytest.importorskip('axe_playwright_python.sync_playwright', reason
 from playwright.sync_api import Error, sync_playwright
 
 CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable') if (p := shutil.which(n))), None)
-pytestmark = [pytest.mark.skipif(not CHROMIUM, reason='no browser: install chromium, or Google Chrome'), pytest.mark.xdist_group('browser')]
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no browser: install chromium, or Google Chrome')
 PHONE, DESK = dict(width=390, height=844), dict(width=1280, height=900)
 
 

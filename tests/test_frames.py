@@ -2,6 +2,7 @@
 import json, os, pty, shutil, signal, subprocess, sys, threading, time
 import numpy as np, pandas as pd, pickle, psutil, pytest
 from hypothesis import given, settings, strategies as st
+import preloaded
 from conftest import things
 from kinetics_dance import frames
 from kinetics_dance.video import reading

@@ -14,7 +14,6 @@ from kinetics_dance.video.reading import read_frames
 
 MEDIA = ROOT.parent/'shared'/'data'/'media'
 CLASSES = ['jumpstyle dancing', 'tango dancing', 'tap dancing']
-pytestmark = pytest.mark.xdist_group('inference')     # one worker: PyTorch is loaded once
 
 
 def make_model(folder, spec='kinetics_dance.cnn_lstm:CNNLSTM', classes=CLASSES, seconds=1., **arguments):

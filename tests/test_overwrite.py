@@ -10,7 +10,6 @@ from kinetics_dance.video.decoding import numbered_clip
 from kinetics_dance.deploy.output import plan_targets
 from test_inference import cli, make_model, one_line
 
-pytestmark = pytest.mark.xdist_group('inference')
 ASKED = dict(cut=True, over_time=False, picture=None, save_video=None, save_frames_path=None, rm_frames=True)
 
 

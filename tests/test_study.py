@@ -31,9 +31,6 @@ def results(folder):
     return report, {str(f.relative_to(folder)): f.read_bytes() for f in files}, (folder/'clips.csv').read_bytes(), {f.name: f.read_bytes() for f in (folder/'frames').glob('*.npy')}
 
 
-pytestmark = pytest.mark.xdist_group('study')     # one worker: the tests share one study
-
-
 def test_report(smoke):
     r = json.loads((smoke/'report.json').read_text())
     assert r['study'] == 'smoke' and r['classes'] == dancers.CLASSES and 0 < r['n_test'] <= 48
