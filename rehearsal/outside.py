@@ -54,8 +54,8 @@ class User:
     "Somebody in a clone, who has nothing but the text"
     def __init__(self, work):
         self.work, self.clone, self.done = work, work/'clone', []
-        keep = ('PATH', 'LANG', 'SSL_CERT_FILE', 'TERM') # and how pip reaches its registry here
-        self.env = {k: v for k, v in os.environ.items() if k in keep or k.startswith('PIP_') or k.lower().endswith('_proxy')}
+        keep = ('PATH', 'LANG', 'SSL_CERT_FILE', 'TERM') # and how pip and uv reach their registry here
+        self.env = {k: v for k, v in os.environ.items() if k in keep or k.startswith(('PIP_', 'UV_')) or k.lower().endswith('_proxy')}
         self.env |= dict(HOME=str(work/'home'), PIP_NO_CACHE_DIR='1')
         (work/'home').mkdir(parents=True, exist_ok=True)
         self.env['PATH'] = os.pathsep.join(p for p in self.env['PATH'].split(os.pathsep) if '.venv' not in p)

@@ -23,6 +23,7 @@ PAIR = ('torch', 'torchvision')         # both must come from the same kind of b
 # what only the registry's builds of torch need
 OF_CUDA = re.compile(r'triton$|nvidia-|cuda-')
 GIGABYTES = {('report', 'default'): 7.2, ('report', 'cpu'): 2.4, ('test', 'default'): 7.8, ('test', 'cpu'): 3}
+OLDEST_UV = (0, 5)
 EVERY = 20      # seconds between lines where there is no terminal
 
 NO_NETWORK = re.compile(r'name resolution|dns error|getaddrinfo|Name or service not known|nodename nor servname'
@@ -140,7 +141,8 @@ def is_whole(info):
     "Are all files of an installed package there, and as long as they were?"
     try:
         with (info/'RECORD').open(newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
-        sizes = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2]}
+        # what is said of the package itself may be of another length (decord's is)
+        sizes = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2] and not row[0].startswith(info.name)}
         return (info/'METADATA').stat().st_size > 0 and all((info.parent/p).stat().st_size == n for p, n in sizes.items())
     except (OSError, ValueError, csv.Error): return False
 
@@ -238,12 +240,13 @@ def run(command, venv, start, n):
 
 
 def find_uv(venv):
-    "uv on PATH or in the environment, if it runs (a shim may stand for none), or None"
+    "uv on PATH or in the environment, if it runs (a shim may stand for none) and is not too old, or None"
     if os.environ.get('INSTALLER') == 'pip': return None
-    for uv in (shutil.which('uv'), venv/'bin'/'uv'):
-        try:
-            if uv and subprocess.run([uv, '--version'], capture_output=True).returncode == 0: return str(uv)
-        except OSError: pass
+    for uv in filter(None, (shutil.which('uv'), venv/'bin'/'uv')):
+        try: p = subprocess.run([uv, '--version'], capture_output=True, text=True)
+        except OSError: continue
+        version = re.match(r'uv (\d+)\.(\d+)', p.stdout)
+        if p.returncode == 0 and version and tuple(map(int, version.groups())) >= OLDEST_UV: return str(uv)
     return None
 
 
@@ -289,6 +292,7 @@ def make_venv(venv, cfg):
     ours = {'bin', 'include', 'lib', 'lib64', 'pyvenv.cfg', '.gitignore', 'share', 'etc', '.stamp', '.lock', 'install.log'}
     if venv.exists() and not (venv/'pyvenv.cfg').exists() and {p.name for p in venv.iterdir()} - ours:
         raise Failure(f'{venv} holds other things than an environment of Python: name another place with make VENV=…')
+    if version := version_of(python_of(venv)): say(f'{venv.name} has Python {".".join(map(str, version))}: made anew')
     base = sys.executable if sys.prefix == sys.base_prefix else getattr(sys, '_base_executable', sys.executable)
     bare = ['--without-pip'] if find_uv(venv) else []      # the lock has pip
     p = subprocess.run([base, '-m', 'venv', '--clear', *bare, str(venv)], capture_output=True, text=True)
@@ -322,14 +326,16 @@ def install_torch(installer, packages, torch, have):
     if torch == 'cpu':
         index = os.environ.get('TORCH_INDEX') or TORCH_INDEX
         versions = [re.match(r'[\w.-]+==[^\s;]+', entry)[0] for entry in pair]
-        again = [] if have in (None, 'cpu') else ['--reinstall'] if installer.uv else ['--force-reinstall']
+        again = [] if have == 'cpu' else ['--reinstall'] if installer.uv else ['--force-reinstall']
         trouble = installer('--no-deps', *again, *versions, index=index, n=2)
         if trouble and NO_NETWORK.search(trouble):
             raise Failure(f'{index} cannot be reached, and CPU-only torch comes from there: name another index with '
                           'TORCH_INDEX=…, or leave out TORCH=cpu')
         if NOT_THERE.search(trouble):
             raise Failure(f'{index} has not {" and ".join(versions)} for this Python and machine')
-    else: trouble = installer.locked(pair, again=True) if have == 'cpu' else ''
+    else:
+        other = have == 'cpu' or any(site_packages(installer.venv).glob('torch*+cpu.dist-info'))
+        trouble = installer.locked(pair, again=True) if other else ''
     if trouble: raise Failure(reason(trouble, 'uv' if installer.uv else 'pip'))
 
 
@@ -337,13 +343,15 @@ def install(venv, name, root=ROOT):
     "Make or mend the environment"
     name, torch = wanted(venv, name)
     start = time.monotonic()
-    stamp, packages, size = read_stamp(venv), locked(name, root), GIGABYTES[name, torch]
+    stamp, packages = read_stamp(venv), locked(name, root)
+    size = GIGABYTES[name, 'cpu' if sys.platform == 'darwin' else torch]        # no CUDA there
     say(f'installing {len(packages)} packages for `make {name}` into {os.path.relpath(venv)} (about {size:g} GB)')
     free = shutil.disk_usage(next(p for p in (venv, *venv.parents) if p.exists())).free/1e9
     if free < size and not stamp: say(f'only {free:.1f} GB are free on this disk: that may not be enough')
     make_venv(venv, settings_of(root))
     have = read_stamp(venv).get('torch')
     write_stamp(venv, environment=name, torch=have)
+    (venv/'install.log').unlink(missing_ok=True)
     if broken := forget_broken(venv): say(f'half there, and so installed again: {", ".join(broken[:5])}' + (' …' if broken[5:] else ''))
     installer = Installer(venv, start)
     if not installer.uv: ensure_pip(installer.python)

@@ -1,7 +1,7 @@
 """Installation as `make env` does it: a small project with small packages, from an index on this machine.
 
 The installers are real where that is quick (uv, pip); stand-ins of a few lines play what is slow or rare."""
-import base64, functools, hashlib, os, pty, re, shutil, signal, subprocess, sys, threading, time, zipfile
+import base64, functools, hashlib, importlib.metadata, os, pty, re, shutil, signal, subprocess, sys, threading, time, zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest
@@ -216,9 +216,12 @@ def test_a_changed_lock_is_installed(project, index):
     assert project.make('env', UV_DEFAULT_INDEX=NOWHERE) == [], 'a remark in settings.ini changes nothing'
 
 
-def test_pip_where_uv_cannot_be_had(project):
+def test_pip_where_uv_cannot_be_had(project, monkeypatch):
     "No uv on PATH but a shim that stands for none, and none in the lock: pip installs the same, hashes and all"
-    project.tool('uv', '#!/bin/sh\necho "uv: command not found" >&2; exit 127\n')
+    for useless in ('echo "uv: command not found" >&2; exit 127', 'echo "uv 0.1.2"'):
+        project.tool('uv', f'#!/bin/sh\n{useless}\n')
+        monkeypatch.setenv('PATH', f'{project.tools}:/usr/bin:/bin')
+        assert env_module.find_uv(project.venv) is None
     lines = project.make('env')
     assert 'environment: uv cannot be had here: pip installs, which takes a few times as long' in lines
     assert project.imports('tiny') and project.make('env', PIP_INDEX_URL=NOWHERE) == []
@@ -231,7 +234,7 @@ def test_pip_where_uv_cannot_be_had(project):
 
 def test_uv_is_fetched_into_the_environment(without_uv, index, tmp_path):
     "From the lock, by pip, with its hash; where there is no network, that is said at once"
-    stand_in = '#!/bin/sh\n[ "$1" = --version ]\n'
+    stand_in = '#!/bin/sh\n[ "$1" = --version ] && exec echo uv 9.0\nexit 1\n'
     wheel = make_wheel(tmp_path/'made', 'uv', '9.0', {'uv-9.0.data/scripts/uv': stand_in.encode()})
     index.add(wheel)
     with (without_uv.root/'locks/report.txt').open('a') as f: f.write(pin(wheel))
@@ -258,7 +261,7 @@ def test_progress_in_a_terminal(project):
 
 def test_progress_without_a_terminal(project):
     "A line at times: how far it is"
-    project.tool('uv', '#!/bin/sh\n[ "$1" = --version ] && exit\necho "Downloading torch (800MiB)"; echo " Downloaded torch"; sleep 1.2; exit 0\n')
+    project.tool('uv', '#!/bin/sh\n[ "$1" = --version ] && exec echo uv 9.0\necho "Downloading torch (800MiB)"; echo " Downloaded torch"; sleep 1.2; exit 0\n')
     source = project.root/'report/environment.py'
     source.write_text(source.read_text().replace('EVERY = 20', 'EVERY = .1'))
     assert re.search(r'environment: \d+ s, 1 of 1 large downloads done', '\n'.join(project.make('env')))
@@ -288,7 +291,7 @@ def test_no_network_but_a_full_cache(project):
 @pytest.mark.parametrize('says', ['error: failed to write to file `x`: No space left on device (os error 28)',
                                   "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", 'Disk quota exceeded (os error 122)'])
 def test_full_disk(project, says):
-    project.tool('uv', f"#!/bin/sh\n[ \"$1\" = --version ] && exit\ncat >&2 <<'E'\n{says}\nE\nexit 2\n")
+    project.tool('uv', f"#!/bin/sh\n[ \"$1\" = --version ] && exec echo uv 9.0\ncat >&2 <<'E'\n{says}\nE\nexit 2\n")
     assert project.fails('env') == 'error: no space left on the disk: make room (TORCH=cpu needs less)'
     if UV:
         project.real_uv()
@@ -325,11 +328,17 @@ def test_half_installed(project):
     assert all(map(env_module.is_whole, site.glob('*.dist-info')))
 
 
+def test_every_package_here_is_whole():
+    "The look for half packages raises no false alarm: not for one package that is really installed"
+    site = Path(importlib.metadata.distribution('pytest').locate_file(''))
+    assert [p.name for p in site.glob('*.dist-info') if not env_module.is_whole(p)] == []
+
+
 @needs_uv
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_stopped_in_the_middle(project, number):
     "Ctrl-C, or a signal to make's group: one line, no process stays, and the next run goes on"
-    project.tool('uv', '#!/bin/sh\n[ "$1" = --version ] && exit\necho $$ > "$HOME/child"; touch "$HOME/begun"; exec sleep 60\n')
+    project.tool('uv', '#!/bin/sh\n[ "$1" = --version ] && exec echo uv 9.0\necho $$ > "$HOME/child"; touch "$HOME/begun"; exec sleep 60\n')
     home = project.root.parent/'home'
     home.mkdir()
     p = project.popen('env')
@@ -388,7 +397,7 @@ def test_only_an_environment_is_replaced(project, tmp_path):
 
 def test_two_at_the_same_time(project):
     "The second one waits, and then has nothing to do"
-    project.tool('uv', '#!/bin/sh\n[ "$1" = --version ] && exit\nmkdir -p "$HOME"; echo >> "$HOME/begun"; sleep 1.5\n')
+    project.tool('uv', '#!/bin/sh\n[ "$1" = --version ] && exec echo uv 9.0\nmkdir -p "$HOME"; echo >> "$HOME/begun"; sleep 1.5\n')
     begun, first = project.root.parent/'home/begun', project.popen('env')
     for _ in range(300):
         if begun.exists(): break
