@@ -77,10 +77,12 @@ def serve(sock):
         told, tell = os.pipe()
         middle = os.fork()
         if middle == 0:
-            child = os.fork()
-            if child: os.write(tell, struct.pack('q', child)), os._exit(0)
+            if os.fork(): os._exit(0)
+            if request['session']: os.setsid()
+            else: os.setpgid(0, request['group'])
+            os.write(tell, struct.pack('q', os.getpid()))   # only now: who asked may ask for our group at once
             for fd in (held, told, tell, sock.fileno()): os.close(fd)
-            os.read(hold, 1)                    # until we have been adopted
+            os.read(hold, 1)                                # until we have been adopted
             os.close(hold)
             become(request, fds)
         os.close(tell)
@@ -140,8 +142,6 @@ def become(request, fds):
     code = 1
     try:
         os.chdir(request['cwd'])
-        if request['session']: os.setsid()
-        else: os.setpgid(0, request['group'])
         place(fds, request['fds'])
         for fd in {0, 1, 2} - set(request['fds']): os.close(fd)
         signal.signal(signal.SIGINT, signal.default_int_handler if request['interrupts'] else signal.SIG_IGN)

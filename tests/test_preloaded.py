@@ -31,6 +31,14 @@ def test_it_is_preloaded_and_our_child():
     p.stdin.close(), p.stdout.close()
 
 
+@pytest.mark.parametrize('alone', [True, False])
+def test_its_group_is_its_own_from_the_first_moment(alone):
+    "Jupyter asks for the group of a kernel as soon as it has started it, and later kills that group"
+    for _ in range(20):
+        with preloaded.Popen([sys.executable, '-c', ''], libraries='light', start_new_session=alone) as p:
+            assert os.getpgid(p.pid) == (p.pid if alone else os.getpgid(0))
+
+
 def loaded(name): return name in sys.modules, os.getppid(), os.environ.get('WORD')
 
 
