@@ -114,8 +114,8 @@ def condition(name, studies, seed=0):
     from kinetics_dance.comparison import cautions
     w, rng = World(**CONDITIONS[name]), np.random.default_rng([seed, 2])
     one, effect = min(w.runs) < 2, 2.8*typical_error(w, np.random.default_rng([seed, 3]))
-    effect = min(effect, .6*(1 - w.accuracy))
-    other, edge = (w.cut(w.accuracy + d) for d in (effect, MARGIN))
+    effect = min(effect, 1.2*(1 - w.accuracy))
+    cuts = {k: [w.cut(w.accuracy + sign*d/2) for sign in (-1, 1)] for k, d in (('found', effect), ('equivalent', MARGIN))}
     n, spreads, truth = dict.fromkeys(('covered', 'alarms', 'cautions', 'found', 'equivalent'), 0), [], w.mean(w.base)
     for _ in range(studies):
         y, g, right, effects = w.study(rng, (w.base, w.base))
@@ -126,10 +126,10 @@ def condition(name, studies, seed=0):
         n['covered'] += low <= of_a <= high
         n['alarms'] += not below <= of_b - of_a <= above
         n['cautions'] += any(True for _ in cautions({m: x.mean(1) for m, x in zip('ab', right)}, np.bincount(y)))
-        spreads.append((b - a).spread())
-        for key, cut in (('found', other), ('equivalent', edge)):
-            _, g, right, effects = w.study(rng, (w.base, cut))
+        for key, cut in cuts.items():
+            _, g, right, effects = w.study(rng, cut)
             a, b = (estimate(m, x, g) for m, x in zip('ab', right))
+            if key == 'found': spreads.append((b - a).spread())
             n[key] += ((b - a).p_value() if key == 'found' else (b - a).p_equivalent(MARGIN)) < .05
     return dict(name=name, effect=effect, planned=planned(w, spreads, effect)) | {k: v/studies for k, v in n.items()}
 

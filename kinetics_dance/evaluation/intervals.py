@@ -226,7 +226,7 @@ def wilson(self:Estimate,
     "Wilson (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334), never above the extreme."
     x, extreme = self.value, t**2*(self.uneven or 1/self.n)
     pq, few = max(x*(1 - x), 0), extreme/2
-    prior = few/(1 + pq/(4*few))
+    prior = few**2/(few + pq)
     c = min((a**2 + prior*extreme)/(pq + prior), extreme)
     middle, half = (x + c/2)/(1 + c), (c*pq + c**2/4)**.5/(1 + c)
     return x - middle + half, middle + half - x
