@@ -219,3 +219,36 @@ def test_a_table_without_clips(project):
     index = (project/'runs/mine/frames/index.parquet').read_bytes()
     for command in ('status', 'frames'): assert 'has no clips yet' in cli(project, command, '--study', 'mine', rc=2)
     assert (project/'runs/mine/frames/index.parquet').read_bytes() == index
+
+
+# 7. sizes that are each within their limits
+
+@pytest.mark.parametrize('change, says', [
+    (dict(frames=1024, crop=[1024, 1024], stored=dict(height=1024, width=1024)), 'together too large'),
+    (dict(frames=1024, crop=[8, 8], stored=dict(height=4096, width=4096)), 'together too large'),
+    (dict(clip_seconds=1e-9), 'clip_seconds')])
+def test_sizes_of_a_config_are_limited_together(tmp_path, change, says):
+    "`predict` with such a card took 5.8 GB and went on; one that was too short was called a fault of --step"
+    import json
+    from kinetics_dance.core.base import StudyError
+    from kinetics_dance.models.config import read_config
+    from kinetics_dance.models.registry import known_specs
+    card = dict(format=1, model=list(known_specs())[0], arguments={}, classes=['a', 'b'], frames=8, crop=[44, 60],
+                stored=dict(height=48, width=64), clip_seconds=3.)
+    (tmp_path/'config.json').write_text(json.dumps(card))
+    read_config(tmp_path)
+    (tmp_path/'config.json').write_text(json.dumps(card | change))
+    with pytest.raises(StudyError, match=says): read_config(tmp_path)
+
+
+def test_what_can_be_trained_can_be_loaded():
+    "A study could ask for clips of 4,096 frames, a model's description for 1,024 at most"
+    from kinetics_dance.core.settings import defaults
+    from kinetics_dance.core.base import StudyError
+    from kinetics_dance.models.config import SCHEMA
+    from kinetics_dance.study.settings import check_study
+    most = SCHEMA['properties']['frames']['maximum']
+    check_study(defaults() | dict(n_frames=most, clip_frames=most))
+    for change in (dict(n_frames=most + 1, clip_frames=most + 1), dict(n_frames=4096, frame_height=4096, frame_width=4096),
+                   dict(n_frames=most, clip_frames=most, frame_height=512, crop_height=512, frame_width=512, crop_width=512)):
+        with pytest.raises(StudyError): check_study(defaults() | change)

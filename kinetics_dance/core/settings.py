@@ -99,7 +99,7 @@ class TransformerSettings(Declared):
 # %% ../../nbs/core/06_settings.ipynb #e13c63de
 class RecipeSettings(Declared):
     "models"
-    clip_frames:A[int, Help('frames that a model sees of a clip', ge=1, le=4096)] = 8
+    clip_frames:A[int, Help('frames that a model sees of a clip', ge=1, le=1024)] = 8
     crop_height:A[int, Help('what it sees of a frame, pixels', ge=8, le=4096)] = 44
     crop_width:A[int, Help('what it sees of a frame, pixels', ge=8, le=4096)] = 60
     epochs:A[int, Help('passes over the training clips; the last one is used', ge=1)] = 20

@@ -11,6 +11,7 @@ import json, math
 from pathlib import Path
 from ..clips.annotations import MOST_CLASSES
 from ..core.base import StudyError, project_root
+from ..core.processes import MOST_PIXELS
 from ..core.storage import system_error
 from .registry import CONTROLS, MOVED, known_specs, model_class
 
@@ -50,7 +51,7 @@ SCHEMA = dict(
         frames=_whole(1024),
         crop=dict(type='array', items=_whole(4096), minItems=2, maxItems=2),
         stored=dict(type='object', required=list(_SIZES), properties=_SIZES),
-        clip_seconds=dict(type='number', exclusiveMinimum=0, maximum=86400),
+        clip_seconds=dict(type='number', minimum=.001, maximum=86400),
         normalise=dict(type='object', required=['mean', 'std'], properties=dict(mean=_three(-1e3), std=_three(1e-6)))))
 
 # %% ../../nbs/models/05_config.ipynb #31500771
@@ -92,6 +93,9 @@ def read_config(
     if not all(map(math.isfinite, numbers)): raise StudyError(f'{path}: clip_seconds or normalise is no number')
     if card['crop'][0] > card['stored']['height'] or card['crop'][1] > card['stored']['width']:
         raise StudyError(f'{path}: crop or stored cannot be right: the crop is larger than the frame')
+    sizes = (card['crop'], MOST_PIXELS), ((card['stored']['height'], card['stored']['width']), 4*MOST_PIXELS)
+    if any(card['frames']*math.prod(size) > most for size, most in sizes):
+        raise StudyError(f'{path}: frames, crop and stored cannot be right: together too large for one clip')
     return card
 
 # %% ../../nbs/models/05_config.ipynb #e9a6c0c6

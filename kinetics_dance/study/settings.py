@@ -6,6 +6,7 @@
 __all__ = ['DATA', 'study_path', 'file_settings', 'read_settings', 'read_study', 'check_study']
 
 # %% ../../nbs/study/00_settings.ipynb #0102bd02
+import math
 import pandas as pd
 import yaml
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..synthetic import dancers
 from ..clips.annotations import select_classes
 from ..clips.splits import list_clips, rooted
 from ..core.base import StudyError, nearest, project_root
+from ..core.processes import MOST_PIXELS
 from ..core.settings import DataSettings, DownloadSettings, check_settings
 from ..data import SOURCE_SETTINGS, source_settings
 from ..training.recipe import Recipe, check_choices
@@ -104,8 +106,7 @@ def check_study(
     if p['n_frames'] < 1: raise StudyError(f"n_frames: {p['n_frames']} is too small; give at least 1")
     if not p['seeds'] or len(set(p['seeds'])) < len(p['seeds']):
         raise StudyError(f"seeds: {p['seeds']} must be a list of different numbers, at least one")
-    for small,large in (('clip_frames', 'n_frames'), ('crop_height', 'frame_height'), ('crop_width', 'frame_width')):
-        if p[small] > p[large]: raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
+    _check_sizes(p)
     if p['compression'] not in ('none', 'jpeg'):
         raise StudyError(f"compression: {p['compression']!r} is neither none nor jpeg")
     if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file():
@@ -122,3 +123,15 @@ def check_study(
     elif not any('://' in str(a) for a in p['annotations']):
         list_clips(**{k: p[k] for k in ('source', 'annotations', 'folder', 'contains', 'classes')})
     return p
+
+# %% ../../nbs/study/00_settings.ipynb #23e6b4c9
+def _check_sizes(p):
+    "A model sees a part of what is stored, and neither is too large as a whole"
+    seen, stored = ('clip_frames', 'crop_height', 'crop_width'), ('n_frames', 'frame_height', 'frame_width')
+    for small, large in zip(seen, stored):
+        if p[small] > p[large]: raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
+    for names, most in ((seen, MOST_PIXELS), (stored, 4*MOST_PIXELS)):
+        pixels = math.prod(p[k] for k in names)
+        if pixels > most:
+            raise StudyError(f"{', '.join(names)}: together {pixels:,} pixels a clip, at most {most:,}; make one smaller")
+
