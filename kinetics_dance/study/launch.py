@@ -27,13 +27,13 @@ def train_study(
 )->list: # Cards
     "Train units of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
-    same_origin(settings)
-    _check_frames(settings)
     controls = CONTROLS if settings['controls'] else {}
     every = [*MODELS, *settings.get('extra_models', []), *controls]
     models = every if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
+    same_origin(settings)
+    _check_frames(settings)
     epochs, cards = len(seeds)*Recipe.of(settings).epochs, []
     with follow('all models', len(models)*epochs) if len(models) > 1 else nullcontext() as whole:
         for m in models:
