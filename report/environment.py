@@ -1,18 +1,20 @@
-"""The environment of the project: makes .venv, or brings it up to date, from the lock of what is asked for.
+"""The environment of the project: makes .venv, or brings it up to date, from a lock.
 
     python report/environment.py report          # or: make env; for `make report`
     python report/environment.py test            # all that the tests need on top
 
-It runs before anything is installed: the standard library only, and nothing of this project is imported.
+It runs before anything is installed, so it needs the standard library only.
 
-uv installs (from PATH, or fetched into the environment), and pip where uv cannot be had. What was installed is
-noted in `.venv/.stamp`: nothing is done while that is what the lock says. An installation that was stopped goes
-on where it was, after a look for packages that are only half there. Variables of the environment:
+uv installs (from PATH, or fetched into the environment), and pip where uv cannot be had. What was
+installed is noted in `.venv/.stamp`: nothing is done while that is what the lock says. One that was
+stopped goes on where it was, after a look for packages that are only half there. Variables:
 
-    TORCH=cpu        CPU-only torch, from TORCH_INDEX; TORCH=default: the registry's. Unset: what is there stays
+    TORCH=cpu        CPU-only torch, from TORCH_INDEX; default: the registry's; unset: what is there
+    TORCH_INDEX=URL  another index for it
     INSTALLER=pip    do without uv
     VENV=PATH        another place than .venv"""
-import csv, errno, fcntl, hashlib, json, os, re, selectors, shutil, signal, subprocess, sys, tempfile, time
+import csv, errno, fcntl, hashlib, json, os, re, selectors, shutil, signal, subprocess, sys
+import tempfile, time
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -22,18 +24,27 @@ TORCH_INDEX = 'https://download.pytorch.org/whl/cpu'
 PAIR = ('torch', 'torchvision')         # both must come from the same kind of build
 # what only the registry's builds of torch need
 OF_CUDA = re.compile(r'triton$|nvidia-|cuda-')
-GIGABYTES = {('report', 'default'): 7.2, ('report', 'cpu'): 2.4, ('test', 'default'): 7.8, ('test', 'cpu'): 3}
+# on Linux; those with CPU-only torch are sums of what its packages weigh
+GIGABYTES = {('report', 'default'): 7.2, ('report', 'cpu'): 2.4,
+             ('test', 'default'): 7.8, ('test', 'cpu'): 3}
 OLDEST_UV = (0, 5)
 EVERY = 20      # seconds between lines where there is no terminal
 
-NO_NETWORK = re.compile(r'name resolution|dns error|getaddrinfo|Name or service not known|nodename nor servname'
-                        r'|[Cc]onnection (refused|reset|aborted|broken)|unreachable|[Tt]imed? ?out|tcp connect error'
-                        r'|error sending request|client error \(Connect\)|NewConnectionError|SSLError|ProxyError'
+NO_NETWORK = re.compile(r'name resolution|dns error|getaddrinfo|Name or service not known'
+                        r'|nodename nor servname|[Cc]onnection (refused|reset|aborted|broken)'
+                        r'|unreachable|[Tt]imed? ?out|tcp connect error|error sending request'
+                        r'|client error \(Connect\)|NewConnectionError|SSLError|ProxyError'
                         r'|certificate verify failed|invalid peer certificate')
-NO_SPACE = re.compile(r'No space left on device|[Dd]isk quota exceeded|os error (28|122)\b|Errno (28|122)\b')
+NO_SPACE = re.compile(r'No space left on device|[Dd]isk quota exceeded'
+                      r'|os error (28|122)\b|Errno (28|122)\b')
 WRONG_HASH = re.compile(r'Hash mismatch for `?([\w.=+-]+)|DO NOT MATCH THE HASHES')
-NOT_THERE = re.compile(r'there is no version of ([\w.-]+)|No matching distribution found for ([\w.-]+)'
-                       r'|([\w.-]+) was not found in the package registry|([\w.-]+)==\S+ has no (?:`|\S+ wheels|wheels)')
+NOT_THERE = re.compile(r'there is no version of ([\w.-]+)'
+                       r'|No matching distribution found for ([\w.-]+)'
+                       r'|([\w.-]+) was not found in the package registry'
+                       r'|([\w.-]+)==\S+ has no (?:`|\S+ wheels|wheels)')
+
+
+NO_PIP = 'this Python has neither pip nor ensurepip: install python3-venv (Debian, Ubuntu), or uv'
 
 
 class Failure(Exception):
@@ -70,20 +81,22 @@ def digest_of_settings(cfg):
 
 
 def digest(name, root=ROOT):
-    "What an environment is made from: its lock, and what an editable installation takes from settings.ini"
+    "What an environment is made from: its lock, and what an editable installation takes besides"
     cfg, lock = settings_of(root), lock_file(name, root)
     if not lock.exists(): raise Failure(f'{lock} is missing: restore it with git checkout locks')
-    return sha(lock.read_text(), *(cfg.get(k, '') for k in ('lib_name', 'lib_path', 'console_scripts', 'min_python')))
+    keys = ('lib_name', 'lib_path', 'console_scripts', 'min_python')
+    return sha(lock.read_text(), *(cfg.get(k, '') for k in keys))
 
 
 def locked(name, root=ROOT):
-    "{package: [its lines in the lock]}; a package with other versions for other Pythons has several entries"
+    "{package: [its lines in the lock]}: several where other Pythons have other versions"
     packages, lines = {}, []
     for line in lock_file(name, root).read_text().splitlines():
         if line[:1] == '#' or not line.strip(): continue
-        if m := re.match(r'([\w.-]+)(\[[^]]*\])?==', line): packages.setdefault(m[1].lower(), []).append(lines := [])
+        if m := re.match(r'([\w.-]+)(\[[^]]*\])?==', line):
+            packages.setdefault(m[1].lower(), []).append(lines := [])
         lines.append(line)
-    return {package: ['\n'.join(lines) for lines in entries] for package, entries in packages.items()}
+    return {package: list(map('\n'.join, entries)) for package, entries in packages.items()}
 
 
 # --- what is there
@@ -103,7 +116,7 @@ def write_stamp(venv, **stamp):
 def wanted(venv, name):
     "(environment, torch) to install: what was asked for, and no less than what is there"
     stamp, torch = read_stamp(venv), os.environ.get('TORCH', '')
-    if name not in ENVIRONMENTS: raise Failure(f'{name}: there are only {" and ".join(ENVIRONMENTS)}')
+    if name not in ENVIRONMENTS: raise Failure(f'{name}: give {" or ".join(ENVIRONMENTS)}')
     if torch not in ('', 'cpu', 'default'): raise Failure(f'TORCH={torch}: give cpu or default')
     larger = stamp.get('environment')
     if larger in ENVIRONMENTS[ENVIRONMENTS.index(name):]: name = larger
@@ -114,7 +127,8 @@ def up_to_date(venv, name, root=ROOT):
     "Is all there that was asked for, as the lock has it now?"
     name, torch = wanted(venv, name)
     stamp = read_stamp(venv)
-    return stamp.get('digest') == digest(name, root) and (stamp['environment'], stamp['torch']) == (name, torch)
+    if stamp.get('digest') != digest(name, root): return False
+    return (stamp['environment'], stamp['torch']) == (name, torch)
 
 
 def python_of(venv): return venv/'bin'/'python'
@@ -142,8 +156,10 @@ def is_whole(info):
     try:
         with (info/'RECORD').open(newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
         # what is said of the package itself may be of another length (decord's is)
-        sizes = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2] and not row[0].startswith(info.name)}
-        return (info/'METADATA').stat().st_size > 0 and all((info.parent/p).stat().st_size == n for p, n in sizes.items())
+        sizes = {row[0]: int(row[2]) for row in rows
+                 if len(row) == 3 and row[2] and not row[0].startswith(info.name)}
+        if not (info/'METADATA').stat().st_size: return False
+        return all((info.parent/path).stat().st_size == size for path, size in sizes.items())
     except (OSError, ValueError, csv.Error): return False
 
 
@@ -166,18 +182,22 @@ def reason(text, program):
     "What an installer's output comes down to, in one line"
     text = re.sub(r'\x1b\[[\d;?]*[A-Za-z]', '', text)
     if NO_SPACE.search(text): return 'no space left on the disk: make room (TORCH=cpu needs less)'
-    if m := WRONG_HASH.search(text): return f'{m[1] or "a package"} is not what the lock says (another hash): nothing of it was installed'
+    if m := WRONG_HASH.search(text):
+        return f'{m[1] or "a package"} is not what the lock says: it has another hash'
     if NO_NETWORK.search(text): return 'the package registry cannot be reached: is there a network?'
-    if m := NOT_THERE.search(text): return f'{m[m.lastindex]} is not to be had for this Python and machine'
-    lines = [line.strip() for line in re.split(r'[\r\n]+', text) if re.search(r'error|Error|ERROR|cause', line)]
+    if m := NOT_THERE.search(text):
+        return f'{m[m.lastindex]} is not to be had for this Python and machine'
+    lines = [line.strip() for line in re.split(r'[\r\n]+', text)
+             if re.search(r'error|Error|ERROR|cause', line)]
     return f'{program} failed: {lines[-1] if lines else "it said nothing"}'
 
 
 def told(text, n):
     "How far an installer is, from what it printed"
-    begun, done = len(re.findall(r'^ *Downloading ', text, re.M)), len(re.findall(r'^ *Downloaded ', text, re.M))
-    fetched = len(re.findall(r'^Collecting ', text, re.M))
-    if re.search(r'^(Prepared|Installing collected)', text, re.M): return 'all downloaded, installing'
+    def count(start): return len(re.findall(rf'^ *{start} ', text, re.M))
+    begun, done = count('Downloading'), count('Downloaded')
+    fetched = count('Collecting')
+    if count('Prepared') or count('Installing collected'): return 'all downloaded, installing'
     if fetched: return f'{fetched} of at most {n} packages fetched'
     return f'{done} of {begun} large downloads done' if begun else 'looking up packages'
 
@@ -220,10 +240,12 @@ def terminal():
 
 def run(command, venv, start, n):
     "Run an installer and show how far it is; (exit status, what it printed). It ends with us"
-    command, in_terminal = [str(part) for part in command], sys.stderr.isatty()
+    command = [str(part) for part in command]
+    in_terminal = sys.stderr.isatty()
     if in_terminal: master, out = terminal()
     else: out = subprocess.PIPE
-    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out if in_terminal else subprocess.STDOUT)
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out,
+                             stderr=subprocess.STDOUT)
     try:
         if in_terminal:
             os.close(out)
@@ -240,13 +262,14 @@ def run(command, venv, start, n):
 
 
 def find_uv(venv):
-    "uv on PATH or in the environment, if it runs (a shim may stand for none) and is not too old, or None"
+    "uv on PATH or in the environment, if it runs and is not too old, or None"
     if os.environ.get('INSTALLER') == 'pip': return None
     for uv in filter(None, (shutil.which('uv'), venv/'bin'/'uv')):
         try: p = subprocess.run([uv, '--version'], capture_output=True, text=True)
         except OSError: continue
         version = re.match(r'uv (\d+)\.(\d+)', p.stdout)
-        if p.returncode == 0 and version and tuple(map(int, version.groups())) >= OLDEST_UV: return str(uv)
+        if p.returncode or not version: continue        # a shim that stands for none
+        if tuple(map(int, version.groups())) >= OLDEST_UV: return str(uv)
     return None
 
 
@@ -265,7 +288,8 @@ class Installer:
         where = ['--default-index' if self.uv else '--index-url', index] if index else []
         code, text = run(self.command(*where, *args), self.venv, self.start, n)
         if code and self.uv and not index and NO_NETWORK.search(text) and not NO_SPACE.search(text):
-            code, again = run(self.command('--offline', *args), self.venv, self.start, n)       # uv may have all it needs
+            # uv may have all it needs
+            code, again = run(self.command('--offline', *args), self.venv, self.start, n)
             if not code: say('no network: installed from the cache of uv')
         return text if code else ''
 
@@ -281,7 +305,8 @@ class Installer:
         "Put uv into the environment; where that cannot be done, pip goes on alone"
         if self.uv or os.environ.get('INSTALLER') == 'pip': return
         trouble = self.locked(entries) if entries else ''
-        if NO_NETWORK.search(trouble) or NO_SPACE.search(trouble): raise Failure(reason(trouble, 'pip'))
+        if NO_NETWORK.search(trouble) or NO_SPACE.search(trouble):
+            raise Failure(reason(trouble, 'pip'))
         self.uv = find_uv(self.venv)
         if not self.uv: say('uv cannot be had here: pip installs, which takes a few times as long')
 
@@ -289,24 +314,26 @@ class Installer:
 def make_venv(venv, cfg):
     "An environment with a Python that runs and is new enough; the one that is there, if it is"
     if allowed(version_of(python_of(venv)), cfg): return
-    ours = {'bin', 'include', 'lib', 'lib64', 'pyvenv.cfg', '.gitignore', 'share', 'etc', '.stamp', '.lock', 'install.log'}
-    if venv.exists() and not (venv/'pyvenv.cfg').exists() and {p.name for p in venv.iterdir()} - ours:
-        raise Failure(f'{venv} holds other things than an environment of Python: name another place with make VENV=…')
-    if version := version_of(python_of(venv)): say(f'{venv.name} has Python {".".join(map(str, version))}: made anew')
-    base = sys.executable if sys.prefix == sys.base_prefix else getattr(sys, '_base_executable', sys.executable)
+    ours = {'bin', 'include', 'lib', 'lib64', 'share', 'etc', '.gitignore', '.lock', 'install.log'}
+    there = {p.name for p in venv.iterdir()} if venv.exists() else set()
+    if 'pyvenv.cfg' not in there and there - ours:
+        raise Failure(f'{venv} holds other things than an environment of Python: '
+                      'name another place with make VENV=…')
+    if version := version_of(python_of(venv)):
+        say(f'{venv.name} has Python {".".join(map(str, version))}: made anew')
+    base = getattr(sys, '_base_executable', sys.executable)     # not that of the environment
     bare = ['--without-pip'] if find_uv(venv) else []      # the lock has pip
-    p = subprocess.run([base, '-m', 'venv', '--clear', *bare, str(venv)], capture_output=True, text=True)
-    if p.returncode:
-        said = p.stdout + p.stderr
-        if NO_SPACE.search(said): raise Failure(reason(said, 'venv'))
-        if 'ensurepip' in said: raise Failure(f'{base} has no ensurepip: install python3-venv (Debian, Ubuntu), or uv')
-        raise Failure(reason(said, f'{base} -m venv'))
+    p = subprocess.run([base, '-m', 'venv', '--clear', *bare, venv], capture_output=True, text=True)
+    said = p.stdout + p.stderr
+    if p.returncode and 'ensurepip' in said and not NO_SPACE.search(said): raise Failure(NO_PIP)
+    if p.returncode: raise Failure(reason(said, f'{base} -m venv'))
 
 
 def ensure_pip(python):
+    "Put pip into an environment that was made without it"
     if subprocess.run([python, '-c', 'import pip'], capture_output=True).returncode == 0: return
     p = subprocess.run([python, '-m', 'ensurepip'], capture_output=True, text=True)
-    if p.returncode: raise Failure('this Python has neither pip nor ensurepip: install python3-venv (Debian, Ubuntu), or uv')
+    if p.returncode: raise Failure(NO_PIP)
 
 
 def size_of(folder):
@@ -320,7 +347,7 @@ def size_of(folder):
 
 
 def install_torch(installer, packages, torch, have):
-    "Torch of another build than the one that is there, before all else: it is what can fail, and what is large"
+    "Torch of another build than the one that is there; first, because it is large and can fail"
     pair = [entry for name in PAIR for entry in packages.get(name, [])]
     if not pair: return
     if torch == 'cpu':
@@ -329,8 +356,8 @@ def install_torch(installer, packages, torch, have):
         again = [] if have == 'cpu' else ['--reinstall'] if installer.uv else ['--force-reinstall']
         trouble = installer('--no-deps', *again, *versions, index=index, n=2)
         if trouble and NO_NETWORK.search(trouble):
-            raise Failure(f'{index} cannot be reached, and CPU-only torch comes from there: name another index with '
-                          'TORCH_INDEX=…, or leave out TORCH=cpu')
+            raise Failure(f'{index} cannot be reached, and CPU-only torch comes from there: '
+                          'name another index with TORCH_INDEX=…, or leave out TORCH=cpu')
         if NOT_THERE.search(trouble):
             raise Failure(f'{index} has not {" and ".join(versions)} for this Python and machine')
     else:
@@ -345,14 +372,17 @@ def install(venv, name, root=ROOT):
     start = time.monotonic()
     stamp, packages = read_stamp(venv), locked(name, root)
     size = GIGABYTES[name, 'cpu' if sys.platform == 'darwin' else torch]        # no CUDA there
-    say(f'installing {len(packages)} packages for `make {name}` into {os.path.relpath(venv)} (about {size:g} GB)')
+    say(f'installing {len(packages)} packages for `make {name}` into {os.path.relpath(venv)} '
+        f'(about {size:g} GB)')
     free = shutil.disk_usage(next(p for p in (venv, *venv.parents) if p.exists())).free/1e9
-    if free < size and not stamp: say(f'only {free:.1f} GB are free on this disk: that may not be enough')
+    if free < size and not stamp: say(f'only {free:.1f} GB are free here: that may not be enough')
     make_venv(venv, settings_of(root))
     have = read_stamp(venv).get('torch')
     write_stamp(venv, environment=name, torch=have)
     (venv/'install.log').unlink(missing_ok=True)
-    if broken := forget_broken(venv): say(f'half there, and so installed again: {", ".join(broken[:5])}' + (' …' if broken[5:] else ''))
+    if broken := forget_broken(venv):
+        more = ' …' if broken[5:] else ''
+        say(f'half there, and so installed again: {", ".join(broken[:5])}{more}')
     installer = Installer(venv, start)
     if not installer.uv: ensure_pip(installer.python)
     installer.fetch_uv(packages.get('uv'))
@@ -361,8 +391,9 @@ def install(venv, name, root=ROOT):
     rest = [entry for package, entries in packages.items() for entry in entries
             if torch == 'default' or package not in PAIR and not OF_CUDA.match(package)]
     trouble = installer.locked(rest)
-    if not trouble and (broken := forget_broken(venv)):     # what uv had in its cache was broken already
-        if installer.uv: subprocess.run([installer.uv, 'cache', 'clean', *broken], capture_output=True)
+    if not trouble and (broken := forget_broken(venv)):     # it was broken in uv's cache already
+        clean = [installer.uv, 'cache', 'clean', *broken]
+        if installer.uv: subprocess.run(clean, capture_output=True)
         trouble = installer.locked(rest)
     trouble = trouble or installer('--no-deps', '--no-build-isolation', '-e', root)
     if trouble: raise Failure(reason(trouble, 'uv' if installer.uv else 'pip'))
@@ -371,10 +402,11 @@ def install(venv, name, root=ROOT):
 
 
 def used_as_it_is(venv):
-    "An environment that is linked here belongs to somebody else: it may be used, and nothing is installed into it"
+    "An environment that is linked here belongs to somebody else: nothing is installed into it"
     if not venv.is_symlink(): return False
     if version_of(python_of(venv)) is None:
-        raise Failure(f'{venv} is a link, and no Python runs there: delete it, or name another place with make VENV=…')
+        raise Failure(f'{venv} is a link, and no Python runs there: delete it, '
+                      'or name another place with make VENV=…')
     say(f'{os.path.relpath(venv)} is a link: used as it is, nothing is installed')
     return True
 
@@ -389,12 +421,13 @@ def environment(name, root=ROOT):
         except BlockingIOError:
             say('another make is installing: waiting for it')
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (python_of(venv).exists() and up_to_date(venv, name, root)) and not used_as_it_is(venv): install(venv, name, root)
+        if python_of(venv).exists() and up_to_date(venv, name, root): return 0
+        if not used_as_it_is(venv): install(venv, name, root)
     return 0
 
 
 def main(name, *options):
-    "Exit status: 0 where the environment is as asked for, 2 after one line that says why not, 130 where it was stopped"
+    "Exit status: 0 where all is as asked for, 2 after one line that says why not, 130 when stopped"
     def stop(number, frame): raise KeyboardInterrupt
     signal.signal(signal.SIGTERM, stop)
     try:

@@ -192,5 +192,6 @@ def make_tracker(
 )->Tracker: # Its `callbacks` go into the training; its `finish` is called with the predictions
     "Who is told how a unit is trained; raises `StudyError` for an unknown name or an absent package"
     if kind not in TRACKERS: raise StudyError(f"track: {kind!r} is none of {', '.join(TRACKERS)}{nearest(kind, TRACKERS)}")
-    if kind != 'none': need_extra('track', kind, purpose=f'track: {kind}', instead='or set track: none')
+    if kind != 'none':
+        need_extra('track', kind, purpose=f'track: {kind}', instead='or set track: none')
     return TRACKERS[kind](folder, name, seed, params)
