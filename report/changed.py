@@ -1,15 +1,17 @@
 """Run the tests that a change can affect: `make test CHANGED=1`.
 
-What changed is what git says of the working tree against the place where the branch left main. A test
-file is chosen when its code, the code of what it imports from tests/, report/, rehearsal/ and bench/, or a
-definition of the library that it reaches is another one than there, or when it reads a file that changed.
-A notebook is chosen the same way. Definitions are followed as freshness follows them (core/dependencies):
-comments, docstrings and moved code change nothing. What cannot be mapped runs everything."""
+What changed is what git says of the working tree against the place where the branch left main. A
+test file is chosen when its code, the code of what it imports from tests/, report/, rehearsal/ and
+bench/, or a definition of the library that it reaches is another one than there, or when it reads a
+file that changed. A notebook is chosen the same way. Definitions are followed as freshness follows
+them (core/dependencies): comments, docstrings and moved code change nothing. What cannot be mapped
+runs everything."""
 import ast, io, os, re, subprocess, sys, tarfile, tempfile, textwrap
 from functools import cache, cached_property
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
-from .common import NUMBERED, ROOT, UserError, code_cells, load_nb, main, notebooks, settings, source
+from .common import (NUMBERED, ROOT, UserError, code_cells, load_nb, main, notebooks, settings,
+                     source)
 
 HELPERS = 'tests', 'report', 'rehearsal', 'bench'
 EVERYTHING = {'constraints.txt', 'settings.ini', 'setup.py'}       # all tests stand on these
@@ -26,7 +28,7 @@ def git(*args, root=ROOT):
 
 
 def merge_base(root):
-    "The commit where this branch left main; None outside of a repository, and where there is no main"
+    "The commit where this branch left main; None where there is no repository or no main"
     for name in ('main', 'origin/main', 'master', 'origin/master'):
         if found := git('merge-base', 'HEAD', name, root=root): return found.decode().strip()
     return None
@@ -34,8 +36,9 @@ def merge_base(root):
 
 def changed_files(root, base):
     "Paths that differ from `base` in the working tree, files that git does not know yet among them"
-    names = b''.join(git(*a, '-z', root=root) or b'' for a in (
-        ('diff', '--name-only', '--no-renames', base), ('ls-files', '--others', '--exclude-standard')))
+    tracked = git('diff', '--name-only', '--no-renames', '-z', base, root=root)
+    other = git('ls-files', '--others', '--exclude-standard', '-z', root=root)
+    names = (tracked or b'') + (other or b'')
     return sorted({os.fsdecode(n) for n in names.split(b'\0') if n})
 
 
@@ -56,8 +59,10 @@ def strings(tree):
     found = []
     for node in nodes(tree):
         if isinstance(node, ast.JoinedStr):
-            found.append(''.join(v.value if isinstance(v, ast.Constant) else '_' for v in node.values))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str): found.append(node.value)
+            parts = (v.value if isinstance(v, ast.Constant) else '_' for v in node.values)
+            found.append(''.join(parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
     return found
 
 
@@ -91,7 +96,8 @@ class Version:
         "[(names that a statement binds, names that it uses, its text, does it always count?)]"
         path, found = self.root/'tests/conftest.py', []
         for node in ast.parse(path.read_text(encoding='utf-8')).body if path.exists() else ():
-            binds = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            binds = {n.id for n in ast.walk(node)
+                     if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             if hasattr(node, 'name'): binds = {node.name}
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 binds = {(a.asname or a.name).split('.')[0] for a in node.names}
@@ -122,27 +128,29 @@ class Version:
 
     def texts(self, path):
         "{what: code} of a test file, of what it uses of conftest.py, and of what these import"
-        texts, todo = {}, [(path.relative_to(self.root).as_posix(), path.read_text(encoding='utf-8'))]
+        def file(p): return p.relative_to(self.root).as_posix(), p.read_text(encoding='utf-8')
+        texts, todo = {}, [file(path)]
         while todo:
             name, text = todo.pop()
             if name in texts or not (tree := parsed(text)): continue
             texts[name] = text
-            if name.startswith('tests/test_'): todo.append((f'conftest.py of {name}', self.fixtures(tree)))
-            for m in self.imported(tree):
-                p = self.modules[m]
-                todo.append((p.relative_to(self.root).as_posix(), p.read_text(encoding='utf-8')))
+            if name.startswith('tests/test_'):
+                todo.append((f'conftest.py of {name}', self.fixtures(tree)))
+            todo += [file(self.modules[m]) for m in self.imported(tree)]
         return texts
 
     @cache
     def reached(self, text):
-        "{definition: hash} of the library that some code reaches, also code that is written in it as text"
+        "{definition: hash} of the library that some code reaches, or code that it holds as text"
+        if not parsed(text): return {}
         inner = []
         for s in strings(parsed(text)):
             if not re.search(rf'\b{self.lib}\b', s) or re.fullmatch(r'[\w.:]+', s): continue
             inner += [s] if parsed(s) else re.findall(rf'\b{self.lib}(?:\.\w+)+', s)
         # what a module imports may be used by who imports the module
-        passed = [f'{n.module}:{a.name}' for n in nodes(parsed(text)) if isinstance(n, ast.ImportFrom)
-                  and (n.module or '').split('.')[0] == self.lib for a in n.names]
+        imports = [n for n in nodes(parsed(text)) if isinstance(n, ast.ImportFrom) and n.module]
+        passed = [f'{n.module}:{a.name}' for n in imports for a in n.names
+                  if n.module.split('.')[0] == self.lib]
         return closure([text, *inner, *passed], self.root, self.lib)
 
     @cache
@@ -157,7 +165,8 @@ class Version:
                 if "'ls-files'" in text or re.search(r'ROOT\.r?glob', text): found.add('')
                 if re.search(r'\bnotebooks\(', text): found.add('nbs')
             found |= {p for n in nodes(tree) if (p := below_root(n))}
-            found |= {s.split('*')[0].strip('/') for s in strings(tree)
+            paths = (re.sub(r'^(\.\./)+', '', s) for s in strings(tree))
+            found |= {s.split('*')[0].strip('/') for s in paths
                       if re.fullmatch(r'[\w.-]+(/[\w.*-]+)+|[\w-]+\.\w+', s)}
         found -= set(HELPERS)       # which of their files are imported is known
         return {p for p in found if not p or p.startswith(SITE) or (self.root/p).exists()}
@@ -166,16 +175,25 @@ class Version:
         "({what it depends on: code or hash}, paths that it reads) of a test file"
         texts = self.texts(path)
         reads = self.reads(texts)
-        if any(r.startswith(('studies', SITE)) for r in reads):      # it runs the notebooks of the stages
+        if any(r.startswith(('studies', SITE)) for r in reads):     # it runs the stages' notebooks
             for stem in notebooks(self.root):
-                if NUMBERED.match(stem) or stem == 'index': texts[stem] = self.cells(stem)
+                if NUMBERED.match(stem) or stem == 'index': texts |= self.cells(stem)
         if any(r.startswith(SITE) for r in reads): reads.add('nbs')
+        if path.name == Path(NOTEBOOKS).name: reads.discard('nbs')      # a test for each
         return self.parts(texts), reads
 
     def cells(self, stem):
-        "The code of a notebook, without cells that hold magics"
+        "{what: code} of a notebook: cells that are Python, those with magics, and nbdev's directives"
         cells = [source(c) for c in code_cells(load_nb(notebooks(self.root)[stem]))]
-        return '\n'.join(c for c in cells if parsed(c))
+        marks = [line for c in cells for line in c.splitlines() if line.startswith('#|')]
+        return {stem: '\n'.join(c for c in cells if parsed(c)),
+                f'{stem} (magics)': '%\n' + '\n'.join(c for c in cells if not parsed(c)),
+                f'{stem} (directives)': '%\n' + '\n'.join(marks)}
+
+    def notebook(self, stem):
+        "As `code`, of a notebook"
+        texts = self.cells(stem)
+        return self.parts(texts), self.reads({stem: texts[stem]})
 
     def parts(self, texts):
         "{what: its plain code, or the hash of a definition}"
@@ -190,7 +208,7 @@ class Version:
         found = {f'tests/{p.name}': (lambda p=p: self.code(p)) for p in tests}
         if (self.root/NOTEBOOKS).exists():
             for s in notebooks(self.root):
-                found[f'{NOTEBOOKS}::test_notebook[{s}]'] = lambda s=s: (self.parts({s: self.cells(s)}), set())
+                found[f'{NOTEBOOKS}::test_notebook[{s}]'] = lambda s=s: self.notebook(s)
         return found
 
 
@@ -200,7 +218,8 @@ def used_names(node):
     for n in nodes(node):
         if isinstance(n, ast.Name): found.add(n.id)
         elif isinstance(n, ast.arg): found.add(n.arg)
-        elif isinstance(n, ast.ImportFrom) and n.module == 'conftest': found |= {a.name for a in n.names}
+        elif isinstance(n, ast.ImportFrom) and n.module == 'conftest':
+            found |= {a.name for a in n.names}
     return found
 
 
@@ -220,19 +239,26 @@ def choose(root, base_root, files):
         why = [k.removeprefix(f'{new.lib}.') for k in differ(was, parts)] if was else ['new']
         near = {f for f in files for r in reads if r and (f == r or f.startswith(f'{r}/'))}
         mapped |= near | {f for f in files if f in parts or f in was}
-        if why := [*dict.fromkeys([*why, *(files if '' in reads else sorted(near))])]: chosen[item] = why
-    for f in files:
-        ours = re.fullmatch(rf'{new.lib}/.+\.py|nbs/(\w+/)?\w+\.ipynb|tests/conftest\.py|tests/test_\w+\.py', f)
-        if f in EVERYTHING: return chosen, f'{f} changed', len(now)
-        if not ours and f not in mapped: return chosen, f'no test is known to depend on {f}', len(now)
-    return chosen, None, len(now)
+        why += files if '' in reads else sorted(near)
+        if why: chosen[item] = [*dict.fromkeys(why)]
+    ours = re.compile(rf'{new.lib}/.+\.py|nbs/(\w+/)?\w+\.ipynb|tests/(conftest|test_\w+)\.py')
+    everything = [f'{f} changed' for f in files if f in EVERYTHING]
+    everything += [f'no test is known to depend on {f}' for f in files
+                   if f not in mapped and not ours.fullmatch(f)]
+    return chosen, everything[0] if everything else None, len(now)
+
+
+def some(names, n):
+    "The first of many names"
+    more = f' and {len(names) - n} more' if len(names) > n else ''
+    return ', '.join(names[:n]) + more
 
 
 def tell(chosen, total, print=print):
     "What was chosen, and why, a line each"
     for item, why in chosen.items():
         name = re.sub(r'.*\[(.*)\]', r'notebook \1', item)
-        print(f"  {name}: {', '.join(why[:3])}" + (f' and {len(why) - 3} more' if len(why) > 3 else ''))
+        print(f'  {name}: {some(why, 3)}')
     print(f'chosen: {len(chosen)} of {total} (files of tests, and notebooks)')
 
 
@@ -242,8 +268,7 @@ def run():
     if base is None: everything = 'this is no git repository with a branch main'
     else:
         files = changed_files(root, base)
-        print(f"changed since {base[:9]}: {', '.join(files[:6]) or 'nothing'}"
-              + (f' and {len(files) - 6} more' if len(files) > 6 else ''))
+        print(f"changed since {base[:9]}: {some(files, 6) or 'nothing'}")
         if not files: return 0
         with tempfile.TemporaryDirectory() as tmp:
             extract(root, base, tmp)
@@ -252,9 +277,10 @@ def run():
     elif not chosen: print('no test depends on what changed')
     else: tell(chosen, total)
     if not everything and not chosen: return 0
-    if NOTEBOOKS in chosen: chosen = {k: v for k, v in chosen.items() if not k.startswith(f'{NOTEBOOKS}::')}
+    tests = [c for c in chosen if NOTEBOOKS not in chosen or not c.startswith(f'{NOTEBOOKS}::')]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, '-m', 'pytest', *(['tests'] if everything else chosen), *args])
+    line = [sys.executable, '-m', 'pytest', *(['tests'] if everything else tests), *args]
+    os.execv(sys.executable, line)
 
 
 if __name__ == '__main__': main(run)

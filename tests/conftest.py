@@ -9,12 +9,13 @@ preloaded.spawn()      # workers of pools: forked from a process that has pandas
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'new_processes: every Python process of this test starts from nothing')
+    config.addinivalue_line('markers', 'new_processes: what this test starts, starts from nothing')
 
 
-# Files whose tests share what takes long to make belong to one worker of pytest-xdist; so do those that need the smoke
-# study. These come first, then single tests: the long ones before those that take no time.
-TOGETHER = {f'test_{f}': f for f in ('cluster', 'distributed', 'hostile_labels', 'shards', 'site', 'training', 'wheel')}
+# Files whose tests share what takes long to make belong to one worker of pytest-xdist; so do those
+# that need the smoke study. These come first, then single tests, the long ones before the short.
+SHARED = 'cluster', 'distributed', 'hostile_labels', 'shards', 'site', 'training', 'wheel'
+TOGETHER = {f'test_{f}': f for f in SHARED}
 TOGETHER |= dict(test_study='study', test_browser='study')
 FIRST, LAST = ('test_notebooks', 'test_faults', 'test_frames'), ('test_layers', 'test_checks')
 
@@ -28,7 +29,8 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return TOGETHER.get(Path(nodeid.split('::')[0]).stem, nodeid)
+        def _split_scope(self, nodeid):
+            return TOGETHER.get(Path(nodeid.split('::')[0]).stem, nodeid)
     return Groups(config, log)
 
 
@@ -85,7 +87,8 @@ class Toy:
         return p
     def popen(self, *args):
         # a shell's background job ignores Ctrl-C and hands that down, and then the tests could not press it
-        return preloaded.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, interrupts=True)
+        return preloaded.Popen(self.command(*args), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True, interrupts=True)
 
 
 @pytest.fixture
