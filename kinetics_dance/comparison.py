@@ -16,8 +16,9 @@ from .core.ownership import MARKER
 from .core.text import for_csv
 from .models.registry import CONTROLS
 from .evaluation.positive_control import frame_ceiling, views_of_pairs
-from .evaluation.analysis import (
-    agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects, temporal_gain, together)
+from kinetics_dance.evaluation.analysis import (
+    agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects,
+    temporal_gain, together)
 from .evaluation.intervals import Estimate, bootstrap
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
@@ -57,8 +58,9 @@ def _notes(p):
         yield (f'All clips are of one class ({p.classes[found[0]]}): accuracy is the recall of that class, which a model '
                'that always says so brings to 1.')
     elif len(found) < len(p.classes): yield f'{len(p.classes) - len(found)} of {len(p.classes)} classes have no clip.'
-    if once: yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve it speak of these '
-                    'trained models on new uploads; nothing is claimed about recipes, which another run may rank otherwise.')
+    if once: yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve '
+                    'it speak of these trained models on new uploads; nothing is claimed about '
+                    'recipes, which another run may rank otherwise.')
     if marks: yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before ({PRETRAINING_MARK}), perhaps these '
                      'very clips; its accuracy is no fair comparison with the others.')
 
@@ -70,22 +72,24 @@ def cautions(
     "Where the simulations of `bench/coverage.py` found that intervals keep less than they promise."
     runs = {m: np.asarray(x) for m, x in accuracy.items() if len(x) > 1}
     if two := [m for m, x in runs.items() if len(x) == 2]:
-        yield (f'Caution: two training runs of {", ".join(two)}. How much runs differ is hardly known from two; where they differ more '
-               'than uploads do, a 95 % interval catches the truth in about 91 of 100 studies. Three are much better.')
+        yield (f'Caution: two training runs of {", ".join(two)}. How much runs differ is hardly '
+               'known from two; where they differ more than uploads do, a 95 % interval catches the '
+               'truth in about 91 of 100 studies. Three are much better.')
     noise = {m: (max(x.mean()*(1 - x.mean()), .01)/sizes.sum())**.5 for m, x in runs.items()}
     for m, x in runs.items():
         rest = (x.sum() - x.min())/(len(x) - 1)
         if rest - x.min() > max(.15, 6*noise[m]):
-            yield (f'Caution: one run of {m} reaches {x.min():.1%}, the others {rest:.1%}. If a training can collapse, few runs say '
-                   'little about how often: intervals and tests with this model keep less than they promise.')
+            yield (f'Caution: one run of {m} reaches {x.min():.1%}, the others {rest:.1%}. If a training '
+                   'can collapse, few runs say little about how often: intervals and tests with '
+                   'this model keep less than they promise.')
     spread = {m: max(x.std(ddof=1), noise[m]) for m, x in runs.items()}
     calm, wild = (f(spread, key=spread.get) for f in (min, max)) if spread else (None, None)
     if spread and spread[wild] > max(3*spread[calm], .02):
-        yield (f'Caution: runs of {wild} differ {spread[wild]/spread[calm]:.0f} times as much as those of {calm}; with few runs their '
-               'difference is known less well than its interval says.')
+        yield (f'Caution: runs of {wild} differ much more than those of {calm}; with few '
+               'runs their difference is known less well than its interval says.')
     if sizes.min() and sizes.max() > 10*sizes.min():
-        yield (f'Caution: classes are uneven ({sizes.min()} to {sizes.max()} test clips); scores that weigh them alike hang on '
-               'a few clips.')
+        yield (f'Caution: classes are uneven ({sizes.min()} to {sizes.max()} test clips); scores that '
+               'weigh them alike hang on a few clips.')
 
 # %% ../nbs/05_comparison.ipynb #50a3acf8
 def _read_all(source, baseline):
@@ -121,18 +125,22 @@ def compare(
     class_pairs = [q for q in known.get('pairs', []) if set(q['classes']) <= set(p.classes)]
     boots = {(k, q): bootstrap(v, n_resamples, seed)
              for k, x in stacks.items() for q, v in views_of_pairs(x, class_pairs).items() if k == 'normal' or q != 'pair'}
-    scores = pd.DataFrame([(q, m, s, e[s].value, *e[s].interval(confidence), e[s].monte_carlo_error(confidence))
-                           for (k, q), b in boots.items()
+    def row(e): return e.value, *e.interval(confidence), e.monte_carlo_error(confidence)
+    scores = pd.DataFrame([(q, m, s, *row(e[s])) for (k, q), b in boots.items()
                            if k == 'normal'
                            for m, e in b.items() for s in (SCORES if q == 'classes' else SCORES[:1]) if s in e],
                           columns='question model score mean low high monte_carlo_error'.split())
-    diffs, labels = paired_differences(p, boots['normal', 'classes'], confidence, margin), np.array(p.classes)[p.y_true]
+    diffs = paired_differences(p, boots['normal', 'classes'], confidence, margin)
+    labels = np.array(p.classes)[p.y_true]
     bias = known.get('scene_bias', 0.) if class_pairs else None
     ceiling = frame_ceiling(labels, [q['classes'] for q in class_pairs], bias) if class_pairs else None
     names = marked(p.pretraining)
-    sentences = [verdict(r, len(labels), 1 - confidence, len(diffs), names, 'Shaffer' if len(runs) == 3 else 'Holm')
+    after = 'Shaffer' if len(runs) == 3 else 'Holm'
+    sentences = [verdict(r, len(labels), 1 - confidence, len(diffs), names, after)
                  for r in diffs.to_dict('records')]
-    c = Comparison(p, boots, scores, diffs, class_pairs, ceiling, bias, first, sentences, [*_notes(p), *cautions({m: (p.y_pred(m) == p.y_true).mean(1) for m in p.probs}, np.bincount(p.y_true))],
+    right = {m: (p.y_pred(m) == p.y_true).mean(1) for m in p.probs}
+    c = Comparison(p, boots, scores, diffs, class_pairs, ceiling, bias, first, sentences, 
+                   [*_notes(p), *cautions(right, np.bincount(p.y_true))],
                    dict(n_resamples=n_resamples, seed=seed, confidence=confidence, margin=margin))
     c.tables |= _tables(c)
     return c
@@ -148,8 +156,8 @@ def _tables(c):
                agreement=agreement(p).rename_axis('model').reset_index(),
                together=together(p, boot, c.settings['n_resamples'], c.settings['seed'], conf) if len(p.probs) > 1
                else None,
-               gains=temporal_gain(boot, c.baseline, conf) if c.baseline and len(p.probs) > 1 else None,
-               heterogeneity=heterogeneity(boot, c.baseline, conf) if c.baseline and len(p.probs) > 1 else None)
+               **{k: f(boot, c.baseline, conf) for k, f in (('gains', temporal_gain), ('heterogeneity', heterogeneity))
+                  if c.baseline and len(p.probs) > 1})
     return {k: df for k, df in out.items() if df is not None}
 
 # %% ../nbs/05_comparison.ipynb #b31c2825
@@ -176,7 +184,8 @@ def report(self:Comparison,
         study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes, ceiling=self.ceiling,
         scene_bias=self.scene_bias, models=models, pairs=self.pairs.to_dict('records'), verdicts=self.verdicts,
         notes=self.notes, settings=self.settings,
-        **{k: self.tables[k].to_dict('records') for k in ('gains', 'heterogeneity', 'together') if k in self.tables})
+        **{k: self.tables[k].to_dict('records') for k in ('gains', 'heterogeneity', 'together')
+           if k in self.tables})
 
 # %% ../nbs/05_comparison.ipynb #bd809613
 def _plain(x):

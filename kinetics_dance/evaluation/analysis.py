@@ -55,8 +55,8 @@ def shrunken(
     variances, # Of each, (K,)
     common:float=0., # Variance of what all classes have in common: the luck of the training runs
     confidence:float=.95
-)->tuple: # dict of mean, low, high, Q, df, p, tau; table of shrunken, shrunken_low, shrunken_high, p
-    "Random effects (Paule and Mandel 1982, *J. Res. Nat. Bur. Stand.* 87, 377), and each class given all of them."
+)->tuple: # dict: mean, low, high, Q, df, p, tau; table: shrunken, shrunken_low, shrunken_high, p
+    "Random effects (Paule and Mandel 1982, *J. Res. NBS* 87, 377); each class given all of them."
     g, v = np.asarray(gains, float), np.asarray(variances, float)
     r, z = combine_effects(g, v, method_re='iterated'), norm.ppf((1 + confidence)/2)
     tau2, total = max(float(r.tau2), 0.), 1/(v + max(float(r.tau2), 0.))
@@ -70,12 +70,13 @@ def shrunken(
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #feb30ef8
 def _effects(boot, m, baseline, confidence):
-    "({class: gain} of a model, what all of them say together, table of shrunken gains of those that have clips)"
+    "({class: gain} of a model, what all of them say together, shrunken gains of those with clips)"
     gains = {k: e - boot[baseline]['recall'][k] for k, e in boot[m]['recall'].items()}
     known = {k: e for k, e in gains.items() if e.n > 1 and np.isfinite(e.value)}
     if len(known) < 3: return gains, {}, pd.DataFrame(index=[], columns=['shrunken'])
     _, runs, both, _ = (boot[m]['accuracy'] - boot[baseline]['accuracy']).spread()
-    whole, each = shrunken([e.value for e in known.values()], [_variance(e) for e in known.values()],
+    values = known.values()
+    whole, each = shrunken([e.value for e in values], [_variance(e) for e in values],
                            max(runs - both, 0), confidence)
     return gains, whole, each.set_index(pd.Index(known))
 
@@ -87,7 +88,9 @@ def _gains_of(boot, m, baseline, confidence):
     df = pd.DataFrame(rows).join(each, on='class').reindex(columns=GAINS)
     sure = df.p.notna().to_numpy()
     df['found'] = False
-    if sure.any(): df.loc[sure, 'found'] = multipletests(df.p[sure].astype(float), 1 - confidence, 'fdr_bh')[0]
+    if sure.any():
+        p = df.p[sure].astype(float)
+        df.loc[sure, 'found'] = multipletests(p, 1 - confidence, 'fdr_bh')[0]
     return df.astype({k: float for k in GAINS[3:10]})
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #0c3be0c0
@@ -105,9 +108,12 @@ def temporal_gain(
     order = df.groupby('class').gain.mean().sort_values(ascending=False, kind='stable').index
     return df.iloc[np.argsort(order.get_indexer(df['class']), kind='stable')].reset_index(drop=True)
 
-def heterogeneity(boot:dict, baseline:str, confidence:float=.95)->pd.DataFrame: # model, mean, low, high, Q, df, p, tau
-    "Do classes differ in what time buys them? Cochran's Q (1954, *Biometrics* 10, 101) and the spread tau, a row a model."
-    rows = [dict(model=m) | _effects(boot, m, baseline, confidence)[1] for m in boot if m != baseline and baseline in boot]
+def heterogeneity(
+    boot:dict, baseline:str, confidence:float=.95 # As for `temporal_gain`
+)->pd.DataFrame: # One row a model: model, mean, low, high, Q, df, p, tau
+    "Do classes differ in what time buys them? Cochran's Q (1954, *Biometrics* 10, 101); spread tau."
+    models = [m for m in boot if m != baseline and baseline in boot]
+    rows = [dict(model=m) | _effects(boot, m, baseline, confidence)[1] for m in models]
     return pd.DataFrame(rows, columns='model mean low high Q df p tau'.split())
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #362fce44
@@ -203,7 +209,8 @@ def together(
         row = dict(model=m, accuracy=e.value, **dict(zip(('low', 'high'), e.interval(confidence))))
         if m not in p.probs: # run s of the average is made of run s of each model
             first = lambda x: {0: next(iter(x.values()))[:s]}
-            runs = [replace(x, parts=first(x.parts), pulls=first(x.pulls)) for x in (e, both[best]['accuracy'])]
+            runs = [replace(x, parts=first(x.parts), pulls=first(x.pulls))
+                    for x in (e, both[best]['accuracy'])]
             d = runs[0] - runs[1]
             row |= dict(zip(('gain', 'gain_low', 'gain_high'), (d.value, *d.interval(confidence))))
         rows.append(row)

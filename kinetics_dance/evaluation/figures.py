@@ -115,7 +115,8 @@ def plot_differences(
                     ha='center', fontsize=10.5)
     ax.axvline(0, color='black', lw=1.2)
     if 'margin' in pairs and len(pairs):
-        ax.axvspan(-100*pairs.margin.iloc[0], 100*pairs.margin.iloc[0], color=BLUE, alpha=.1, lw=0, label='within the margin')
+        margin = 100*pairs.margin.iloc[0]
+        ax.axvspan(-margin, margin, color=BLUE, alpha=.1, lw=0, label='within the margin')
     if not len(pairs): ax.text(.5, .5, 'one model, nothing to compare it with', transform=ax.transAxes, ha='center',
                                color=GREY)
     elif pairs.detectable.notna().any(): ax.legend(loc='upper center', bbox_to_anchor=(.5, -.22 - .12/n))

@@ -32,8 +32,10 @@ def upload_weights(
 # %% ../../nbs/evaluation/01_intervals.ipynb #a348c196
 def _minus(a, b):
     "Table by table; what only one side has stays"
-    return {k: a[k] if k not in b else -b[k] if k not in a else a[k] - b[k] for k in (*a, *(k for k in b if k not in a))}
+    both = {k: a[k] - b[k] if k in b else a[k] for k in a}
+    return both | {k: -b[k] for k in b if k not in a}
 
+# %% ../../nbs/evaluation/01_intervals.ipynb #ac5e61bb
 @dataclass
 class Estimate:
     "A score of each training run, in the sample and in every resample; sums and differences of such."
@@ -41,8 +43,8 @@ class Estimate:
     n:int # Uploads behind it
     clips:int # Clips behind it
     bounds:tuple=(0, 1) # Smallest and largest value that are possible
-    uneven:float|None=None # Sum of squares of the uploads' clips over the square of their sum; 1/n if they have equally many
-    pulls:dict|None=None # `{runs: (S,G)}`: how far each upload pulls the score of each run; None: only resamples tell
+    uneven:float|None=None # Sum of squared upload sizes over their squared sum; 1/n if all are alike
+    pulls:dict|None=None # `{runs: (S,G)}`: how far each upload pulls each run's score, where known
     given:bool=False # Take the runs as given: about these trained models, whatever their number
     biased:bool=False # Has no interval, because the value is not right on average
 
@@ -55,16 +57,20 @@ class Estimate:
         return sum(x[:, 1:].mean(0, dtype=float) for x in self.parts.values())
 
     @property
-    def about_recipes(self)->bool: # False where a model was trained once: then only these trained models are compared
+    def about_recipes(self)->bool: # False where a model was trained once: about these trained models
         return not self.given and all(len(x) > 1 for x in self.parts.values())
 
-    def __sub__(self, other:'Estimate')->'Estimate': # Paired by upload, and by run where the runs are the same
-        (a, b), (c, d) = self.bounds, other.bounds
-        uneven = None if None in (self.uneven, other.uneven) else max(self.uneven, other.uneven)
-        known = self.pulls is not None and other.pulls is not None and self.n == other.n
-        return Estimate(_minus(self.parts, other.parts), min(self.n, other.n), min(self.clips, other.clips),
-                        (a - d, b - c), uneven, _minus(self.pulls, other.pulls) if known else None,
-                        self.given or other.given, self.biased or other.biased)
+# %% ../../nbs/evaluation/01_intervals.ipynb #c6fced2c
+@patch
+def __sub__(self:Estimate, other:Estimate)->Estimate: # Paired by upload; by run where runs are the same
+    "The difference of two estimates"
+    (a, b), (c, d) = self.bounds, other.bounds
+    uneven = None if None in (self.uneven, other.uneven) else max(self.uneven, other.uneven)
+    known = self.pulls is not None and other.pulls is not None and self.n == other.n
+    return Estimate(_minus(self.parts, other.parts), min(self.n, other.n),
+                    min(self.clips, other.clips), (a - d, b - c), uneven,
+                    _minus(self.pulls, other.pulls) if known else None,
+                    self.given or other.given, self.biased or other.biased)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #0ddcba37
 def _sums(row, value, group, shape, dense):
@@ -73,7 +79,7 @@ def _sums(row, value, group, shape, dense):
     return csr_array((value.astype(np.float32), (row, group)), shape=shape)
 
 def _uneven(sizes):
-    "Sum of squares over the square of the sum: the part of the variance of a share that uploads alike to the last clip have"
+    "Sum of squares over the square of the sum: of a share's variance, what uploads alike would have"
     sizes = np.asarray(sizes.toarray() if hasattr(sizes, 'toarray') else sizes, float)
     return float((sizes**2).sum()/max(sizes.sum(), 1)**2)
 
@@ -107,7 +113,8 @@ def _pulls(tables, own, k):
 
 def _recall_pulls(tables, own, k, i):
     "Of the recall of class `i`: only the uploads that have clips of it"
-    sizes = np.asarray(own[[i]].toarray() if hasattr(own, 'toarray') else own[[i]], dtype=np.float64)[0]
+    row = own[[i]].toarray() if hasattr(own, 'toarray') else own[[i]]
+    sizes = np.asarray(row, dtype=np.float64)[0]
     there = sizes > 0
     return _pull(_row_sums(tables, slice(k + i, k + i + 1))[:, there], sizes[there])
 
@@ -151,20 +158,22 @@ def bootstrap(
         if k <= 3: del scores['top3']
         key = (p.studies.get(m, ''), m, *p.seeds[m])
         pulls = {s: {key: x} for s, x in _pulls(tables, own, k).items()}
-        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1)), uneven, pulls.get(s),
-                              biased=s == 'calibration_error')
+        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1)), uneven,
+                              pulls.get(s), biased=s == 'calibration_error')
                   for s, x in scores.items()}
-        out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), (0, 1), _uneven(own[[i]]),
-                                        {key: _recall_pulls(tables, own, k, i)}) for i, c in enumerate(p.classes)}
+        out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), (0, 1),
+                                        _uneven(own[[i]]), {key: _recall_pulls(tables, own, k, i)})
+                            for i, c in enumerate(p.classes)}
     return out
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #81bf9c1a
 @patch
-def _moved(self:Estimate)->tuple: # Variances of the score as uploads change: of the mean over runs, of runs against it
+def _moved(self:Estimate)->tuple: # Variances by uploads: of the mean over runs, of runs against it
     "In closed form where every upload's pull is known, otherwise from the resamples."
     few = self.n/max(self.n - 1, 1) # n things understate their variance by (n-1)/n
-    tables = self.pulls if self.pulls is not None else {k: x[:, 1:].astype(np.float64) for k, x in self.parts.items()}
-    add = (lambda x: (x**2).sum(-1)) if self.pulls is not None else (lambda x: np.nanvar(x, axis=-1))
+    exact = self.pulls is not None
+    def add(x): return (x**2).sum(-1) if exact else np.nanvar(x, axis=-1)
+    tables = self.pulls or {k: x[:, 1:].astype(np.float64) for k, x in self.parts.items()}
     apart = {k: add(x - x.mean(0)).sum()/max(len(x) - 1, 1)/len(x) for k, x in tables.items()}
     return few*float(add(sum(x.mean(0) for x in tables.values()))), few*float(sum(apart.values()))
 
@@ -176,7 +185,8 @@ def spread(self:Estimate)->tuple: # Variances: uploads, runs, both; degrees of f
     v = [(x[:, 0].astype(np.float64).var(ddof=1)/len(x), len(x) - 1) for x in self.parts.values()
          if self.about_recipes]
     runs, df = sum(x for x, _ in v), sum(x**2/d for x, d in v)
-    df = runs**2/df if df > 0 else float(sum(d for _, d in v)) # Satterthwaite (1946), Biometrics Bulletin 2, 110-114
+    # Satterthwaite (1946), Biometrics Bulletin 2, 110-114
+    df = runs**2/df if df > 0 else float(sum(d for _, d in v))
     self._spread = uploads, runs, both if v else 0., df
     return self._spread
 
@@ -187,7 +197,7 @@ def half_widths(
     uploads, runs, both, df, # As `Estimate.spread` gives them: numbers or arrays
     n:int, # Uploads
     level:float=.05 # 1 minus the confidence
-)->tuple: # By uploads alone, by runs alone (0 where no model was trained twice), order of the norm that joins them
+)->tuple: # By uploads alone, by runs alone (0 if trained once), order of the norm that joins them
     "Half-widths from two sources of spread (Student 1908, *Biometrika* 6, 1-25)."
     many = np.clip(np.asarray(df, float) - 2, 0, 1)
     t = lambda df: student.ppf(1 - level/2, np.maximum(df, 1))
@@ -223,7 +233,7 @@ def wilson(self:Estimate,
     a:float, # Half-width by uploads alone, as of a value that could be anything
     t:float # Student's quantile that is in it
 )->tuple: # How far down, how far up
-    "Wilson (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334), never above the extreme."
+    "Wilson (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334)."
     x, extreme = self.value, t**2*(self.uneven or 1/self.n)
     pq, few = max(x*(1 - x), 0), extreme/2
     prior = few**2/(few + pq)
@@ -239,15 +249,17 @@ def interval(self:Estimate,
     x, (lowest, highest) = self.value, self.bounds
     if self.n < 2 or np.isnan(x) or self.biased: return np.nan, np.nan
     a, b, order = self.distances(1 - confidence)
-    down, up = (a, a) if self.bounds != (0, 1) else self.wilson(a, student.ppf((1 + confidence)/2, self.n - 1))
-    return (float(max(x - joined(down, b, order), lowest)), float(min(x + joined(up, b, order), highest)))
+    t = student.ppf((1 + confidence)/2, self.n - 1)
+    down, up = (a, a) if self.bounds != (0, 1) else self.wilson(a, t)
+    low, high = x - joined(down, b, order), x + joined(up, b, order)
+    return float(max(low, lowest)), float(min(high, highest))
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #c481846d
 @patch
 def monte_carlo_error(self:Estimate,
     confidence:float=.95
 )->float: # 0 where the variance has a closed form
-    "Standard deviation of the ends of the interval over other seeds of the resampling (variance of a normal variance)."
+    "Standard deviation of the ends of the interval over other seeds of the resampling."
     resamples = next(iter(self.parts.values())).shape[1] - 1
     if self.pulls is not None or not resamples or self.n < 2 or self.biased: return 0.
     a, b, order = self.distances(1 - confidence)
@@ -264,6 +276,6 @@ def level_at(self:Estimate,
     return float(brentq(lambda p: self.distance(p) - x, 1e-9, 1 - 1e-9, xtol=1e-12))
 
 @patch
-def p_value(self:Estimate)->float|None: # Two-sided, at least 1e-9; None where there is nothing to resample
-    "Test of `value == 0` that agrees with `interval` (Casella and Berger 2002, *Statistical Inference*, 9.2)."
+def p_value(self:Estimate)->float|None: # Two-sided, at least 1e-9; None where nothing varies
+    "Test of `value == 0` that agrees with `interval` (Casella and Berger 2002, chapter 9.2)."
     return None if self.n < 2 or np.isnan(self.value) else self.level_at(abs(self.value))

@@ -69,7 +69,7 @@ def views_of_pairs(
 LEAK, LEAK_ORDER, LEAK_SHUFFLED = .025, .04, .1
 
 def _row(model, check, e, passes):
-    "A check as a row; the interval is the one whose ends are one-sided bounds of 95 %, for these trained models"
+    "A check as a row; the interval's ends are one-sided 95 % bounds, for these trained models"
     if e is None: return []
     low, high = replace(e, given=True).interval(.9)
     return [(model, check, e.value, low, high, bool(passes(e.value, low, high)))]
@@ -80,13 +80,15 @@ def _frame_checks(c, baseline):
     rows = _row(baseline, f'accuracy below the ceiling of {c.ceiling:.3f} plus {LEAK}', frames,
                 lambda x, low, high: high < c.ceiling + LEAK)
     if not c.scene_bias:
-        rows += _row(baseline, f'order pairs: below 0.5 plus {LEAK_ORDER}', c.score(baseline, 'within_order'),
+        rows += _row(baseline, f'order pairs: below 0.5 plus {LEAK_ORDER}',
+                     c.score(baseline, 'within_order'),
                      lambda x, low, high: high < .5 + LEAK_ORDER)
-    rows += _row(baseline, 'tells the pairs apart, at least 0.90', c.score(baseline, 'pair'), lambda x, *_: x >= .9)
+    rows += _row(baseline, 'tells the pairs apart, at least 0.90', c.score(baseline, 'pair'),
+                 lambda x, *_: x >= .9)
     for probe in ('shuffled', 'reversed'):
         tampered = c.score(baseline, probe=probe)
-        rows += _row(baseline, f'no change when {probe}, at most 0.02', tampered and tampered - frames,
-                     lambda x, *_: abs(x) <= .02)
+        rows += _row(baseline, f'no change when {probe}, at most 0.02',
+                     tampered and tampered - frames, lambda x, *_: abs(x) <= .02)
     return rows
 
 # %% ../../nbs/evaluation/05_positive_control.ipynb #0f064e78
@@ -94,8 +96,8 @@ def _time_checks(c, m, baseline):
     "Of a model that sees time"
     rows = _row(m, 'accuracy at least 0.80', c.score(m), lambda x, *_: x >= .8)
     if c.scene_bias: return rows # where the backdrop tells, nobody has to look at the order
-    level, shuffled, back = (c.score(*of) for of in ((baseline, 'within_order'), (m, 'within_order', 'shuffled'),
-                                                     (m, 'within_order', 'reversed')))
+    level = c.score(baseline, 'within_order')
+    shuffled, back = (c.score(m, 'within_order', k) for k in ('shuffled', 'reversed'))
     rows += _row(m, f'order pairs, shuffled: above per-frame level by less than {LEAK_SHUFFLED}',
                  shuffled and shuffled - level, lambda x, low, high: high < LEAK_SHUFFLED)
     return rows + _row(m, 'order pairs, reversed: below 0.5', back, lambda x, low, high: high < .5)
@@ -104,7 +106,7 @@ def check_known(
     c, # A `Comparison`
     baseline:str='per_frame' # The model that sees single frames; all others should see time
 )->pd.DataFrame|None: # One row a check: model, check, value, low, high, passes; None where nothing is known about the answer
-    "Does the harness get the known answer right? A check fails unless the data show that it is met."
+    "Does the harness get the known answer right? A check fails unless it is shown to be met."
     if c.ceiling is None or baseline not in c.predictions.probs: return None
     rows = _frame_checks(c, baseline)
     for m in c.predictions.probs:
@@ -115,19 +117,21 @@ def check_known(
 BRIGHTER, OTHER_PLACE = .005, 8.
 
 def _of_pairs(p, frames, pair):
-    "(U,2): of each upload with both members, log ratio of brightness and grey levels between what stands still"
+    "(U,2): of uploads with both members, log ratio of brightness; how far still parts differ"
     found = []
     for g in np.unique(p.group):
         at = [np.flatnonzero((p.group == g) & (p.y_true == p.classes.index(k))) for k in pair]
         if not all(len(i) for i in at): continue
         a, b = (np.asarray(frames(p.clips[i[0]]), dtype=np.float32) for i in at)
-        found.append((np.log(max(a.mean(), 1)/max(b.mean(), 1)), abs(np.median(a, 0) - np.median(b, 0)).mean()))
+        apart = abs(np.median(a, 0) - np.median(b, 0)).mean()
+        found.append((np.log(max(a.mean(), 1)/max(b.mean(), 1)), apart))
     return np.array(found).reshape(-1, 2)
 
+# %% ../../nbs/evaluation/05_positive_control.ipynb #dd46f24b
 def check_pictures(
     p:Predictions, # Names the test clips, their classes and uploads
     frames, # Function from clip id to its frames, (T,H,W,3) of uint8
-    pairs:list # `{'classes': [a, b], 'differs': how}` each, no single frame of which should tell them apart
+    pairs:list # `{'classes': [a, b], 'differs': how}` each; no single frame should tell them apart
 )->pd.DataFrame: # One row a check, as `check_known` gives them
     "Do the pictures of two classes give away which of the two it is?"
     rows, places = [], []
@@ -136,12 +140,13 @@ def check_pictures(
         places.extend(moved)
         if len(ratio) < 2: continue
         reach = student.ppf(.95, len(ratio) - 1)*ratio.std(ddof=1)/len(ratio)**.5
-        rows.append(('pictures', f'{a} as bright as {b}, but for {BRIGHTER}', ratio.mean(), ratio.mean() - reach,
-                     ratio.mean() + reach, bool(abs(ratio.mean()) + reach < BRIGHTER)))
+        mean = ratio.mean()
+        rows.append(('pictures', f'{a} as bright as {b}, but for {BRIGHTER}', mean, mean - reach,
+                     mean + reach, bool(abs(mean) + reach < BRIGHTER)))
     if places:
         share = float(np.mean(np.array(places) > OTHER_PLACE))
-        rows.append(('pictures', 'uploads that show the two before different backdrops: none', share, np.nan, np.nan,
-                     share == 0))
+        rows.append(('pictures', 'uploads that show the two before different backdrops: none', share,
+                     np.nan, np.nan, share == 0))
     return pd.DataFrame(rows, columns='model check value low high passes'.split())
 
 # %% ../../nbs/evaluation/05_positive_control.ipynb #bb6e87af
@@ -166,7 +171,8 @@ def contrast_checks(
     for r in sorted(reports, key=lambda r: r.get('scene_bias') or 0.):
         x, room = r['models'][baseline]['accuracy'], 1 - r['ceiling']
         low, high = (np.nan if x[k] is None else x[k] for k in ('low', 'high'))
-        rows.append((r['study'], f'{baseline} reaches its ceiling, but for {near}', r['ceiling'], x['mean'], low, high,
+        rows.append((r['study'], f'{baseline} reaches its ceiling, but for {near}', r['ceiling'],
+                     x['mean'], low, high,
                      r['ceiling'] - near < x['mean'] and high < r['ceiling'] + near))
         best = max((m for m in r['models'] if m != baseline), key=lambda m: r['models'][m]['accuracy']['mean'],
                    default=None)
@@ -175,7 +181,8 @@ def contrast_checks(
             s = 1 if p['a'] == baseline else -1
             low, high = sorted((np.nan if p[k] is None else s*p[k] for k in ('low', 'high')))
             leads[r['study']] = s*p['diff']
-            rows.append((r['study'], f'lead of {best}, at most', room, s*p['diff'], low, high, high < room + near))
+            rows.append((r['study'], f'lead of {best}, at most', room, s*p['diff'], low, high,
+                         high < room + near))
     if len(leads) == 2:
         fair, biased = leads.values()
         rooms = [1 - r['ceiling'] for r in sorted(reports, key=lambda r: r.get('scene_bias') or 0.)]

@@ -73,7 +73,7 @@ class Predictions:
     seeds:dict # `{model: list of S seeds}`
     pretraining:dict = field(default_factory=dict) # `{model: 'none', 'imagenet', 'kinetics-400' ...}` where it is known
     left_out:int = 0 # Clips that not every table has
-    studies:dict = field(default_factory=dict) # `{model: where its runs come from}`, so that runs of two studies are not paired
+    studies:dict = field(default_factory=dict) # `{model: where its runs come from}`: see `study_of`
 
     def y_pred(self, model:str)->np.ndarray: # (S,N), an index into `classes`; the first of several equals
         "The class that each run of `model` chose for each clip."
@@ -232,7 +232,7 @@ def calibration_by_chance(
     probs:np.ndarray, # Class probabilities, (N,K)
     bins:int=BINS
 )->float: # In [0,1]
-    "Calibration error to be expected of a model that is as sure as it is right, because clips are few."
+    "Calibration error to be expected, by few clips alone, of a model as sure as it is right."
     sure = probs.max(1)
     at = np.ceil(sure*bins).clip(1, bins).astype(int) - 1
     return float((2/np.pi*np.bincount(at, sure*(1 - sure), bins))**.5 @ np.ones(bins)/len(sure))

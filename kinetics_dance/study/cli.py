@@ -161,16 +161,19 @@ def _report(study, runs, as_json):
 def _plan(clips, runs, accuracy, margin, as_json, **assumed):
     "What a study of this size can find"
     from kinetics_dance.evaluation.significance import plan_study
-    got = plan_study(clips, runs, accuracy, margin, **{k: v for k, v in assumed.items() if v is not None})
+    assumed = {k: v for k, v in assumed.items() if v is not None}
+    got = plan_study(clips, runs, accuracy, margin, **assumed)
     about = 'recipes' if runs > 1 else 'these trained models'
     if as_json: return print(json.dumps(dict(about=about, margin=margin) | got))
     def points(x): return f'{100*x:.3g} point' + 's'*(x != .01)
-    print(f'{clips:,} test clips, {runs} run{"s"*(runs > 1)} of each model, accuracy about {accuracy:g}')
-    if runs == 1: print('one run each: about two trained models on new uploads, not about their recipes')
+    each = f'{runs} run{"s"*(runs > 1)} of each model'
+    print(f'{clips:,} test clips, {each}, accuracy about {accuracy:g}')
+    if runs == 1: print('one run each: about two trained models, not about their recipes')
     print('chance to find a true difference of '
           + ', '.join(f'{points(x)} {p:.0%}' for x, p in got['power'].items()))
     print(f'found in four of five studies: {points(got["detectable"])}')
-    print(f'two equal models are called equivalent within {points(margin)} in {got["equivalent"]:.0%} of studies')
+    share = f'{got["equivalent"]:.0%} of studies'
+    print(f'two equal models are called equivalent within {points(margin)} in {share}')
     for s, need in got['clips'].items():
         print(f'to find {points(margin)} with {s} run{"s"*(s > 1)} each: '
               + (f'{need:,} clips' if need else 'no number of clips is enough'))
