@@ -252,3 +252,12 @@ def test_what_can_be_trained_can_be_loaded():
     for change in (dict(n_frames=most + 1, clip_frames=most + 1), dict(n_frames=4096, frame_height=4096, frame_width=4096),
                    dict(n_frames=most, clip_frames=most, frame_height=512, crop_height=512, frame_width=512, crop_width=512)):
         with pytest.raises(StudyError): check_study(defaults() | change)
+
+
+def test_more_classes_than_any_model_has(tmp_path):
+    "`predict folder --top 1000000000` made two thousand million column names"
+    from kinetics_dance.inference import main
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        main(['predict', str(tmp_path), '--top', '1000000000'])
+    assert end.value.code == 2 and '--top: 1000000000 classes; give at most' in err.getvalue()
