@@ -261,3 +261,13 @@ def test_more_classes_than_any_model_has(tmp_path):
     with contextlib.redirect_stderr(err), warnings.catch_warnings(), pytest.raises(SystemExit) as end:
         main(['predict', str(tmp_path), '--top', '1000000000'])
     assert end.value.code == 2 and '--top: 1000000000 classes; give at most' in err.getvalue()
+
+
+@pytest.mark.parametrize('change, says', [
+    (dict(seeds=[-1]), 'seeds: -1 is too small'), (dict(seeds=[10**23]), 'seeds: .* is too large'), (dict(seed=-1), 'seed: -1 is too small'),
+    (dict(threads=10**8), 'threads: 100000000 is too large'), (dict(workers=10**5), 'workers: 100000 is too large')])
+def test_numbers_that_only_a_library_refused(change, says):
+    "A seed ended in `a fault of kinetics_dance`, threads in a crash of libgomp, workers in 100,000 processes"
+    from kinetics_dance.core.base import StudyError
+    from kinetics_dance.core.settings import check_settings
+    with pytest.raises(StudyError, match=says): check_settings(change)

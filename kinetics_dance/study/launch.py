@@ -24,18 +24,19 @@ def train_study(
 )->list: # Cards
     "Train units of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
-    same_origin(settings)
-    _check_frames(settings)
     models = [*MODELS, *settings.get('extra_models', [])] if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
+    same_origin(settings)
+    _check_frames(settings)
     return [train_run(m, settings, s, log) for m in models for s in seeds]
 
 def _check_frames(settings):
     "`StudyError` if the frames were stored with other settings than the study file has now"
     stored = FrameStore(study_folder(settings['study'], settings['runs'])/'frames').params
-    names = dict(n_frames='n_frames', frame_height='height', frame_width='width', compression='compression')
+    names = dict(n_frames='n_frames', frame_height='height', frame_width='width',
+                 compression='compression')
     for name, key in names.items():
         if stored[key] != settings[name]:
-            raise StudyError(f"{name}: the frames were stored with {stored[key]}, the study says {settings[name]}; "
-                             f"kinetics-dance frames --study {settings['study']} makes them anew")
+            said = f'{name}: the frames were stored with {stored[key]}, the study says {settings[name]}; '
+            raise StudyError(said + f"kinetics-dance frames --study {settings['study']} makes them anew")
