@@ -101,12 +101,13 @@ def collect(
     table.export(run/'clips.csv')
     return out
 
+# %% ../nbs/00_data.ipynb #257c7d9b
 def _check_export(path):
     "A table that somebody put where ours is to be is not written over"
     if not path.exists(): return
     with path.open('rb') as f: head = f.readline(200)
     if not head.startswith(b'clip_id,label,'):
-        raise StudyError(f'{path}: is no table of ours, and the table of clips would be written over it; move it elsewhere')
+        raise StudyError(f'{path}: is no table of ours, and would be written over; move it elsewhere')
 
 # %% ../nbs/00_data.ipynb #5e7a91c3
 _ORIGIN = ('source', 'annotations', 'folder', 'motion', 'seed', 'scene_bias')
@@ -133,7 +134,8 @@ def _places(origin):
     path = lambda x: x if not isinstance(x, str) or '://' in x else str(rooted(x).resolve())
     lists = origin.get('annotations')
     found = {k: path(origin.get(k)) for k in ('folder', 'motion')}
-    return origin | found | dict(annotations=[path(a) for a in lists] if isinstance(lists, list) else lists)
+    if isinstance(lists, list): found['annotations'] = [path(a) for a in lists]
+    return origin | found
 
 def same_origin(
     p:dict, # Settings of a study
@@ -148,10 +150,12 @@ def same_origin(
         raise StudyError(f"{note}: is no note of ours; delete it if the folder is this study's")
     there, here = _places(was), _places(now)
     if k := next((k for k in now if there.get(k) != here[k]), None):
-        raise StudyError(f"{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; take another name "
-                         'for this study, or download with --replace')
+        raise StudyError(f'{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; '
+                         'take another name for this study, or download with --replace')
     return was
 
+
+# %% ../nbs/00_data.ipynb #de67b25a
 def check_origin(
     p:dict,        # Settings of a study
     clips=None,    # Clips that it wants, from `prepare`
@@ -160,8 +164,8 @@ def check_origin(
     "Refuse to write into the folder of a study whose clips come from elsewhere; note where these come from"
     folder = study_folder(p['study'], p['runs'])
     if not replace and same_origin(p) is None and _foreign_table(folder, clips):
-        raise StudyError(f'study: {folder} holds the clips of other lists; take another name for this study, '
-                         'or download with --replace')
+        raise StudyError(f'study: {folder} holds the clips of other lists; '
+                         'take another name for this study, or download with --replace')
     with writing(folder/'origin.json') as tmp:
         tmp.write_text(json.dumps(origin_of(p), indent=1, ensure_ascii=False) + '\n')
 

@@ -9,6 +9,7 @@ __all__ = ['Predictor', 'watch_videos', 'predict_app', 'script', 'main', 'Predic
 import json, sys
 from pathlib import Path
 import numpy as np
+from .clips.annotations import MOST_CLASSES
 from .deploy.request import (
     check_video, find_videos, readable, run_command, script_arguments, check_span)
 from .models.config import find_model, load_model, model_folders, read_config
@@ -178,6 +179,7 @@ def _bar(files, many):
 def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=False, **options):
     "The command `predict`; its exit code"
     if top < 1: raise StudyError(f'--top: {top} classes; give at least 1')
+    if top > MOST_CLASSES: raise StudyError(f'--top: {top} classes; give at most {MOST_CLASSES}')
     show,many = Printer(top, as_json, out, overwrite),False
     where = find_model(model_path)
     def each(row, p, several):

@@ -252,3 +252,22 @@ def test_what_can_be_trained_can_be_loaded():
     for change in (dict(n_frames=most + 1, clip_frames=most + 1), dict(n_frames=4096, frame_height=4096, frame_width=4096),
                    dict(n_frames=most, clip_frames=most, frame_height=512, crop_height=512, frame_width=512, crop_width=512)):
         with pytest.raises(StudyError): check_study(defaults() | change)
+
+
+def test_more_classes_than_any_model_has(tmp_path):
+    "`predict folder --top 1000000000` made two thousand million column names"
+    from kinetics_dance.inference import main
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        main(['predict', str(tmp_path), '--top', '1000000000'])
+    assert end.value.code == 2 and '--top: 1000000000 classes; give at most' in err.getvalue()
+
+
+@pytest.mark.parametrize('change, says', [
+    (dict(seeds=[-1]), 'seeds: -1 is too small'), (dict(seeds=[10**23]), 'seeds: .* is too large'), (dict(seed=-1), 'seed: -1 is too small'),
+    (dict(threads=10**8), 'threads: 100000000 is too large'), (dict(workers=10**5), 'workers: 100000 is too large')])
+def test_numbers_that_only_a_library_refused(change, says):
+    "A seed ended in `a fault of kinetics_dance`, threads in a crash of libgomp, workers in 100,000 processes"
+    from kinetics_dance.core.base import StudyError
+    from kinetics_dance.core.settings import check_settings
+    with pytest.raises(StudyError, match=says): check_settings(change)

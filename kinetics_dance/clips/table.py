@@ -116,5 +116,6 @@ class ClipTable:
         "Write the table as CSV; no label and no group of a list is a formula for a spreadsheet"
         df = self.frame().drop(columns='updated')
         listed = df['group'] != df.youtube_id # an id may begin with a minus: it stays what it is
-        df = df.assign(label=df.label.map(for_csv), group=df['group'].mask(listed, df['group'].map(for_csv)))
+        groups = df['group'].mask(listed, df['group'].map(for_csv))
+        df = df.assign(label=df.label.map(for_csv), group=groups)
         with writing(path) as tmp: df.to_csv(tmp, index=False)

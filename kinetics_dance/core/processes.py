@@ -14,7 +14,7 @@ from typing import Callable
 # %% ../../nbs/core/02_processes.ipynb #9a01c0e1
 LEAST, MOST = 3*2**29, 2**32 # bytes of one worker, where nobody says how many
 LIBRARIES = 2**27 # bytes of a process that are no data of its own: libraries, mapped files
-MOST_PIXELS = 2**27 # of one clip, as a model sees it: 1.6 GB as numbers; four times as many may be stored of it
+MOST_PIXELS = 2**27 # of one clip as a model sees it, 1.6 GB as numbers; stored: four times as many
 
 def memory_limit(
     jobs:int=1, # Workers at a time

@@ -136,6 +136,7 @@ _CAUSES = {
     errno.ENAMETOOLONG: 'the name is too long for the file system; take a shorter one',
     errno.ELOOP: 'its links lead in a circle; name the folder itself'}
 
+# %% ../../nbs/core/01_storage.ipynb #53324b9b
 def system_error(
     error:BaseException, # What was raised
     what,                # What was asked for: a file, a clip

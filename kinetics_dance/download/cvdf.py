@@ -193,7 +193,8 @@ def _stream(self:CVDF, tar, left, folder, stop):
         except Stopped: return
         except Exception as e:
             problem = _problem(e)
-            if self.keep and problem.reason != 'disk full' and not system_error(e, tar): problem = self._give_up(tar, problem)
+            machine = problem.reason == 'disk full' or system_error(e, tar)
+            if self.keep and not machine: problem = self._give_up(tar, problem)
             break
     for name, clip in left.items(): yield clip, refused.get(name, problem)
 
@@ -225,14 +226,15 @@ def _kept(self:CVDF, tar): return Path(rooted(self.keep))/Path(tar).name
 
 @patch
 def _give_up(self:CVDF, tar, problem):
-    "A kept tar that cannot be read is fetched anew if we fetched it; one that somebody else put there stays"
+    "A kept tar that cannot be read is fetched anew if we fetched it; that of somebody else stays"
     path, mark = self._kept(tar), _beside(self._kept(tar), 'mark')
     if not path.is_file(): return problem
     if mark.exists() and not _beside(path, 'part').exists():
         path.unlink()
         mark.unlink()
         return problem
-    return Unavailable(problem.reason, f'{path} cannot be read; delete it, and it is fetched ({problem.detail})')
+    said = f'{path} cannot be read; delete it, and it is fetched ({problem.detail})'
+    return Unavailable(problem.reason, said)
 
 def _beside(path, kind): return path.with_name(f'.{path.name}.{kind}')
 

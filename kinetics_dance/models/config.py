@@ -93,9 +93,10 @@ def read_config(
     if not all(map(math.isfinite, numbers)): raise StudyError(f'{path}: clip_seconds or normalise is no number')
     if card['crop'][0] > card['stored']['height'] or card['crop'][1] > card['stored']['width']:
         raise StudyError(f'{path}: crop or stored cannot be right: the crop is larger than the frame')
-    sizes = (card['crop'], MOST_PIXELS), ((card['stored']['height'], card['stored']['width']), 4*MOST_PIXELS)
-    if any(card['frames']*math.prod(size) > most for size, most in sizes):
-        raise StudyError(f'{path}: frames, crop and stored cannot be right: together too large for one clip')
+    stored = card['stored']['height'], card['stored']['width']
+    for size, most in ((card['crop'], MOST_PIXELS), (stored, 4*MOST_PIXELS)):
+        if card['frames']*math.prod(size) > most:
+            raise StudyError(f'{path}: frames, crop, stored cannot be right: together too large')
     return card
 
 # %% ../../nbs/models/05_config.ipynb #e9a6c0c6

@@ -80,8 +80,8 @@ def _status(study, runs, as_json):
 def _rows(table, study):
     "The clips of a study; there must be some"
     clips = table.frame()
-    if not len(clips): raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
-    return clips
+    if len(clips): return clips
+    raise StudyError(f'study: {study} has no clips yet; kinetics-dance download --study {study}')
 
 def _tell(clips, as_json):
     from kinetics_dance.download.progress import status_line, status_table
@@ -255,7 +255,7 @@ def app():
     def train(
         study:str=study_option,
         model:str=option(None, help='One of its models (default: all)'),
-        seed:int=option(None, help='One of its seeds (default: all)'),
+        seed:int=option(None, min=0, help='One of its seeds (default: all)'),
         packed:bool=option(None, '--packed/--no-packed', help='Read training clips from shards (default: as the study file has it)'),
         runs:str=runs_option, as_json:bool=json_option, debug:bool=debug
     ):

@@ -6,14 +6,11 @@
 __all__ = ['train_study']
 
 # %% ../../nbs/study/01_launch.ipynb #550935bc
-from contextlib import nullcontext
 from ..core.base import StudyError, study_folder
-from ..core.progress import follow
 from ..data import same_origin
 from ..loading.reader import FrameStore
-from ..models.registry import CONTROLS, MODELS
+from ..models.registry import MODELS
 from .settings import read_settings
-from ..training.recipe import Recipe
 from ..training.runs import model_of, train_run
 
 # %% ../../nbs/study/01_launch.ipynb #22df1008
@@ -22,30 +19,24 @@ def train_study(
     model:str|None=None, # One of its models; None: all
     seed:int|None=None, # One of its seeds; None: all
     runs:str|None=None, # Folder of all studies
-    log=print,          # Called with a line of news
+    log=print,          # Called with a line now and then
     packed:bool|None=None, # Whether to read training clips from shards; None: as the study file has it
 )->list: # Cards
     "Train units of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
-    controls = CONTROLS if settings['controls'] else {}
-    every = [*MODELS, *settings.get('extra_models', []), *controls]
-    models = every if model is None else [model]
+    models = [*MODELS, *settings.get('extra_models', [])] if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
     same_origin(settings)
     _check_frames(settings)
-    epochs, cards = len(seeds)*Recipe.of(settings).epochs, []
-    with follow('all models', len(models)*epochs) if len(models) > 1 else nullcontext() as whole:
-        for m in models:
-            with follow(m, epochs, whole=whole) as task:
-                cards += [train_run(m, settings, s, log, task) for s in seeds]
-    return cards
+    return [train_run(m, settings, s, log) for m in models for s in seeds]
 
 def _check_frames(settings):
     "`StudyError` if the frames were stored with other settings than the study file has now"
     stored = FrameStore(study_folder(settings['study'], settings['runs'])/'frames').params
-    names = dict(n_frames='n_frames', frame_height='height', frame_width='width', compression='compression')
+    names = dict(n_frames='n_frames', frame_height='height', frame_width='width',
+                 compression='compression')
     for name, key in names.items():
         if stored[key] != settings[name]:
-            raise StudyError(f"{name}: the frames were stored with {stored[key]}, the study says {settings[name]}; "
-                             f"kinetics-dance frames --study {settings['study']} makes them anew")
+            said = f'{name}: the frames were stored with {stored[key]}, the study says {settings[name]}; '
+            raise StudyError(said + f"kinetics-dance frames --study {settings['study']} makes them anew")

@@ -127,11 +127,13 @@ def check_study(
 # %% ../../nbs/study/00_settings.ipynb #23e6b4c9
 def _check_sizes(p):
     "A model sees a part of what is stored, and neither is too large as a whole"
-    seen, stored = ('clip_frames', 'crop_height', 'crop_width'), ('n_frames', 'frame_height', 'frame_width')
+    seen = 'clip_frames', 'crop_height', 'crop_width'
+    stored = 'n_frames', 'frame_height', 'frame_width'
     for small, large in zip(seen, stored):
-        if p[small] > p[large]: raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
+        if p[small] > p[large]:
+            raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
     for names, most in ((seen, MOST_PIXELS), (stored, 4*MOST_PIXELS)):
         pixels = math.prod(p[k] for k in names)
         if pixels > most:
-            raise StudyError(f"{', '.join(names)}: together {pixels:,} pixels a clip, at most {most:,}; make one smaller")
+            raise StudyError(f"{', '.join(names)}: together {pixels:,} pixels a clip, at most {most:,}")
 
