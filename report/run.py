@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from csv import DictReader, Error as CsvError
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
@@ -138,6 +137,7 @@ class Stage:
     wing: bool = False                        # of a wing: runs after the answer, at low priority
     state: str = 'waiting'                    # waiting, running, fresh, kept, ran, failed
     key: dict = None
+    library: str = ''                         # a hash of the library's files when the key was made
     seconds: float = 0.
     where: str = ''                           # the running cell, in words
     error: str = ''
@@ -197,17 +197,19 @@ class Run:
 
     def reached(self, st):
         "A notebook's own code, and what it reaches in the library; as noted where both have the same bytes as then"
-        rec = self.record(st.stem) or {}
-        same = rec.get('source') == sha(st.path.read_bytes()) and rec.get('library') == self.library and rec['key'].get('scheme') == SCHEME
+        rec, st.library = self.record(st.stem) or {}, self.library()
+        same = rec.get('source') == sha(st.path.read_bytes()) and rec.get('library') == st.library and rec['key'].get('scheme') == SCHEME
         if same: return {k: rec['key'][k] for k in ('code', 'library')}
         cells = [source(c) for c in code_cells(load_nb(st.path))]
         return dict(code=sha('\0'.join(plain_source(cells, self.root, self.lib))), library=closure(cells, self.root, self.lib))
 
-    @cached_property
     def library(self):
-        "A hash of the library's files"
+        "A hash of the library's files as they are now; somebody may edit them while this runs"
         files = sorted((self.root/self.lib).rglob('*.py'))
-        return sha(json.dumps([(p.relative_to(self.root).as_posix(), sha(p.read_bytes())) for p in files]))
+        if (now := [(p, stat_of(p)) for p in files]) != self.files:
+            self.files = now
+            self.files_sha = sha(json.dumps([(p.relative_to(self.root).as_posix(), sha(p.read_bytes())) for p in files]))
+        return self.files_sha
 
     def inputs(self, st):
         "{setting: state} of the files, folders and URLs that the notebook's settings name"
@@ -255,8 +257,8 @@ class Run:
         "Put the prose and comments of the notebook as it is now around the outputs that it had: same code, same results"
         rec, now = self.record(st.stem), sha(st.path.read_bytes())
         if rec.get('source') != now: self.with_new_prose(st)
-        if (rec.get('source'), rec.get('library')) != (now, self.library):
-            self.save(st.stem, {**rec, 'source': now, 'library': self.library, 'key': st.key})
+        if (rec.get('source'), rec.get('library')) != (now, st.library):
+            self.save(st.stem, {**rec, 'source': now, 'library': st.library, 'key': st.key})
 
     def with_new_prose(self, st):
         "The executed notebook, with the cells as they are now and the outputs that it had"
@@ -329,7 +331,7 @@ class Run:
         write_atomic(out, nbformat.writes(nb))
         running.unlink(missing_ok=True)
         st.seconds, st.state = round(time.time() - t0, 2), 'ran'
-        self.save(st.stem, dict(key=key, source=src_sha, library=self.library, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
+        self.save(st.stem, dict(key=key, source=src_sha, library=st.library, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
                                 finished=datetime.now(timezone.utc).isoformat(timespec='seconds')))
         self.keep(st)
 
@@ -352,7 +354,7 @@ class Run:
                 run.note(self.provisioner.process.pid)
         return Kernel
 
-    kernels, events, _lock = (), None, threading.Lock()
+    kernels, events, files, _lock = (), None, None, threading.Lock()
 
     def note(self, pid):
         import psutil

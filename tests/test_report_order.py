@@ -69,6 +69,25 @@ def test_a_second_study_executes_no_wing(project):
     assert WING not in started(project.run()) and len(ran(project)) == 2       # nor does the first study, then
 
 
+def test_what_nothing_has_changed_for_is_not_parsed_again(project, monkeypatch):
+    "A key is noted with the bytes that it was made from; other bytes of the library or of the notebook, and it is made anew"
+    from report import run as lib
+    from report.study import load_study
+    project.run('--only', '00', 'parts')
+    name, params, decl, _ = load_study(project.root/'studies/toy.yaml', project.root)
+    def key(stem):
+        run = lib.Run(project.root, name, params, decl, None)
+        return run.key(run.stages[stem])
+    was = key('00_data'), key(WING)
+    monkeypatch.setattr(lib, 'closure', lambda *_: {'x': 'made anew'})
+    assert (key('00_data'), key(WING)) == was
+    nb = project.root/'nbs/00_data.ipynb'
+    nb.write_text(nb.read_text().replace('# Data', '# The data'))
+    assert key('00_data')['library'] == {'x': 'made anew'} and key(WING) == was[1]
+    (project.root/'toy/parts/helper.py').write_text('shift = 12')
+    assert key(WING)['library'] == {'x': 'made anew'}
+
+
 def test_what_is_kept_may_go_or_be_damaged(project):
     "The folder is safe to delete; a damaged file in it counts as absent; a folder of somebody else stays as it is"
     folder = project.root/'runs'/FOLDER
@@ -100,25 +119,28 @@ def test_only_few_executions_stay(tmp_path):
     assert wings.get('parts/00_helper', moved) and not wings.get('parts/00_helper', key(3) | dict(library={'a.f': 'z'}))
 
 
-@pytest.mark.parametrize('sig, rc', [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_stopped_while_a_wing_runs(tmp_path, sig, rc):
+@pytest.mark.parametrize('sig, rc, args', [(signal.SIGKILL, -9, ['--site']), (signal.SIGINT, 130, [])])
+def test_stopped_while_a_wing_runs(tmp_path, sig, rc, args):
     "The answer's pages are there and whole; the next run executes the wing and nothing else"
     t = make(tmp_path/'p', "import time", "while not (p/'go').exists(): time.sleep(.05)")
-    p, end = t.popen('--site'), time.time() + 100
+    p, end = t.popen(*args), time.time() + 250
     while not ran(t):
         assert p.poll() is None and time.time() < end
         time.sleep(.05)
     os.kill(p.pid, sig)
-    out, _ = p.communicate(timeout=30)
+    out, _ = p.communicate(timeout=60)
     assert p.returncode == rc and 'the answer: ' in out
+    if args: check_answer(t)
+    (t.root/'wing/go').touch()
+    assert started(t.run(*args)) == [WING]
+    if args: assert 'is being executed' not in (t.root/'_site/parts-helper.html').read_text()
+
+
+def check_answer(t):
     pages = {f.name: f.read_text() for f in (t.root/'_site').glob('*.html')}
     assert {'index.html', 'data.html', 'comparison.html', 'parts-helper.html'} <= set(pages)
     assert 'is being executed' in pages['parts-helper.html'] and 'id="how"' in pages['parts-helper.html']
     assert check_pages(t.root/'_site', t.root) == []
-    (t.root/'wing/go').touch()
-    p = site(t)
-    assert started(p) == [WING]
-    assert 'is being executed' not in (t.root/'_site/parts-helper.html').read_text()
 
 
 def test_a_wing_that_fails_leaves_the_answer(tmp_path):
