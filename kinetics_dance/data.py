@@ -109,6 +109,7 @@ def _check_export(path):
     if not head.startswith(b'clip_id,label,'):
         raise StudyError(f'{path}: is no table of ours, and would be written over; move it elsewhere')
 
+
 # %% ../nbs/00_data.ipynb #5e7a91c3
 _ORIGIN = ('source', 'annotations', 'folder', 'motion', 'seed', 'scene_bias')
 

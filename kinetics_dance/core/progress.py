@@ -7,7 +7,7 @@ __all__ = ['duration', 'Task', 'expect', 'time_left', 'share_done', 'progress_li
            'read_events', 'follow']
 
 # %% ../../nbs/core/09_progress.ipynb #a6a3a450
-import json, os, sys, time
+import importlib, json, os, sys, time
 from contextlib import contextmanager
 from .text import for_terminal
 
@@ -150,7 +150,7 @@ class CellLine:
         self.every, self.last, self.handle = every, -1e9, None
 
     def _show(self, text):
-        from IPython.display import display
+        display = importlib.import_module('IPython.display').display
         if self.handle: self.handle.update({'text/plain': text}, raw=True)
         else: self.handle = display({'text/plain': text}, raw=True, display_id=True)
 

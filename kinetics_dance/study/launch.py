@@ -6,11 +6,14 @@
 __all__ = ['train_study']
 
 # %% ../../nbs/study/01_launch.ipynb #550935bc
+from contextlib import nullcontext
 from ..core.base import StudyError, study_folder
+from ..core.progress import follow
 from ..data import same_origin
 from ..loading.reader import FrameStore
-from ..models.registry import MODELS
+from ..models.registry import CONTROLS, MODELS
 from .settings import read_settings
+from ..training.recipe import Recipe
 from ..training.runs import model_of, train_run
 
 # %% ../../nbs/study/01_launch.ipynb #22df1008
@@ -19,17 +22,24 @@ def train_study(
     model:str|None=None, # One of its models; None: all
     seed:int|None=None, # One of its seeds; None: all
     runs:str|None=None, # Folder of all studies
-    log=print,          # Called with a line now and then
+    log=print,          # Called with a line of news
     packed:bool|None=None, # Whether to read training clips from shards; None: as the study file has it
 )->list: # Cards
     "Train units of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
-    models = [*MODELS, *settings.get('extra_models', [])] if model is None else [model]
+    controls = CONTROLS if settings['controls'] else {}
+    every = [*MODELS, *settings.get('extra_models', []), *controls]
+    models = every if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
     same_origin(settings)
     _check_frames(settings)
-    return [train_run(m, settings, s, log) for m in models for s in seeds]
+    epochs, cards = len(seeds)*Recipe.of(settings).epochs, []
+    with follow('all models', len(models)*epochs) if len(models) > 1 else nullcontext() as whole:
+        for m in models:
+            with follow(m, epochs, whole=whole) as task:
+                cards += [train_run(m, settings, s, log, task) for s in seeds]
+    return cards
 
 def _check_frames(settings):
     "`StudyError` if the frames were stored with other settings than the study file has now"
