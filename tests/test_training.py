@@ -6,7 +6,7 @@ from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
 from conftest import ROOT
 
-TINY = dict(study='tiny', seeds=[0, 1], epochs=3, lr=[.002], clip_frames=4, batch_size=4, crop_height=44, crop_width=60)
+TINY = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0, 1], epochs=3, lr=[.002], clip_frames=4, batch_size=4, crop_height=44, crop_width=60)
 
 
 @pytest.fixture(scope='module')

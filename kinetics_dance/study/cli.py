@@ -53,7 +53,11 @@ def _at(run, storage, clips=(), replace=False):
         if not any(Path(p).name in there for p in clips.path):
             raise StudyError(f'storage: none of the {len(clips)} videos of the study is in {where/"videos"}; give the '
                              '--storage that the download had, or download again')
-    if storage is not None: claim_storage(where, run, replace)
+    if storage is None: return home(run, storage)
+    try: claim_storage(where, run, replace)
+    except OSError as e:
+        raise StudyError(f'storage: this machine cannot write {where} ({e.strerror or e}); '
+                         'give a folder or an address that it can write') from None
     return home(run, storage)
 
 @contextmanager
