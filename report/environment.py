@@ -291,7 +291,7 @@ class Installer:
             # uv may have all it needs
             code, again = run(self.command('--offline', *args), self.venv, self.start, n)
             if not code: say('no network: installed from the cache of uv')
-        return text if code else ''
+        return (text.strip() or f'ended with code {code}') if code else ''
 
     def locked(self, entries, again=False):
         "Install packages as the lock has them; the output where that failed"

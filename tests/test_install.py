@@ -27,7 +27,7 @@ def make_wheel(folder, name, version, files=None):
     with zipfile.ZipFile(path, 'w') as z:
         for n, data in files.items():
             entry = zipfile.ZipInfo(n)
-            entry.external_attr = (0o755 if '/scripts/' in n else 0o644) << 16
+            entry.external_attr = (0o100755 if '/scripts/' in n else 0o100644) << 16 # older pip asks for a regular file
             z.writestr(entry, data)
     return path
 
