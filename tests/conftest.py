@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# what tests start says how far it is only where a test asks for it: on a busy machine everything takes long
+os.environ['KINETICS_DANCE_PROGRESS_SECONDS'] = '86400'
 
 
 def make_nb(path, *cells):
