@@ -5,6 +5,8 @@ import pytest
 import preloaded
 
 ROOT = Path(__file__).resolve().parent.parent
+# what tests start says how far it is only where a test asks for it: on a busy machine everything takes long
+os.environ['KINETICS_DANCE_PROGRESS_SECONDS'] = '86400'
 preloaded.spawn()      # workers of pools: forked from a process that has pandas and PyAV already
 
 

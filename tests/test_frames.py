@@ -230,7 +230,7 @@ def test_news_on_a_terminal_and_in_a_log(videos, tmp_path):
         if not part: break
         shown += part
     os.close(ours)
-    assert p.wait() == 0 and b'6/6' in shown and p.stdout.read().count(b'\n') == 1
+    assert p.wait() == 0 and b'6 of 6 clips' in shown and p.stdout.read().count(b'\n') == 1
 
 def test_nothing_old_is_reused_silently(videos, tmp_path):
     clips, lines = many(tmp_path, videos, 2), []

@@ -70,7 +70,8 @@ def test_lines_in_a_pipe(more, lines):
     if said: assert re.fullmatch(r'frames: 50%, 10 of 20 clips, tango \[red\]dancing\[/red\]\\x1b\[2J, \d+ s left', said[9])
 
 
-def test_a_line_every_twenty_seconds_at_most(capsys):
+def test_a_line_every_twenty_seconds_at_most(capsys, monkeypatch):
+    monkeypatch.delenv('KINETICS_DANCE_PROGRESS_SECONDS')
     now = [0.]
     lines = Lines(sys.stdout, clock=lambda: now[0])
     tasks = [Task(name, 100, screen=lines, clock=lambda: now[0]) for name in ('a', 'b')]

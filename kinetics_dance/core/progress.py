@@ -11,7 +11,7 @@ import importlib, json, os, sys, time
 from contextlib import contextmanager
 from .text import for_terminal
 
-# %% ../../nbs/core/09_progress.ipynb #d23f0824
+# %% ../../nbs/core/09_progress.ipynb #892f902b
 def duration(
     seconds:float, # Any length of time
 )->str: # Such as `40 s`, `4 min`, `2 h 10 min`
@@ -23,7 +23,7 @@ def duration(
     if hours < 48: return f'{hours} h {minutes} min' if minutes else f'{hours} h'
     return f'{hours/24:.0f} days' 
 
-# %% ../../nbs/core/09_progress.ipynb #1818e811
+# %% ../../nbs/core/09_progress.ipynb #5d9dc9f8
 class Task:
     "A piece of work: how much there is, how much of it is done, and in a few words where it is"
     def __init__(self,
@@ -48,7 +48,7 @@ class Task:
         if text is not None: self.text = text
         if self.screen: self.screen.update(self)
 
-# %% ../../nbs/core/09_progress.ipynb #5d9dc9f8
+# %% ../../nbs/core/09_progress.ipynb #9531985d
 def expect(
     task:Task,
     part:float, # So much more is to be done; negative: less, because it was done before
@@ -57,7 +57,7 @@ def expect(
     task.total = max(task.done, (task.total or 0) + part)
     if task.whole: expect(task.whole, part)
 
-# %% ../../nbs/core/09_progress.ipynb #9531985d
+# %% ../../nbs/core/09_progress.ipynb #0ed90475
 def time_left(
     task:Task,
 )->float|None: # Seconds at the pace so far; None before anything is done
@@ -73,7 +73,7 @@ def share_done(
     if task.total is None: return None
     return min(1, task.done/task.total) if task.total else 1.
 
-# %% ../../nbs/core/09_progress.ipynb #e8e25d94
+# %% ../../nbs/core/09_progress.ipynb #81e74ef5
 def progress_line(
     task:Task,
 )->str: # Name, share, count or words, time left
@@ -91,7 +91,7 @@ def _left(task):
     left = time_left(task)
     return f'{duration(left)} left' if left is not None else '' 
 
-# %% ../../nbs/core/09_progress.ipynb #099950d8
+# %% ../../nbs/core/09_progress.ipynb #1600a35a
 class Lines:
     "A line now and then"
     def __init__(self,
@@ -113,14 +113,14 @@ class Lines:
 
     def close(self, task): self.tasks.pop(task, None)
 
-# %% ../../nbs/core/09_progress.ipynb #6b0d549b
+# %% ../../nbs/core/09_progress.ipynb #11e20b8f
 def _column(text, ratio=None):
     "Part of a bar's line: as it is, and cut where the terminal is narrow"
     from rich import progress, table
     column = table.Column(no_wrap=True, overflow='ellipsis', ratio=ratio)
     return progress.TextColumn(text, markup=False, table_column=column)
 
-# %% ../../nbs/core/09_progress.ipynb #11e20b8f
+# %% ../../nbs/core/09_progress.ipynb #3d9c1724
 class Bars:
     "A bar for each piece of work, on a terminal"
     def __init__(self, console=None): # Of rich; None: one on stderr
@@ -142,7 +142,7 @@ class Bars:
         if task in self.ids: self.bars.remove_task(self.ids.pop(task))
         if not self.ids: self.bars.stop()
 
-# %% ../../nbs/core/09_progress.ipynb #6cad4a26
+# %% ../../nbs/core/09_progress.ipynb #0f21ddb6
 class CellLine:
     "A line of a notebook that changes in place"
     def __init__(self, every:float=.5 # Seconds from one change to the next at least
@@ -163,7 +163,7 @@ class CellLine:
         if self.handle: self._show('')
         self.handle, self.last = None, -1e9
 
-# %% ../../nbs/core/09_progress.ipynb #d3ac94af
+# %% ../../nbs/core/09_progress.ipynb #90c192cf
 class EventFile:
     "Events as lines of JSON, for another process that reads along"
     def __init__(self,
@@ -190,7 +190,7 @@ class EventFile:
         if self.every < float('inf'): self.update(task, closed=True)
         self.last.pop(task, None)
 
-# %% ../../nbs/core/09_progress.ipynb #1fb17c23
+# %% ../../nbs/core/09_progress.ipynb #f28c105d
 _NUMBER = int, float, type(None)
 _EVENT = dict(id=str, name=str, share=_NUMBER, text=str, left=_NUMBER, closed=bool)
 
@@ -215,7 +215,7 @@ def read_events(
         if _is_event(event): found.append(event)
     return found, start + whole
 
-# %% ../../nbs/core/09_progress.ipynb #a170b338
+# %% ../../nbs/core/09_progress.ipynb #a09f76b5
 _SHOWN = {} # the screen of this process, and how many pieces of work it shows
 
 def _in_notebook():
@@ -230,7 +230,7 @@ def _new_screen():
     if not sys.stderr.isatty() or os.environ.get('TERM') == 'dumb': return Lines()
     return Bars()
 
-# %% ../../nbs/core/09_progress.ipynb #a09f76b5
+# %% ../../nbs/core/09_progress.ipynb #953f48f1
 @contextmanager
 def follow(
     name:str,     # What is done, e.g. frames
