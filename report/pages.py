@@ -94,6 +94,15 @@ def api_page(root, lib, modules, known):
     return '\n\n'.join(out) + '\n'
 
 
+def looks_at(looks):
+    "MyST of the list of looks at the test set"
+    if not looks: return ''
+    rows = [(for_markdown(x['when'].replace('T', ' ')[:16]), code(x['predictions']), code(x['prereg']) if x['prereg'] else 'none', 'yes' if x['new'] else 'seen before',
+             '**changed**' if x['changed'] else '', for_markdown(', '.join(f'{m} {n}' for m, n in x['runs'].items()))) for x in looks]
+    return ('## Looks at the test set\n\nEvery comparison of predictions that were not compared before is a look; what was decided before the first is in the preregistration, whose hash is given.\n\n'
+            + table(['when (UTC)', 'predictions', 'preregistration', 'new', '', 'runs'], rows))
+
+
 def record_page(rec):
     "MyST of the run record"
     def val(v): return code(json.dumps(v, ensure_ascii=False))
@@ -108,6 +117,7 @@ def record_page(rec):
         '## Parameters', table(['parameter', 'value'], [(code(k), val(v)) for k, v in rec['parameters'].items()]),
         '## Durations', table(['notebook', 'code cells', 'time'], [*rows, ('**all**', sum(rec['cells'].values()), dur(sum(rec['seconds'].values())))]),
         'Three model notebooks may run side by side, so the study takes less time than the sum.',
+        looks_at(rec.get('looks') or []),
         '## Machine', table(['what', 'which'], plain((names.get(k, k), v) for k, v in rec['machine'].items())),
         '## Versions', table(['package', 'version'], plain(rec['versions'].items())),
         ':::{dropdown} Everything else that is pinned\n' + table(['package', 'version'], plain(rec['other_versions'].items())) + '\n:::' if rec['other_versions'] else '']) + '\n'

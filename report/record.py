@@ -1,5 +1,6 @@
 "The run record of a study: what was run, with what, on which machine; no host names, no absolute paths."
 import importlib.metadata, os, platform, re, shutil, subprocess
+from kinetics_dance.evaluation.preregistration import read_looks
 from .common import pins, read_json, settings, write_json
 
 
@@ -44,5 +45,5 @@ def write_record(run, params):
     rec = dict(study=run.study, parameters={k: v for k, v in params.items() if k != 'runs'}, versions=direct, other_versions=rest,
                commit=commit, dirty=bool(_out('git', 'status', '--porcelain', cwd=run.root)) if commit else None,
                finished=max((r['finished'] for r in recs.values()), default=None),
-               seconds={s: r['seconds'] for s, r in recs.items()}, cells={s: r['cells'] for s, r in recs.items()}, machine=machine())
+               looks=read_looks(run.folder), seconds={s: r['seconds'] for s, r in recs.items()}, cells={s: r['cells'] for s, r in recs.items()}, machine=machine())
     if rec != read_json(run.folder/'record.json'): write_json(run.folder/'record.json', rec)

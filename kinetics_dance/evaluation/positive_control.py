@@ -66,7 +66,7 @@ def views_of_pairs(
     return {k: v for k, v in out.items() if len(v.clips)}
 
 # %% ../../nbs/evaluation/05_positive_control.ipynb #97875068
-LEAK, LEAK_ORDER, LEAK_SHUFFLED = .025, .04, .1
+LEAK, LEAK_ORDER, LEAK_SHUFFLED = .0225, .04, .1
 
 def _row(model, check, e, passes):
     "A check as a row; the interval's ends are one-sided 95 % bounds, for these trained models"
