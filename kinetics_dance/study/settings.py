@@ -134,5 +134,6 @@ def _check_sizes(p):
             raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
     for names, most in ((seen, MOST_PIXELS), (stored, 4*MOST_PIXELS)):
         n = math.prod(p[k] for k in names)
-        if n > most: raise StudyError(f"{', '.join(names)}: together {n:,} pixels a clip; at most {most:,}")
+        if n > most:
+            raise StudyError(f"{', '.join(names)}: together {n:,} pixels a clip, at most {most:,}")
 
