@@ -107,7 +107,7 @@ def _check_export(path):
     if not path.exists(): return
     with path.open('rb') as f: head = f.readline(200)
     if not head.startswith(b'clip_id,label,'):
-        raise StudyError(f'{path}: is no table of ours, and would be written over; move it elsewhere')
+        raise StudyError(f'{path}: is no table of ours, and would be written over; move it away')
 
 
 # %% ../nbs/00_data.ipynb #5e7a91c3

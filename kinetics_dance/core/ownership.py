@@ -78,7 +78,7 @@ def claim_storage(
         raise StudyError(f'storage: {where} is the folder of another study; '
                          'name a folder that is new or empty')
     if was.startswith('storage of ') and was != owner and not replace:
-        raise StudyError(f'storage: {where} holds the videos and frames of the study in {was[11:]}; '
+        raise StudyError(f'storage: {where} holds videos and frames of the study in {was[11:]}; '
                          'give each study a storage of its own, '
                          f'or delete {note} if that study is no more')
     with writing_to(note) as p: p.write_text(owner + '\n')

@@ -47,6 +47,7 @@ def _check_frames(settings):
     names = dict(n_frames='n_frames', frame_height='height', frame_width='width',
                  compression='compression')
     for name, key in names.items():
-        if stored[key] != settings[name]:
-            said = f'{name}: the frames were stored with {stored[key]}, the study says {settings[name]}; '
-            raise StudyError(said + f"kinetics-dance frames --study {settings['study']} makes them anew")
+        was, now = stored[key], settings[name]
+        if was != now:
+            raise StudyError(f'{name}: the frames were stored with {was}, the study says {now}; '
+                             f"kinetics-dance frames --study {settings['study']} makes them anew")

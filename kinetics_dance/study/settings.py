@@ -133,7 +133,7 @@ def _check_sizes(p):
         if p[small] > p[large]:
             raise StudyError(f'{small}: {p[small]} is more than {large}, which is {p[large]}')
     for names, most in ((seen, MOST_PIXELS), (stored, 4*MOST_PIXELS)):
-        pixels = math.prod(p[k] for k in names)
-        if pixels > most:
-            raise StudyError(f"{', '.join(names)}: together {pixels:,} pixels a clip, at most {most:,}")
+        n = math.prod(p[k] for k in names)
+        if n > most:
+            raise StudyError(f"{', '.join(names)}: together {n:,} pixels a clip, at most {most:,}")
 
