@@ -22,7 +22,8 @@ from kinetics_dance.evaluation.analysis import (
 from .evaluation.intervals import Estimate, bootstrap
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
-from .evaluation.significance import PRETRAINING_MARK, marked, paired_differences, verdict
+from .evaluation.significance import (PRETRAINING_MARK, marked, paired_differences,
+                                                    verdict)
 
 # %% ../nbs/05_comparison.ipynb #8a58d64c
 @dataclass
@@ -39,7 +40,8 @@ class Comparison:
     verdicts:list # One sentence a pair
     notes:list # What a reader has to know before believing any of it, one sentence each
     settings:dict # n_resamples, seed, confidence, margin
-    tables:dict = field(default_factory=dict) # `{name: table}`: everything else, and what the caller adds
+    # `{name: table}`: everything else, and what the caller adds
+    tables:dict = field(default_factory=dict)
 
     def score(self, model, question='classes', probe='normal',
               score='accuracy')->Estimate|None: # None where that was not measured
@@ -51,18 +53,26 @@ def _notes(p):
     "What is special about these predictions, in sentences"
     marks, once = marked(p.pretraining), [m for m, s in p.seeds.items() if len(s) == 1]
     found = np.unique(p.y_true)
-    if p.left_out: yield f'Only the {len(p.clips)} clips that every file has are compared; {p.left_out} others are left out.'
+    if p.left_out:
+        yield (f'Only the {len(p.clips)} clips that every file has are compared; '
+               f'{p.left_out} others are left out.')
     if len(p.clips) == 1: yield 'There is one clip: nothing can be said about any other.'
-    elif p.group.max() == 0: yield f'All {len(p.clips)} clips come from one upload: there is no interval and no test.'
+    elif p.group.max() == 0:
+        yield f'All {len(p.clips)} clips come from one upload: there is no interval and no test.'
     if len(found) == 1:
-        yield (f'All clips are of one class ({p.classes[found[0]]}): accuracy is the recall of that class, which a model '
+        yield (f'All clips are of one class ({p.classes[found[0]]}): '
+               'accuracy is the recall of that class, which a model '
                'that always says so brings to 1.')
-    elif len(found) < len(p.classes): yield f'{len(p.classes) - len(found)} of {len(p.classes)} classes have no clip.'
-    if once: yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve '
-                    'it speak of these trained models on new uploads; nothing is claimed about '
-                    'recipes, which another run may rank otherwise.')
-    if marks: yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before ({PRETRAINING_MARK}), perhaps these '
-                     'very clips; its accuracy is no fair comparison with the others.')
+    elif len(found) < len(p.classes):
+        yield f'{len(p.classes) - len(found)} of {len(p.classes)} classes have no clip.'
+    if once:
+        yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve '
+               'it speak of these trained models on new uploads; nothing is claimed about '
+               'recipes, which another run may rank otherwise.')
+    if marks:
+        yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before '
+               f'({PRETRAINING_MARK}), perhaps these '
+               'very clips; its accuracy is no fair comparison with the others.')
 
 # %% ../nbs/05_comparison.ipynb #9bc0ddaa
 def cautions(
@@ -73,13 +83,15 @@ def cautions(
     runs = {m: np.asarray(x) for m, x in accuracy.items() if len(x) > 1}
     if two := [m for m, x in runs.items() if len(x) == 2]:
         yield (f'Caution: two training runs of {", ".join(two)}. How much runs differ is hardly '
-               'known from two; where they differ more than uploads do, a 95 % interval catches the '
+               'known from two; where they differ more than uploads do, '
+               'a 95 % interval catches the '
                'truth in about 91 of 100 studies. Three are much better.')
     noise = {m: (max(x.mean()*(1 - x.mean()), .01)/sizes.sum())**.5 for m, x in runs.items()}
     for m, x in runs.items():
         rest = (x.sum() - x.min())/(len(x) - 1)
         if rest - x.min() > max(.15, 6*noise[m]):
-            yield (f'Caution: one run of {m} reaches {x.min():.1%}, the others {rest:.1%}. If a training '
+            yield (f'Caution: one run of {m} reaches {x.min():.1%}, the others {rest:.1%}. '
+                   'If a training '
                    'can collapse, few runs say little about how often: intervals and tests with '
                    'this model keep less than they promise.')
     spread = {m: max(x.std(ddof=1), noise[m]) for m, x in runs.items()}
@@ -88,7 +100,8 @@ def cautions(
         yield (f'Caution: runs of {wild} differ much more than those of {calm}; with few '
                'runs their difference is known less well than its interval says.')
     if sizes.min() and sizes.max() > 10*sizes.min():
-        yield (f'Caution: classes are uneven ({sizes.min()} to {sizes.max()} test clips); scores that '
+        yield (f'Caution: classes are uneven ({sizes.min()} to {sizes.max()} test '
+               'clips); scores that '
                'weigh them alike hang on a few clips.')
 
 # %% ../nbs/05_comparison.ipynb #50a3acf8
@@ -105,41 +118,59 @@ def _read_all(source, baseline):
             for m, r in sorted(runs.items(), key=lambda r: r[0] != baseline)}
     return folder, runs, {k: {m: x[m] for m in runs if m in x} for k, x in probes.items()}
 
+# %% ../nbs/05_comparison.ipynb #2c2a82f7
+def _score_table(boots, confidence):
+    "A row for each question, model and score, with its interval"
+    def row(e): return e.value, *e.interval(confidence), e.monte_carlo_error(confidence)
+
+    return pd.DataFrame([(q, m, s, *row(e[s])) for (k, q), b in boots.items() if k == 'normal'
+                           for m, e in b.items()
+                           for s in (SCORES if q == 'classes' else SCORES[:1]) if s in e],
+                          columns='question model score mean low high monte_carlo_error'.split())
+
+# %% ../nbs/05_comparison.ipynb #839efcad
+def _stack_all(runs, probes, clips):
+    "Predictions with all frames in place (`normal`) and under each perturbation"
+    stacks = {k: stack_predictions(x, clips) for k, x in probes.items() if x}
+    if clips == 'same':
+        stack_predictions(runs | {f'{m} {k}': r for k, x in probes.items() for m, r in x.items()})
+    return {'normal': stack_predictions(runs, clips)} | stacks
+
+# %% ../nbs/05_comparison.ipynb #0002a7ce
 def compare(
-    source:str|Path|dict, # Folder of a study, or `{model: predictions file}`, or `{model: {seed: file or table}}`
+    # Folder of a study, or `{model: predictions file}`, or `{model: {seed: file or table}}`
+    source:str|Path|dict,
     known:dict|None=None, # Pairs and scene_bias; from `known.json` in the folder where there is one
     n_resamples:int=2000,
     seed:int=0, # Of the resamples
     confidence:float=.95,
-    baseline:str='per_frame', # The model that sees single frames; listed first where there is such a model
-    clips:str='same', # 'shared': compare on the clips that all files have, instead of an error where they differ
+    # The model that sees single frames; listed first where there is such a model
+    baseline:str='per_frame',
+    # 'shared': compare on the clips that all files have, instead of an error where they differ
+    clips:str='same',
     margin:float=.02 # Differences in accuracy below do not matter
 )->Comparison: # Raises `StudyError` where the predictions cannot be compared
     "Compare models on the same test clips."
     folder, runs, probes = _read_all(source, baseline)
-    if known is None and folder and (folder/'known.json').exists(): known = json.loads((folder/'known.json').read_text())
-    p = stack_predictions(runs, clips)
-    stacks = {'normal': p} | {k: stack_predictions(x, clips) for k, x in probes.items() if x}
-    if clips == 'same': stack_predictions(runs | {f'{m} {k}': r for k, x in probes.items() for m, r in x.items()})
+    if known is None and folder and (folder/'known.json').exists():
+        known = json.loads((folder/'known.json').read_text())
+    stacks = _stack_all(runs, probes, clips)
+    p = stacks['normal']
     known, first = known or {}, baseline if baseline in runs else None
     class_pairs = [q for q in known.get('pairs', []) if set(q['classes']) <= set(p.classes)]
-    boots = {(k, q): bootstrap(v, n_resamples, seed)
-             for k, x in stacks.items() for q, v in views_of_pairs(x, class_pairs).items() if k == 'normal' or q != 'pair'}
-    def row(e): return e.value, *e.interval(confidence), e.monte_carlo_error(confidence)
-    scores = pd.DataFrame([(q, m, s, *row(e[s])) for (k, q), b in boots.items()
-                           if k == 'normal'
-                           for m, e in b.items() for s in (SCORES if q == 'classes' else SCORES[:1]) if s in e],
-                          columns='question model score mean low high monte_carlo_error'.split())
+    boots = {(k, q): bootstrap(v, n_resamples, seed) for k, x in stacks.items()
+             for q, v in views_of_pairs(x, class_pairs).items() if k == 'normal' or q != 'pair'}
+    scores = _score_table(boots, confidence)
     diffs = paired_differences(p, boots['normal', 'classes'], confidence, margin)
     labels = np.array(p.classes)[p.y_true]
     bias = known.get('scene_bias', 0.) if class_pairs else None
-    ceiling = frame_ceiling(labels, [q['classes'] for q in class_pairs], bias) if class_pairs else None
-    names = marked(p.pretraining)
+    ceiling = (frame_ceiling(labels, [q['classes'] for q in class_pairs], bias)
+               if class_pairs else None)
     after = 'Shaffer' if len(runs) == 3 else 'Holm'
-    sentences = [verdict(r, len(labels), 1 - confidence, len(diffs), names, after)
+    sentences = [verdict(r, len(labels), 1 - confidence, len(diffs), marked(p.pretraining), after)
                  for r in diffs.to_dict('records')]
     right = {m: (p.y_pred(m) == p.y_true).mean(1) for m in p.probs}
-    c = Comparison(p, boots, scores, diffs, class_pairs, ceiling, bias, first, sentences, 
+    c = Comparison(p, boots, scores, diffs, class_pairs, ceiling, bias, first, sentences,
                    [*_notes(p), *cautions(right, np.bincount(p.y_true))],
                    dict(n_resamples=n_resamples, seed=seed, confidence=confidence, margin=margin))
     c.tables |= _tables(c)
@@ -149,15 +180,21 @@ def compare(
 def _tables(c):
     "What is derived from the resamples"
     p, boot, conf = c.predictions, c.boots['normal', 'classes'], c.settings['confidence']
-    effects = pd.concat([perturbation_effects(c.boots, q, conf).assign(question=q)
-                         for q in dict.fromkeys(q for _, q in c.boots) if q != 'pair'], ignore_index=True)
-    out = dict(scores=c.scores, pairs=c.pairs, seeds=seed_scores(p), per_class=per_class(p, boot, conf), probes=effects,
-               confusion=pd.concat({m: confusion(p, m) for m in p.probs}, names=['model', 'true class']).reset_index(),
-               agreement=agreement(p).rename_axis('model').reset_index(),
-               together=together(p, boot, c.settings['n_resamples'], c.settings['seed'], conf) if len(p.probs) > 1
-               else None,
-               **{k: f(boot, c.baseline, conf) for k, f in (('gains', temporal_gain), ('heterogeneity', heterogeneity))
-                  if c.baseline and len(p.probs) > 1})
+    effects = pd.concat([
+        perturbation_effects(c.boots, q, conf).assign(question=q)
+        for q in dict.fromkeys(q for _, q in c.boots) if q != 'pair'
+    ], ignore_index=True)
+    out = dict(
+        scores=c.scores, pairs=c.pairs, seeds=seed_scores(p), per_class=per_class(p, boot, conf),
+        probes=effects, confusion=pd.concat({m: confusion(p, m) for m in p.probs},
+                                            names=['model', 'true class']).reset_index(),
+        agreement=agreement(p).rename_axis('model').reset_index(),
+        together=together(p, boot, c.settings['n_resamples'], c.settings['seed'], conf)
+        if len(p.probs) > 1 else None, **{
+            k: f(boot, c.baseline, conf)
+            for k, f in (('gains', temporal_gain), ('heterogeneity', heterogeneity))
+            if c.baseline and len(p.probs) > 1
+        })
     return {k: df for k, df in out.items() if df is not None}
 
 # %% ../nbs/05_comparison.ipynb #b31c2825
@@ -181,11 +218,13 @@ def report(self:Comparison,
                 if self.score(m, 'classes', k)})
         for m in p.probs}
     return dict(
-        study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes, ceiling=self.ceiling,
-        scene_bias=self.scene_bias, models=models, pairs=self.pairs.to_dict('records'), verdicts=self.verdicts,
-        notes=self.notes, settings=self.settings,
-        **{k: self.tables[k].to_dict('records') for k in ('gains', 'heterogeneity', 'together')
-           if k in self.tables})
+        study=study, n_test=len(p.clips), n_uploads=int(p.group.max() + 1), classes=p.classes,
+        ceiling=self.ceiling, scene_bias=self.scene_bias, models=models,
+        pairs=self.pairs.to_dict('records'), verdicts=self.verdicts, notes=self.notes,
+        settings=self.settings, **{
+            k: self.tables[k].to_dict('records') for k in ('gains', 'heterogeneity', 'together')
+            if k in self.tables
+        })
 
 # %% ../nbs/05_comparison.ipynb #bd809613
 def _plain(x):
@@ -203,19 +242,28 @@ def write_report(
     study:str, # Name of the study
     **extra # More keys of the report
 )->dict: # The report, as written
-    "Write the report and its tables; `seconds` come from the records of the runner in `stages/` where there are any."
+    """Write the report and its tables; `seconds` come from the records of the runner in `stages/`
+    where there are any."""
     folder, marks = Path(folder), marked(c.predictions.pretraining)
-    stages = {f.stem: json.loads(f.read_text()).get('seconds') for f in sorted((folder/'stages').glob('*.json'))}
-    report = _plain(c.report(study) | dict(seconds={k: v for k, v in stages.items() if v is not None}) | extra)
+    stages = {
+        f.stem: json.loads(f.read_text()).get('seconds')
+        for f in sorted((folder/'stages').glob('*.json'))
+    }
+    report = _plain(
+        c.report(study) | dict(seconds={k: v for k, v in stages.items() if v is not None}) | extra)
     for name, df in c.tables.items():
-        df = df.assign(**{k: df[k].map(lambda m: marks.get(m, m)) for k in ('model', 'a', 'b') if k in df})
+        df = df.assign(
+            **{k: df[k].map(lambda m: marks.get(m, m)) for k in ('model', 'a', 'b') if k in df})
         df = df.rename(columns=for_csv).map(for_csv)
-        with writing(folder/'tables'/f'{name}.csv') as out: df.to_csv(out, index=False, float_format='%.6g')
+        with writing(folder/'tables'/f'{name}.csv') as out:
+            df.to_csv(out, index=False, float_format='%.6g')
     ours = folder/'tables'/MARKER # the tables that we wrote
     before = ours.read_text(encoding='utf-8').split() if ours.exists() else []
     for old in set(before) - set(c.tables):
         if re.fullmatch(r'\w+', old): (folder/'tables'/f'{old}.csv').unlink(missing_ok=True)
     with writing(ours) as out: out.write_text('\n'.join(c.tables), encoding='utf-8')
     with writing(folder/'report.json') as out:
-        out.write_text(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n', encoding='utf-8')
+        out.write_text(
+            json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + '\n',
+            encoding='utf-8')
     return report

@@ -27,12 +27,15 @@ from .core.processes import worker_memory
 def prepare(
     p:dict, # Parameters of the data, checked
     replace:bool=False, # Take a folder over that was made from other lists
-)->tuple: # Clips with split and place in line (see `data.split`); clips that left; version of the uploads
+    # Clips with split and place in line (see `data.split`); clips that left; version of the uploads
+)->tuple:
     "The clips that a study can choose from, in the order in which it takes them"
     run, version, annotations = study_folder(p['study'], p['runs']), '', p['annotations']
-    if p['source'] in ('demo', 'motion'): check_origin(p, None, replace)   # they write into the folder
+    # they write into the folder
+    if p['source'] in ('demo', 'motion'): check_origin(p, None, replace)
     if p['source'] == 'demo':
-        specs = uploads.plan_uploads(p['n_train'] + p['n_valid'], p['n_test'], p['seed'], p['scene_bias'])
+        specs = uploads.plan_uploads(p['n_train'] + p['n_valid'], p['n_test'], p['seed'],
+                                     p['scene_bias'])
         # clips that were cut from another version are cut anew
         version = uploads.make_uploads(run/'uploads', specs, p['jobs'])
         uploads.annotations(specs).to_csv(run/'annotations.csv', index=False)
@@ -45,7 +48,8 @@ def prepare(
         source.annotations().to_csv(run/'annotations.csv', index=False)
         annotations = [run/'annotations.csv']
     listed, numbers = list_clips(p['source'], annotations, p['folder'], None, ()), None
-    if p['source'] == 'cvdf' and listed.label.nunique() == 700: numbers = class_numbers(listed.label)
+    if p['source'] == 'cvdf' and listed.label.nunique() == 700:
+        numbers = class_numbers(listed.label)
     listed = select_classes(listed, p['contains'] or '', p['classes'])
     clips, gone = split(listed, p['n_valid'], p['seed'], p['n_train'])
     url = clips['path'] if 'path' in clips else None
@@ -59,6 +63,7 @@ def prepare(
                          "take more clips, or leave the class out")
     return clips.assign(source=p['source'], url=url), gone, version
 
+# %% ../nbs/00_data.ipynb #b09933c5
 def choose(
     p:dict,             # Parameters of the data
     clips:pd.DataFrame, # From `prepare`
@@ -67,7 +72,8 @@ def choose(
     return partial(wanted, clips, p['n_train'], p['n_valid'], p['n_test'])
 
 # %% ../nbs/00_data.ipynb #67128e8c
-SOURCE_SETTINGS = dict(motion=('motion',), youtube=('cookies', 'proxy', 'ratelimit'), cvdf=('proxy', 'keep', 'ratelimit'))
+SOURCE_SETTINGS = dict(motion=('motion',), youtube=('cookies', 'proxy', 'ratelimit'),
+                       cvdf=('proxy', 'keep', 'ratelimit'))
 
 def source_settings(
     p:dict, # Parameters of the data
@@ -82,6 +88,7 @@ def source_settings(
     if p['source'] == 'cvdf' and p['mirror']: out['base'] = p['mirror']
     return out
 
+# %% ../nbs/00_data.ipynb #4f8a08b2
 def collect(
     p:dict,             # Parameters of the data
     clips:pd.DataFrame, # From `prepare`
@@ -96,8 +103,9 @@ def collect(
     table = ClipTable(run/'clips.sqlite')
     server = uploads.serve_uploads(run/'uploads') if p['source'] == 'demo' else nullcontext()
     with server as url, worker_memory(p['memory_mb']):
-        out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'], version=version,
-                       settings=source_settings(p), wanted=choose(p, clips), **kwargs)
+        out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'],
+                       version=version, settings=source_settings(p), wanted=choose(p,
+                                                                                   clips), **kwargs)
     table.export(run/'clips.csv')
     return out
 
@@ -132,7 +140,7 @@ def _foreign_table(folder, clips):
 # %% ../nbs/00_data.ipynb #5e7a91c4
 def _places(origin):
     "Lists and folders where they lie, however they are spelled"
-    path = lambda x: x if not isinstance(x, str) or '://' in x else str(rooted(x).resolve())
+    def path(x): return x if not isinstance(x, str) or '://' in x else str(rooted(x).resolve())
     lists = origin.get('annotations')
     found = {k: path(origin.get(k)) for k in ('folder', 'motion')}
     if isinstance(lists, list): found['annotations'] = [path(a) for a in lists]
@@ -155,18 +163,17 @@ def same_origin(
                          'take another name for this study, or download with --replace')
     return was
 
-
 # %% ../nbs/00_data.ipynb #de67b25a
 def check_origin(
     p:dict,        # Settings of a study
     clips=None,    # Clips that it wants, from `prepare`
     replace=False, # Take the folder over, whatever it was made from
 ):
-    "Refuse to write into the folder of a study whose clips come from elsewhere; note where these come from"
+    """Refuse to write into the folder of a study whose clips come from elsewhere; note where these
+    come from"""
     folder = study_folder(p['study'], p['runs'])
     if not replace and same_origin(p) is None and _foreign_table(folder, clips):
         raise StudyError(f'study: {folder} holds the clips of other lists; '
                          'take another name for this study, or download with --replace')
     with writing(folder/'origin.json') as tmp:
         tmp.write_text(json.dumps(origin_of(p), indent=1, ensure_ascii=False) + '\n')
-

@@ -24,10 +24,12 @@ def store_info(store:FrameStore # From a folder that `build_store` wrote
     "What a store holds and what it takes"
     pixels = len(store)*int(np.prod(store.shape))
     return pd.Series({
-        'clips': len(store), 'frames of each': store.shape[0], 'height': store.shape[1], 'width': store.shape[2],
-        'sampler': store.params['sampler'], 'compression': store.params['compression'],
-        'MB on disk': round(store.nbytes/1e6, 2), 'MB of pixels': round(pixels/1e6, 2),
-        'share': round(store.nbytes/max(1, pixels), 3), 'kB a clip': round(store.nbytes/1e3/max(1, len(store)), 1)})
+        'clips': len(store), 'frames of each': store.shape[0], 'height': store.shape[1],
+        'width': store.shape[2], 'sampler': store.params['sampler'],
+        'compression': store.params['compression'], 'MB on disk': round(store.nbytes/1e6, 2),
+        'MB of pixels': round(pixels/1e6, 2), 'share': round(store.nbytes/max(1, pixels), 3),
+        'kB a clip': round(store.nbytes/1e3/max(1, len(store)), 1)
+    })
 
 # %% ../nbs/01_frames.ipynb #6d4153d6
 def export_frames(store:FrameStore, # Where the frames lie
@@ -41,7 +43,8 @@ def export_frames(store:FrameStore, # Where the frames lie
         clip_id, folder = c.clip_id, Path(out)/folder_name(c.split)/folder_name(c.label)/c.clip_id
         pictures = store.pictures(clip_id) if store.packed else _pictures(store[clip_id], quality)
         if odd := [f.name for f in folder.glob('*') if not re.fullmatch(r'\d{5}\.jpg', f.name)]:
-            raise StudyError(f'{folder}: holds {odd[0]!r}, which is not of an earlier export; name another folder')
+            raise StudyError(f'{folder}: holds {odd[0]!r}, which is not of an earlier export; '
+                             'name another folder')
         new = folder.with_name(f'.{folder.name}.{os.getpid()}')
         new.mkdir(parents=True, exist_ok=True)
         for k, p in enumerate(pictures): (new/f'{k:05d}.jpg').write_bytes(p)

@@ -9,6 +9,7 @@ __all__ = ['Predictor', 'watch_videos', 'predict_app', 'script', 'main', 'Predic
 import json, sys
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .clips.annotations import MOST_CLASSES
 from .deploy.request import (
     check_video, find_videos, readable, run_command, script_arguments, check_span)
@@ -33,83 +34,99 @@ class Predictor:
     "A trained model that watches videos"
     def __init__(self,
         model,     # A network of frames `(B,T,3,h,w)`
-        card:dict, # From `read_config`
+        config:dict, # From `read_config`
         reader:Reader|None=None, # The process that decodes
-    ): self.model,self.card,self.reader = model.eval(),card,reader or _reader()
+    ): self.model,self.config,self.reader = model.eval(),config,reader or _reader()
 
     @classmethod
     def load(cls,
         path=None, # Folder of a model; None for the newest below `runs/`
         device:str='cpu', # Where the network runs: cpu, cuda, mps
     )->'Predictor':
-        "Build the network that the card names and fill in its weights"
+        "Build the network that the config names and fill in its weights"
         folder = find_model(path)
-        if (card := read_config(folder)).get('shuffled_frames'):
+        if (config := read_config(folder)).get('shuffled_frames'):
             raise StudyError(f'{folder}: a control, trained on shuffled frames, watches no videos')
         reader = _reader().start() # it gets ready while PyTorch is loaded
-        return cls(load_model(folder, card, device), card, reader)
+        return cls(load_model(folder, config, device), config, reader)
 
-    def probabilities(self,
-        frames:np.ndarray, # Clips `(B,T,h,w,3)` uint8, RGB
-    )->np.ndarray: # `(B,K)`, rows sum to 1
-        "What the model says of clips"
-        import torch
-        from kinetics_dance.models.scores import clip_probabilities
-        from kinetics_dance.loading.reader import normalise
-        how = self.card.get('normalise') or {}
-        device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            x = normalise(torch.from_numpy(frames).to(device), how.get('mean'), how.get('std'))
-            p = clip_probabilities(self.model(x)).double().cpu().numpy()
-        if not np.isfinite(p).all():
-            raise StudyError('the model says nothing that is a number; its weights are damaged')
-        return p
+# %% ../nbs/06_inference.ipynb #f7df66a5
+@patch
+def probabilities(self:Predictor,
+    frames:np.ndarray, # Clips `(B,T,h,w,3)` uint8, RGB
+)->np.ndarray: # `(B,K)`, rows sum to 1
+    "What the model says of clips"
+    import torch
+    from kinetics_dance.models.scores import clip_probabilities
+    from kinetics_dance.loading.reader import normalise
+    how = self.config.get('normalise') or {}
+    device = next(self.model.parameters()).device
+    with torch.inference_mode():
+        x = normalise(torch.from_numpy(frames).to(device), how.get('mean'), how.get('std'))
+        p = clip_probabilities(self.model(x)).double().cpu().numpy()
+    if not np.isfinite(p).all():
+        raise StudyError('the model says nothing that is a number; its weights are damaged')
+    return p
 
-    def predict(self,
-        video,                # Any video file
-        step:float|None=None, # Seconds from one window to the next; None: the length of a window
-        timeout:float|None=None, # Seconds that a file may take (default: a minute and four times its length)
-        start:float=0.,       # Watch it from this second on ...
-        end:float|None=None,  # ... to this one
-        strip:int=0,          # Pictures to keep for a film strip
-        save_frames=None,     # Folder for the frames that the model sees, as JPEG
-        progress=None,        # Called with the second that has been reached
-    )->Prediction: # Probabilities of each window and of the video
-        "What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`, what was wrongly asked."
-        c,length,path = self.card,float(self.card['clip_seconds']),check_video(video)
-        step = length if step is None else float(step)
-        for name,x in (('step', step), ('timeout', timeout)):
-            if x is not None and not .001 <= x < 1e6: raise StudyError(f'--{name}: {x:g} is not a number of seconds')
-        start,end = check_span(start, end) if end is not None else (check_span(start, duration=1.)[0], None)
-        shape,said,written = tuple(c['crop']),{},set()
-        for head,data in self.reader.ask(
-                'kinetics_dance.deploy.windows:watch', timeout, path=str(path.absolute()), n=c['frames'], seconds=length,
-                step=step, size=(c['stored']['height'], c['stored']['width']), crop=shape, start=start, stop=end, strip=strip,
-                save=save_frames and str(save_frames)):
-            if head['kind'] == 'plan': # also where the file has to be read again
-                starts,at = window_times(c['frames'], length, step, start, head['stop'])
-                todo,out,pictures,names = Windows(at, shape, _batch(c)),[],[],[]
-            elif head['kind'] == 'frame':
-                out += [self.probabilities(x) for x in todo.add(head['upto'], data)]
-                names.append(head['file'])
-                written.add(head['file'])
-            elif head['kind'] == 'strip':
-                pictures += [np.frombuffer(data, np.uint8).reshape(head['size'])]*head['times']
-            elif head['kind'] == 'end': said = head
-            if progress and 'at' in head: progress(head['at'])
-        if save_frames: # those of a first reading that was wrong about the length
-            for p in written-set(names): (Path(save_frames)/p).unlink()
-        return Prediction(c['classes'], starts, length, np.concatenate(out), (start, said['end']), said['frames'],
-                          doubts(said, start, end), np.stack(pictures) if pictures else None)
+# %% ../nbs/06_inference.ipynb #44fff5ac
+def _check_times(length, step, timeout, start, end):
+    step = length if step is None else float(step)
+    for name, x in (('step', step), ('timeout', timeout)):
+        if x is not None and not .001 <= x < 1e6:
+            raise StudyError(f'--{name}: {x:g} is not a number of seconds')
+    if end is None: return step, check_span(start, duration=1.)[0], None
+    return step, *check_span(start, end)
 
-    def close(self):
-        "End the reading process; it ends by itself with this object, too"
-        self.reader.close()
+# %% ../nbs/06_inference.ipynb #87f90e91
+@patch
+def predict(self:Predictor,
+    video,                # Any video file
+    step:float|None=None, # Seconds from one window to the next; None: the length of a window
+    # Seconds that a file may take (default: a minute and four times its length)
+    timeout:float|None=None,
+    start:float=0.,       # Watch it from this second on ...
+    end:float|None=None,  # ... to this one
+    strip:int=0,          # Pictures to keep for a film strip
+    save_frames=None,     # Folder for the frames that the model sees, as JPEG
+    progress=None,        # Called with the second that has been reached
+)->Prediction: # Probabilities of each window and of the video
+    """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`, what
+    was wrongly asked."""
+    c,length,path = self.config,float(self.config['clip_seconds']),check_video(video)
+    step, start, end = _check_times(length, step, timeout, start, end)
+    shape,said,written = tuple(c['crop']),{},set()
+    for head, data in self.reader.ask('kinetics_dance.deploy.windows:watch', timeout,
+                                      path=str(path.absolute()), n=c['frames'], seconds=length,
+                                      step=step, size=(c['stored']['height'], c['stored']['width']),
+                                      crop=shape, start=start, stop=end, strip=strip,
+                                      save=save_frames and str(save_frames)):
+        if head['kind'] == 'plan': # also where the file has to be read again
+            starts,at = window_times(c['frames'], length, step, start, head['stop'])
+            todo,out,pictures,names = Windows(at, shape, _batch(c)),[],[],[]
+        elif head['kind'] == 'frame':
+            out += [self.probabilities(x) for x in todo.add(head['upto'], data)]
+            names.append(head['file'])
+            written.add(head['file'])
+        elif head['kind'] == 'strip':
+            pictures += [np.frombuffer(data, np.uint8).reshape(head['size'])]*head['times']
+        elif head['kind'] == 'end': said = head
+        if progress and 'at' in head: progress(head['at'])
+    if save_frames: # those of a first reading that was wrong about the length
+        for p in written-set(names): (Path(save_frames)/p).unlink()
+    return Prediction(c['classes'], starts, length, np.concatenate(out), (start, said['end']),
+                      said['frames'], doubts(said, start, end),
+                      np.stack(pictures) if pictures else None)
+
+# %% ../nbs/06_inference.ipynb #1769ae71
+@patch
+def close(self:Predictor):
+    "End the reading process; it ends by itself with this object, too"
+    self.reader.close()
 
 # %% ../nbs/06_inference.ipynb #ebabc783
-def _batch(card):
+def _batch(config):
     "Windows at a time: those whose numbers take about 32 MB"
-    return int(np.clip(2**25//(12*card['frames']*card['crop'][0]*card['crop'][1]), 1, 32))
+    return int(np.clip(2**25//(12*config['frames']*config['crop'][0]*config['crop'][1]), 1, 32))
 
 # %% ../nbs/06_inference.ipynb #63b2b404
 def _row(predictor, video, o, planned):
@@ -120,39 +137,51 @@ def _row(predictor, video, o, planned):
     path,moving = str(Path(video).absolute()),o['over_time'] or o['save_video']
     if 'cut' in to:
         target = str(to['cut'].absolute())
-        for _ in ask('kinetics_dance.deploy.windows:cut', o['timeout'], path=path, target=target, **part): pass
+        for _ in ask('kinetics_dance.deploy.windows:cut', o['timeout'], path=path, target=target,
+                     **part):
+            pass
     with folder_of_frames(frames, o['rm_frames']) as folder:
-        step = o['step'] if o['step'] is not None else predictor.card['clip_seconds']/6 if moving else None
-        p = predictor.predict(video, step, o['timeout'], *o['part'], strip=10*bool(o['over_time']), save_frames=folder)
+        step = (o['step'] if o['step'] is not None else predictor.config['clip_seconds']
+                /6 if moving else None)
+        p = predictor.predict(video, step, o['timeout'], *o['part'], strip=10*bool(o['over_time']),
+                              save_frames=folder)
     if 'picture' in to:
         with writing(to['picture']) as at: p.plot().savefig(at, dpi=120)
     if 'video' in to:
         top = [p.top(3, i) for i in range(len(p.windows))]
         # a window speaks for its middle
         times = np.r_[p.span[0], ((p.starts+p.ends)[1:]+(p.starts+p.ends)[:-1])/4].tolist()
-        for head,_ in ask('kinetics_dance.deploy.overlay:draw', o['timeout'], path=path, target=str(to['video'].absolute()),
-                          times=times, lines=[[f'{q:4.0%} {c}' for c,q in t] for t in top], shares=[[q for _,q in t] for t in top],
-                          start=p.span[0], stop=p.span[1]):
-            if head.get('lost'): p.warnings.append('its sound cannot be decoded: the video that was written has none')
+        for head, _ in ask('kinetics_dance.deploy.overlay:draw', o['timeout'], path=path,
+                           target=str(to['video'].absolute()), times=times,
+                           lines=[[f'{q:4.0%} {c}' for c, q in t]
+                                  for t in top], shares=[[q for _, q in t] for t in top],
+                           start=p.span[0], stop=p.span[1]):
+            if head.get('lost'):
+                p.warnings.append(
+                    'its sound cannot be decoded: the video that was written has none')
     row = dict(video=readable(video)) | p.to_dict(o['top'], bool(moving or o['step']))
     return row | ({'files': {k: readable(v) for k,v in to.items()}} if to else {}), p
 
+# %% ../nbs/06_inference.ipynb #67db96dd
 def watch_videos(
     names:list,          # Files, folders, patterns
     model_path=None,     # Folder of a model; the newest below `runs/` by default
     top:int=5,           # How many classes to name
-    show=None,           # Called with each row, the prediction (None for a bad file) and whether it is one of many
+    # Called with each row, the prediction (None for a bad file) and whether it is one of many
+    show=None,
     **options            # As the command `predict` has them
 )->list: # A dictionary a file: label, probability, top, warnings …; or error
     "Watch videos; a single bad one is an error, one of many is a row with its reason"
-    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None, rm_frames=True, step=None,
-             timeout=None, overwrite=False, out=None, start_time=None, end_time=None, duration=None) | options | dict(top=top)
+    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None,
+             rm_frames=True, step=None, timeout=None, overwrite=False, out=None, start_time=None,
+             end_time=None, duration=None) | options | dict(top=top)
     o['part'] = check_span(o['start_time'], o['end_time'], o['duration'])
     o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
     files = find_videos(names)
     many,rows = files != [str(n) for n in names] or len(files) > 1,[]
     if not many: check_video(files[0])
-    elif o['picture']: raise StudyError('--picture: names one file, but there are several videos; leave it out')
+    elif o['picture']:
+        raise StudyError('--picture: names one file, but there are several videos; leave it out')
     plan,predictor = plan_targets(files, o, many),Predictor.load(model_path)
     try:
         for f in _bar(files, many):
@@ -160,7 +189,8 @@ def watch_videos(
             except Exception as e: # whatever it is: one file does not end the answers of the others
                 known = isinstance(e, (Unavailable, StudyError, OSError))
                 if not many and not known: raise
-                if not many: raise StudyError(f'{f}: {e}' if isinstance(e, Unavailable) else str(e)) from e
+                if not many:
+                    raise StudyError(f'{f}: {e}' if isinstance(e, Unavailable) else str(e)) from e
                 why = str(e) if known else f'a fault of kinetics_dance: {type(e).__name__}: {e}'
                 row,p = dict(video=readable(f), error=readable(' '.join(why.split()))),None
             rows.append(row)
@@ -168,6 +198,7 @@ def watch_videos(
     finally: predictor.close()
     return rows
 
+# %% ../nbs/06_inference.ipynb #29d91847
 def _bar(files, many):
     "The files, with a progress bar on a terminal"
     if not (many and sys.stderr.isatty()): return files
@@ -195,17 +226,27 @@ def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=F
     return code
 
 # %% ../nbs/06_inference.ipynb #d2fc03f5
-def predict_app():
-    "The commands of this notebook, as a typer application"
-    import typer
-    predict_app = typer.Typer(help='Which dance is it, and when?', no_args_is_help=True, add_completion=False,
-                      pretty_exceptions_enable=False)
-    option = typer.Option
-    debug = option(False, '--debug', help='Show where an error happened') # for the help: `run_command` has seen it
+def _list_models(as_json):
+    rows:list[dict] = []
+    for f in model_folders():
+        try: config = read_config(f)
+        except StudyError as e: rows.append(dict(path=str(f), error=str(e)))
+        else: rows.append(dict(path=str(f), model=config['model'].split(':')[1],
+                               classes=len(config['classes']), parameters=config.get('parameters'),
+                               study=config.get('study'),
+                               **{k: config[k] for k in ('frames', 'clip_seconds')}))
+    if as_json: return print(json.dumps(rows))
+    for r in rows:
+        what = r.get('error') or f"{r['classes']} classes, {r['parameters'] or 0:,} parameters"
+        print(for_terminal(f"{r['path']}  {what}"))
 
-    @predict_app.command()
+# %% ../nbs/06_inference.ipynb #8d558071
+def _add_predict(app, option, debug):
+    from typer import Argument as argument, Exit
+
+    @app.command()
     def predict(
-        video:list[str]=typer.Argument(..., help='Video files, folders, patterns'),
+        video:list[str]=argument(..., help='Video files, folders, patterns'),
         model_path:str=option(None, help='Folder of a model; the newest below runs/ by default'),
         top:int=option(5, help='How many classes to show'),
         start_time:float=option(None, help='Second where to begin; needs an end or a duration'),
@@ -213,36 +254,43 @@ def predict_app():
         duration:float=option(None, help='Seconds to watch'),
         over_time:bool=option(False, '--over-time', help='Say what is danced when, and draw it'),
         step:float=option(None, help='Seconds from one window to the next'),
-        picture:str=option(None, help='Where --over-time draws to (default: <name>_over_time.png beside the video)'),
-        save_video:str=option(None, help='Write the video with the prediction drawn in; of several, into this folder'),
+        picture:str=option(None, help='Where --over-time draws to (default: beside the video)'),
+        save_video:str=option(None, help='Write the video with the prediction drawn in; '
+                                         'of several, into this folder'),
         save_frames_path:str=option(None, help='Folder for the frames that the model sees'),
         rm_frames:bool=option(True, help='Remove them afterwards'),
-        cut:bool=option(False, '--cut', help='Save the part that is watched, as <name>_cut.mp4 beside the video'),
+        cut:bool=option(False, '--cut', help='Save the part that is watched, '
+                                             'as <name>_cut.mp4 beside the video'),
         out:str=option(None, help='Write rows to this .csv or .json'),
-        overwrite:bool=option(False, '--overwrite', help='Replace files that are there already; a video that is read never'),
-        timeout:float=option(None, help='Seconds a file may take (default: a minute and four times its length)'),
-        as_json:bool=option(False, '--json', help='A JSON object; of several videos, a list'), debug:bool=debug
+        overwrite:bool=option(False, '--overwrite', help='Replace files that are there already; '
+                                                         'a video that is read never'),
+        timeout:float=option(None, help='Seconds a file may take (default: '
+                                        'a minute and four times its length)'),
+        as_json:bool=option(False, '--json', help='A JSON object; of several videos, a list'),
+        debug:bool=debug
     ):
         "Say what is danced in videos"
-        options = {k: v for k,v in locals().items() if k not in ('video', 'debug', 'typer', 'option', 'app')}
-        raise typer.Exit(_predict(video, **options))
+        given = {k: v for k, v in locals().items() if k not in ('video', 'debug', 'Exit')}
+        raise Exit(_predict(video, **given))
+
+# %% ../nbs/06_inference.ipynb #215009e1
+def predict_app():
+    "The commands of this notebook, as a typer application"
+    import typer
+    predict_app = typer.Typer(help='Which dance is it, and when?', no_args_is_help=True,
+                              add_completion=False, pretty_exceptions_enable=False)
+    # for the help: `run_command` has seen it
+    option = typer.Option
+    debug = option(False, '--debug', help='Show where an error happened')
+    _add_predict(predict_app, option, debug)
 
     @predict_app.command()
     def models(as_json:bool=option(False, '--json', help='A JSON list'), debug:bool=debug):
         "List the models below runs/, the newest last"
-        rows:list[dict] = []
-        for f in model_folders():
-            try: card = read_config(f)
-            except StudyError as e: rows.append(dict(path=str(f), error=str(e)))
-            else: rows.append(dict(path=str(f), model=card['model'].split(':')[1], classes=len(card['classes']),
-                                   parameters=card.get('parameters'), study=card.get('study'),
-                                   **{k: card[k] for k in ('frames', 'clip_seconds')}))
-        if as_json: print(json.dumps(rows))
-        for r in () if as_json else rows:
-            what = r.get('error') or f"{r['classes']} classes, {r['parameters'] or 0:,} parameters"
-            print(for_terminal(f"{r['path']}  {what}"))
+        _list_models(as_json)
     return predict_app
 
+# %% ../nbs/06_inference.ipynb #0f212410
 def script(
     args=None, # Arguments; those of the process by default
 ):

@@ -7,6 +7,7 @@ __all__ = ['PerFrame']
 
 # %% ../nbs/02_per_frame.ipynb #2fc4d17a
 from torch import nn, Tensor
+from fastcore.basics import patch
 from .models.backbones import FrameFeatures
 
 # %% ../nbs/02_per_frame.ipynb #73dd19ef
@@ -15,7 +16,7 @@ class PerFrame(nn.Module):
     study_parameters = FrameFeatures.study_parameters | {'hidden': 'frame_hidden'}
     def __init__(self,
         n_classes:int,            # Classes
-        backbone:str='small',     # Name of the picture network
+        backbone:str='small',     # Name of the backbone
         weights:str='none',       # Its weights
         grid:int=2,               # A frame is kept as grid x grid places
         batch_norm:str='train',   # `frozen`: its batch norms keep the statistics of the weights
@@ -26,8 +27,8 @@ class PerFrame(nn.Module):
         self.features = FrameFeatures(backbone, weights, grid, batch_norm)
         self.pretraining = self.features.pretraining
         width = self.features.places*self.features.channels
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout),
-                                  nn.Linear(hidden, n_classes))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(),
+                                  nn.Dropout(dropout), nn.Linear(hidden, n_classes))
 
     def score(self,
         f:Tensor, # Features, `(B,T,N,C)`
@@ -35,8 +36,10 @@ class PerFrame(nn.Module):
         "A row of scores for each frame"
         return self.head(f.flatten(2))
 
-    def forward(self,
-        x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
-    )->Tensor: # Scores of each frame, `(B,T,n_classes)`
-        "Features of each frame, then scores of each frame"
-        return self.score(self.features(x))
+# %% ../nbs/02_per_frame.ipynb #da00418c
+@patch
+def forward(self:PerFrame,
+    x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
+)->Tensor: # Scores of each frame, `(B,T,n_classes)`
+    "Features of each frame, then scores of each frame"
+    return self.score(self.features(x))

@@ -21,11 +21,13 @@ def main(
     if not rank: return run(args)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()): return run(args)
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            return run(args)
     finally:
         if said.getvalue():
             time.sleep(wait)
-            print(f'process {rank} of {size}:', said.getvalue().strip(), file=sys.stderr, flush=True)
+            print(f'process {rank} of {size}:',
+                  said.getvalue().strip(), file=sys.stderr, flush=True)
 
 # %% ../nbs/study/03_train.ipynb #b73d7682
 # python -m kinetics_dance.train, not this notebook

@@ -9,6 +9,7 @@ __all__ = ['Attention', 'SpaceTimeBlock', 'stretch', 'FeatureTokens', 'TubeletTo
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
+from fastcore.basics import patch
 from .models.backbones import FrameFeatures, check_clips
 from .core.base import StudyError
 
@@ -19,10 +20,11 @@ class Attention(nn.Module):
         super().__init__()
         self.heads,self.qkv,self.out = heads,nn.Linear(width, 3*width),nn.Linear(width, width)
 
-    def forward(self, x):                                                                       # (...,n,d)
+    def forward(self, x): # (...,n,d)
         # four axes, batch x heads x tokens x numbers: what the fast kernels take
         q,k,v = self.qkv(x).flatten(0, -3).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).view(x.shape)
+        return self.out(F.scaled_dot_product_attention(q, k,
+                                                       v).transpose(1, 2).flatten(2)).view(x.shape)
 
 # %% ../nbs/04_video_transformer.ipynb #ff6e9f9b
 class SpaceTimeBlock(nn.Module):
@@ -33,11 +35,12 @@ class SpaceTimeBlock(nn.Module):
         self.time,self.space = Attention(width, heads),Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 2*width), nn.GELU(), nn.Linear(2*width, width))
 
-    def forward(self, x, c=None):                                # (B,T,N,d), and a class token (B,1,d) or none
+    def forward(self, x, c=None): # (B,T,N,d), and a class token (B,1,d) or none
         x = x + self.time(self.norm_t(x).transpose(1, 2)).transpose(1, 2)   # each place along T
         if c is None: x = x + self.space(self.norm_s(x))                    # each moment across N
         else:
-            every = torch.cat([c[:, None].expand(-1, x.shape[1], -1, -1), x], 2)                # (B,T,1+N,d)
+            # (B,T,1+N,d)
+            every = torch.cat([c[:, None].expand(-1, x.shape[1], -1, -1), x], 2)
             every = self.space(self.norm_s(every))
             x,c = x + every[:, :, 1:],c + every[:, :, 0].mean(1, keepdim=True)
             c = c + self.mlp(self.norm_m(c))
@@ -50,7 +53,8 @@ def stretch(
 )->Tensor: # `(t,1,d)`; the same ones where t is T
     "Positions in time for a clip of another length, by linear interpolation"
     if t == len(when): return when
-    return F.interpolate(when.permute(1, 2, 0), t, mode='linear', align_corners=False).permute(2, 0, 1)
+    return F.interpolate(when.permute(1, 2, 0), t, mode='linear',
+                         align_corners=False).permute(2, 0, 1)
 
 # %% ../nbs/04_video_transformer.ipynb #4cecd096
 class FeatureTokens(nn.Module):
@@ -82,7 +86,8 @@ class TubeletTokens(nn.Module):
     def forward(self, x):                                                         # (B,T,3,H,W)
         check_clips(x)
         x = torch.cat([x, x[:, -1:]], 1) if x.shape[1] % self.span else x
-        h,w = (-s % self.patch for s in x.shape[-2:])                             # rows and columns that lack
+        # rows and columns that lack
+        h,w = (-s % self.patch for s in x.shape[-2:])
         z = self.cut(F.pad(x, (w//2, w-w//2, h//2, h-h//2)).transpose(1, 2))      # (B,d,T/2,h,w)
         where = F.interpolate(self.where, z.shape[-2:], mode='bilinear', align_corners=False)
         when = 0 if self.when is None else stretch(self.when, z.shape[2])
@@ -96,7 +101,8 @@ class VideoTransformer(nn.Module):
         **{k: f'transformer_{k}' for k in ('width', 'depth', 'heads', 'tokens', 'patch', 'pool')}}
     def __init__(self,
         n_classes:int,            # Classes
-        backbone:str='small',     # Name of the picture network (not used by tubelets, like the next three)
+        # Name of the backbone (not used by tubelets, like the next three)
+        backbone:str='small',
         weights:str='none',       # Its weights
         grid:int=2,               # A frame is kept as grid x grid places
         batch_norm:str='train',   # `frozen`: its batch norms keep the statistics of the weights
@@ -104,17 +110,22 @@ class VideoTransformer(nn.Module):
         width:int=96,             # Numbers a token
         depth:int=2,              # Layers
         heads:int=4,              # Attention heads a layer
-        tokens:str='features',    # What tokens are made of: `features`, or `tubelet`, pixels without a picture network
+        # What tokens are made of: `features`, or `tubelet`, pixels without a backbone
+        tokens:str='features',
         patch:int=12,             # Side of a tubelet, pixels
-        pool:str='mean',          # What the classes are read from: `mean` of the tokens, or the class `token`
+        # What the classes are read from: `mean` of the tokens, or the class `token`
+        pool:str='mean',
         ordered:bool=True,        # False: no positions in time, no neighbours: a set transformer
     ):
         super().__init__()
         if tokens not in ('features', 'tubelet'):
             raise StudyError(f'transformer_tokens: {tokens!r} is neither features nor tubelet')
-        if pool not in ('mean', 'token'): raise StudyError(f'transformer_pool: {pool!r} is neither mean nor token')
-        if width % heads: raise StudyError(f'transformer_width: {width} cannot be divided among {heads} heads')
-        self.features = FrameFeatures(backbone, weights, grid, batch_norm) if tokens == 'features' else None
+        if pool not in ('mean', 'token'):
+            raise StudyError(f'transformer_pool: {pool!r} is neither mean nor token')
+        if width % heads:
+            raise StudyError(f'transformer_width: {width} cannot be divided among {heads} heads')
+        self.features = (FrameFeatures(backbone, weights, grid, batch_norm)
+                         if tokens == 'features' else None)
         self.pretraining = self.features.pretraining if self.features else 'none'
         f = self.features
         if f: self.embed = FeatureTokens(f.channels, f.places, frames, width, ordered)
@@ -123,17 +134,20 @@ class VideoTransformer(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_classes))
         self.token = nn.Parameter(.5*torch.randn(1, 1, width)) if pool == 'token' else None
 
-    def score(self,
-        f:Tensor, # Features, `(B,T,N,C)`; of tubelets the clips themselves
-    )->Tensor: # Scores, `(B,n_classes)`
-        "Tokens, attention, then their mean or the class token"
-        z,c = self.embed(f),None                                                  # (B,T,N,d)
-        if self.token is not None: c = self.token.expand(f.shape[0], -1, -1)
-        for block in self.blocks: z,c = block(z, c)
-        return self.head(z.mean((1, 2)) if c is None else c[:, 0])
+# %% ../nbs/04_video_transformer.ipynb #9973b9c6
+@patch
+def score(self:VideoTransformer,
+    f:Tensor, # Features, `(B,T,N,C)`; of tubelets the clips themselves
+)->Tensor: # Scores, `(B,n_classes)`
+    "Tokens, attention, then their mean or the class token"
+    z,c = self.embed(f),None                                                  # (B,T,N,d)
+    if self.token is not None: c = self.token.expand(f.shape[0], -1, -1)
+    for block in self.blocks: z,c = block(z, c)
+    return self.head(z.mean((1, 2)) if c is None else c[:, 0])
 
-    def forward(self,
-        x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
-    )->Tensor: # Scores, `(B,n_classes)`
-        "Features of all frames at once (not for tubelets), then attention"
-        return self.score(self.features(x) if self.features else x)
+@patch
+def forward(self:VideoTransformer,
+    x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
+)->Tensor: # Scores, `(B,n_classes)`
+    "Features of all frames at once (not for tubelets), then attention"
+    return self.score(self.features(x) if self.features else x)

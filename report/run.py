@@ -155,6 +155,8 @@ class Run:
         self.stages = {}
         for stem, path in nbs.items():
             mine = {k: v for k, v in params.items() if k in decl[stem]}
+            # what no notebook has as a parameter goes to those that take any setting
+            if 'overrides' in decl[stem]: mine['overrides'] = {k: v for k, v in params.items() if not any(k in d for d in decl.values())}
             if NUMBERED.match(stem):
                 needs, globs = STAGES.get(stem[:2], (tuple(numbers), ()))
                 trained = [stem[3:], *CONTROLS.get(stem[:2], ()), *(mine.get('extra_models') or ())] if globs is MODEL else [stem[3:]]
@@ -213,7 +215,7 @@ class Run:
 
     def inputs(self, st):
         "{setting: state} of the files, folders and URLs that the notebook's settings name"
-        values, old, res = self.decl[st.stem] | st.params, (self.record(st.stem) or {}).get('key', {}).get('inputs', {}), {}
+        values, old, res = self.decl[st.stem] | st.params | st.params.get('overrides', {}), (self.record(st.stem) or {}).get('key', {}).get('inputs', {}), {}
         by_list = values.get('source') == 'folder' and values.get('annotations')
         for key, value in values.items():
             if key == 'folder' and (by_list or values.get('source') != 'folder'): continue
@@ -523,7 +525,7 @@ def run():
     if not chosen: raise UserError(f"--only {' '.join(a.only)}: no such notebook (there are: {', '.join(r.stages)})")
     r.sync_library()
     check_values(params, decl, root, shown)
-    if a.replace: take_over(root, effective(params, decl))
+    if a.replace: take_over(root, effective(params, decl, root))
     # kernels: the python3 of this environment, whatever the user has installed, and no history or start-up files of theirs
     scratch = tempfile.mkdtemp(prefix='study-')
     os.environ.update(JUPYTER_PATH=f'{sys.prefix}/share/jupyter', JUPYTER_RUNTIME_DIR=scratch, IPYTHONDIR=scratch)
@@ -533,7 +535,7 @@ def run():
         with locked(r.folder):
             r.kill(read_json(r.folder/'.kernels', []))  # left by a run that was killed
             last = read_json(r.folder/'report.json'), (read_json(r.folder/'record.json') or {}).get('machine')
-            values, t0 = effective(params, decl), time.time()
+            values, t0 = effective(params, decl, root), time.time()
             show = Show(r, chosen, max(1, a.jobs), Pace(r.folder.parent/'.pace.json', machine()), values)
             r.events, pages = show.events, Pages(r, a.out, show) if a.site else None
             try:

@@ -100,8 +100,10 @@ def load_study(path, root, runs=None):
     return path.stem, params, decl, str(shown)
 
 
-def effective(params, decl):
-    "Declared defaults (of the first numbered notebook that has them) under the study's own values"
+def effective(params, decl, root):
+    """Declared defaults under the study's own values: those of the library, or else of the first numbered notebook that has
+    them"""
+    if library_settings(root): return importlib.import_module(f"{settings(root)['lib_name']}.core.settings").defaults() | params
     both = {}
     for stem, d in decl.items():
         if NUMBERED.match(stem): both |= {k: v for k, v in d.items() if k not in both}
@@ -116,7 +118,7 @@ def check_values(params, decl, root, shown):
     if not module: return
     if str(root) not in sys.path: sys.path.insert(0, str(root))
     check = importlib.import_module(f'{lib}.{module}').check_study
-    args = (effective(params, decl), root)[:len(inspect.signature(check).parameters)]        # it may not care where the project is
+    args = (effective(params, decl, root), root)[:len(inspect.signature(check).parameters)]        # it may not care where the project is
     try: check(*args)
     except Exception as e:
         if type(e).__name__ != 'StudyError': raise

@@ -139,7 +139,7 @@ def test_rows_survive_a_kill(here, tmp_path):
 def test_an_empty_model_folder_is_one_line(here, tmp_path):
     (tmp_path/'m').mkdir()
     code, out, err = cli('predict', here/'clip.mp4', '--model-path', tmp_path/'m')
-    assert code == 2 and one_line(err) and 'no card.json' in err
+    assert code == 2 and one_line(err) and 'no config.json' in err
 
 
 def test_a_long_label_can_be_predicted(here, tmp_path):

@@ -1,12 +1,12 @@
 "Settings are declared once, and read by one reader: the runner, every command and the library say the same."
-import json, subprocess, sys
+import json, re, subprocess, sys
 import pytest
 from hypothesis import given, settings as limits, strategies as st
 import preloaded
 from conftest import ROOT
 from kinetics_dance.core.base import StudyError
-from kinetics_dance.core.settings import check_settings, defaults, json_schema
-from kinetics_dance.study.settings import file_settings, read_settings
+from kinetics_dance.core.settings import check_settings, defaults, json_schema, stage_of
+from kinetics_dance.study.settings import file_settings, notebook_settings, read_settings
 from report.common import UserError, declared, load_nb, notebooks
 from report.study import load_study
 
@@ -21,10 +21,26 @@ def write(folder, name, text):
 
 
 def test_notebooks_and_declarations_agree():
-    "Each parameter of a stage is declared with the same default, and each declared setting is a parameter of some stage"
+    """Each parameter of a stage is declared with the same default, or None: as the study has it. Each declared setting is a
+    parameter of some stage, or one that the notebooks of models take among their overrides."""
     seen = {}
     for s in STAGES: seen |= declared(load_nb(notebooks(ROOT)[s]))
-    assert seen == defaults()
+    assert seen.pop('overrides') == {}
+    assert {k: v for k, v in seen.items() if v is not None or defaults()[k] is None} == {
+        k: v for k, v in defaults().items() if k in seen and (seen[k] is not None or v is None)}
+    assert all(stage_of(k) == 'models' for k in set(defaults()) - set(seen))
+
+
+def test_one_setting_from_outside(tmp_path):
+    "What a notebook is given wins over the study file, which wins over the defaults; a mistake is one line"
+    s = notebook_settings('smoke', str(tmp_path), dict(batch_size=3), lstm_hidden=16, lstm_layers=None)
+    assert (s.batch_size, s.lstm_hidden, s.lstm_layers, s.epochs, s.runs) == (3, 16, 1, 2, str(tmp_path))
+    for overrides, own, says in ((dict(epoch=5), {}, "overrides: unknown key 'epoch' (did you mean 'epochs'"), (dict(epochs='x'), {}, 'overrides: epochs'),
+                                 ([1], {}, 'is no mapping'), (dict(runs='x'), {}, 'is a parameter of the notebook'),
+                                 (dict(lstm_hidden=8), dict(lstm_hidden=16), 'is a parameter of the notebook')):
+        with pytest.raises(StudyError, match=re.escape(says)) as e: notebook_settings('smoke', str(tmp_path), overrides, **own)
+        assert '\n' not in str(e.value)
+    with pytest.raises(StudyError, match='there is no nowhere.yaml'): notebook_settings('nowhere', str(tmp_path), {})
 
 
 WRONG = [('epochz: 3', "unknown key 'epochz'"), ('epochs: 3\nepochs: 4', "key 'epochs' is given twice"),

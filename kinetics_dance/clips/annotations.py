@@ -14,8 +14,9 @@ __all__ = ['COLUMNS', 'LARGEST', 'MOST_ROWS', 'PATIENCE', 'VIDEO_SUFFIXES', 'MOS
 import gzip, hashlib, io, json, os, re, stat, tarfile, time, warnings, zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHandler, HTTPRedirectHandler,
-                            HTTPSHandler, OpenerDirector, ProxyHandler, UnknownHandler)
+from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHandler,
+                            HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler,
+                            UnknownHandler)
 import numpy as np
 from ..core.base import StudyError, nearest, pd
 
@@ -28,7 +29,10 @@ else: pd = Late('pandas')
 
 # %% ../../nbs/clips/00_annotations.ipynb #ba504d4d
 COLUMNS = ['label', 'youtube_id', 'time_start', 'time_end', 'split']
-_SPLITS = {'train':'train', 'validate':'validate', 'val':'validate', 'validation':'validate', 'test':'test'}
+_SPLITS = {
+    'train': 'train', 'validate': 'validate', 'val': 'validate', 'validation': 'validate',
+    'test': 'test'
+}
 
 # %% ../../nbs/clips/00_annotations.ipynb #9a01c0de
 def _text_or_none(value, what):
@@ -53,13 +57,18 @@ def _json_rows(text):
 
 # %% ../../nbs/clips/00_annotations.ipynb #0434763a
 def read_annotations(
-    path, # A Kinetics list: path or URL of a .csv or .json, or of an archive (.tar.gz) of such lists
-)->pd.DataFrame: # Columns label, youtube_id, time_start, time_end (seconds), split (train, validate or test), maybe is_cc
-    "Read a list as DeepMind (csv, json, archive) or CVDF (csv) publish it; lists without labels have `label` None"
+    # A Kinetics list: path or URL of a .csv or .json, or of an archive (.tar.gz) of such lists
+    path,
+    # Columns label, youtube_id, time_start, time_end (seconds), split (train, validate or test),
+    # maybe is_cc
+)->pd.DataFrame:
+    """Read a list as DeepMind (csv, json, archive) or CVDF (csv) publish it; lists without labels
+    have `label` None"""
     name = str(path)
     try:
         if name.endswith(('.tar.gz', '.tgz')):
-            return pd.concat([_one_list(b, f'{name}: {n}') for n,b in _lists_in(path)], ignore_index=True)
+            return pd.concat([_one_list(b, f'{name}: {n}') for n, b in _lists_in(path)],
+                             ignore_index=True)
         return _one_list(_bytes(path), name)
     except FileNotFoundError: raise StudyError(f"{name}: no such file") from None
     except StudyError: raise
@@ -70,25 +79,32 @@ def read_annotations(
 
 # %% ../../nbs/clips/00_annotations.ipynb #dc2fd654
 def _csv_rows(data):
-    "A CSV as text columns; a row with more fields than the head is an error, commas at the end of all rows are none"
+    """A CSV as text columns; a row with more fields than the head is an error, commas at the end of
+    all rows are none"""
     if data.count(b'\n') > MOST_ROWS: raise ValueError(f'more than {MOST_ROWS:,} lines')
     head = pd.read_csv(io.BytesIO(data), header=None, nrows=1, dtype=str, keep_default_na=False)
     names = [str(n).strip() for n in head.iloc[0]]
     twice = next((n for n in names if n and names.count(n) > 1), None)
     if twice: raise ValueError(f'column {twice} is there twice')
-    df = pd.read_csv(io.BytesIO(data), header=None, skiprows=1, names=range(len(names) + 1), dtype=str,
-                     keep_default_na=False, skip_blank_lines=False, index_col=False).fillna('')
+    df = pd.read_csv(io.BytesIO(data), header=None, skiprows=1, names=range(len(names) + 1),
+                     dtype=str, keep_default_na=False, skip_blank_lines=False,
+                     index_col=False).fillna('')
     more = df.pop(len(names))
     if more.ne('').any():
-        raise ValueError(f'line {more.ne("").idxmax()+2} has more than {len(names)} fields; a text with a comma '
+        raise ValueError(f'line {more.ne("").idxmax()+2} has more than {len(names)} fields; '
+                         'a text with a comma '
                          'in it stands in quotes')
     return df.set_axis(names, axis=1)
 
+# %% ../../nbs/clips/00_annotations.ipynb #33a0e96c
 def _one_list(data, name):
     "The rows of one list"
-    df = pd.DataFrame(_json_rows(data), columns=COLUMNS) if name.endswith('.json') else _csv_rows(data)
+    df = (pd.DataFrame(_json_rows(data), columns=COLUMNS)
+          if name.endswith('.json') else _csv_rows(data))
     missing = [c for c in COLUMNS[1:] if c not in df]
-    if missing: raise StudyError(f"{name}: no column {', '.join(missing)}; a Kinetics list has {', '.join(COLUMNS)}")
+    if missing:
+        raise StudyError(f"{name}: no column {', '.join(missing)}; "
+                         f"a Kinetics list has {', '.join(COLUMNS)}")
     if 'label' not in df: df['label'] = None
     blank = df[COLUMNS[1:]].fillna('').astype(str).eq('').all(axis=1)
     df = df.loc[~blank, [*COLUMNS, *(['is_cc'] if 'is_cc' in df else [])]]
@@ -102,7 +118,8 @@ PATIENCE = 900 # seconds that fetching a list may take in all
 def _web():
     "Opens http(s) addresses, also where a server leads on to another, and no others"
     opener = OpenerDirector()
-    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPRedirectHandler,
+    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler,
+                    HTTPRedirectHandler,
                     HTTPErrorProcessor, UnknownHandler): opener.add_handler(handler())
     return opener
 
@@ -112,9 +129,11 @@ def _pieces(file, most, until=None):
     while piece := file.read1(1 << 20):
         data += piece
         if len(data) > most: raise ValueError(f'more than {most/1e6:,.0f} MB')
-        if until and time.monotonic() > until: raise ValueError(f'it takes longer than {PATIENCE} s')
+        if until and time.monotonic() > until:
+            raise ValueError(f'it takes longer than {PATIENCE} s')
     return bytes(data)
 
+# %% ../../nbs/clips/00_annotations.ipynb #6839422f
 def _bytes(path):
     "Contents of a file or of an http(s) address"
     scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]+):', str(path))
@@ -122,12 +141,14 @@ def _bytes(path):
         with _web().open(str(path), timeout=60) as answer:
             return _pieces(answer, LARGEST, time.monotonic() + PATIENCE)
     if scheme and not Path(path).exists():
-        raise ValueError(f'{scheme[1]}: is no address of a list; give a path, or http:// or https://')
+        raise ValueError(f'{scheme[1]}: is no address of a list; give a path, '
+                         'or http:// or https://')
     with Path(path).open('rb') as f: return _pieces(f, LARGEST)
 
 # %% ../../nbs/clips/00_annotations.ipynb #9a01c0d3
 def _lists_in(path):
-    "(name, bytes) of the lists in an archive, read in memory; a JSON only where its CSV is not there"
+    """(name, bytes) of the lists in an archive, read in memory; a JSON only where its CSV is not
+    there"""
     with gzip.GzipFile(fileobj=io.BytesIO(_bytes(path))) as packed: data = _pieces(packed, LARGEST)
     files, members = {}, 0
     with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as tar:
@@ -144,14 +165,18 @@ def _lists_in(path):
 
 # %% ../../nbs/clips/00_annotations.ipynb #9f9a2fdf
 def _odd(texts):
-    "Which texts nobody can have meant: line breaks and other control characters, or a page instead of a name"
-    return texts.fillna('').astype(str).map(lambda x: len(x) > 1000 or bool(re.search(r'[\x00-\x1f\x7f-\x9f]', x)))
+    """Which texts nobody can have meant: line breaks and other control characters, or a page
+    instead of a name"""
+    return texts.fillna('').astype(str).map(
+        lambda x: len(x) > 1000 or bool(re.search(r'[\x00-\x1f\x7f-\x9f]', x)))
 
 def _checked(df, name):
     def fail(bad, why):
         # the index counts the lines below the head
         if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()+2}: {why}")
-    df = df.assign(label=df.label.map(lambda x: x.strip() if isinstance(x, str) else None).astype(object))
+
+    df = df.assign(
+        label=df.label.map(lambda x: x.strip() if isinstance(x, str) else None).astype(object))
     fail(df.label.eq(''), 'no label')
     fail(_odd(df.label), 'the label holds a control character, or more than 1,000 letters')
     fail(_odd(df.youtube_id), 'youtube_id holds a control character, or more than 1,000 letters')
@@ -174,7 +199,8 @@ def select_classes(
     "Rows of the chosen classes; a class that does not exist is an error that names its neighbours"
     known = sorted(df.label.dropna().unique())
     for c in classes:
-        if c not in known: raise StudyError(f"classes: {c!r} is not a class of the list{nearest(c, known)}")
+        if c not in known:
+            raise StudyError(f"classes: {c!r} is not a class of the list{nearest(c, known)}")
     keep = list(classes) or [k for k in known if contains in k]
     if not keep:
         raise StudyError(f"contains: no class name contains {contains!r}; "
@@ -182,7 +208,9 @@ def select_classes(
     return df[df.label.isin(keep)].reset_index(drop=True)
 
 # %% ../../nbs/clips/00_annotations.ipynb #132d74d8
-VIDEO_SUFFIXES = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.ts', '.wmv', '.flv', '.3gp'}
+VIDEO_SUFFIXES = {
+    '.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.ts', '.wmv', '.flv', '.3gp'
+}
 
 def _file_id(path):
     "An id that is safe in a file name, readable, and different for different paths"
@@ -204,12 +232,14 @@ def unfit_file(
              stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
     return f'not a file but {kinds.get(stat.S_IFMT(mode), "something else")}'
 
+# %% ../../nbs/clips/00_annotations.ipynb #ab2727a9
 def _folder_rows(root, left_out):
     "The videos of root/<class>/; what is left out is noted with the reason"
     for d in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] not in '._'):
         found = 0
         try: names = sorted(f for f in d.rglob('*') if f.suffix.lower() in VIDEO_SUFFIXES)
-        except OSError as e: names, found = left_out.append((d, f'cannot be read: {e.strerror}')) or [], 1
+        except OSError as e:
+            names, found = left_out.append((d, f'cannot be read: {e.strerror}')) or [], 1
         for f in names:
             why = unfit_file(f)
             found += not why
@@ -230,10 +260,13 @@ def account(
 def read_folder(
     folder,    # `root/<class>/<video>`; with `csv`, where its relative paths start
     csv=None,  # A list `path,label[,group][,split]`
-)->pd.DataFrame: # As `read_annotations`, and: path of the file, group; `split` may be None (then `assign_splits` draws it)
+    # As `read_annotations`, and: path of the file, group; `split` may be None (then `assign_splits`
+    # draws it)
+)->pd.DataFrame:
     "Videos of a local folder as a list of clips; `time_end` 0 means: to the end"
     if folder is None and csv is None:
-        raise StudyError("folder: name a folder root/<class>/<video>, or a CSV path,label under annotations")
+        raise StudyError("folder: name a folder root/<class>/<video>, "
+                         "or a CSV path,label under annotations")
     root = Path(folder) if folder is not None else Path(csv).parent
     if not root.is_dir(): raise StudyError(f"folder: {root} is not a folder")
     left_out = []
@@ -249,12 +282,15 @@ def read_folder(
 # %% ../../nbs/clips/00_annotations.ipynb #1ffd8fa4
 def _folder_checked(df, root, name):
     for c in ('path', 'label'):
-        if c not in df: raise StudyError(f"{name}: no column {c}; expected path,label[,group][,split]")
+        if c not in df:
+            raise StudyError(f"{name}: no column {c}; expected path,label[,group][,split]")
     df = df.assign(label=df.label.str.strip())
     if (bad := _odd(df.label)).any():
-        raise StudyError(f'{name}, line {bad.idxmax()+2}: the label holds a control character, or more than 1,000 letters')
+        raise StudyError(f'{name}, line {bad.idxmax()+2}: the label holds a control character, '
+                         'or more than 1,000 letters')
     for i,r in enumerate(df.itertuples()):
-        if not r.path or not r.label: raise StudyError(f"{name}, line {i+2}: path or label is empty")
+        if not r.path or not r.label:
+            raise StudyError(f"{name}, line {i+2}: path or label is empty")
         if '\0' in r.path or not os.path.lexists(root/r.path):
             raise StudyError(f"{name}, line {i+2}: {r.path:.200} does not exist under {root.name}/")
         if why := unfit_file(root/r.path): raise StudyError(f"{name}, line {i+2}: {r.path}: {why}")
@@ -263,8 +299,9 @@ def _folder_checked(df, root, name):
                          f"{df.path[df.path.duplicated()].iloc[0]} is listed twice")
     ids = df.path.map(_file_id)
     group = df['group'].where(df['group'] != '', ids) if 'group' in df else ids
-    split = (df['split'].str.lower().replace({'val': 'valid', 'validate': 'valid', 'validation': 'valid'})
-             if 'split' in df else pd.Series([None]*len(df), dtype=object))
+    split = (df['split'].str.lower().replace({
+        'val': 'valid', 'validate': 'valid', 'validation': 'valid'
+    }) if 'split' in df else pd.Series([None]*len(df), dtype=object))
     split = split.where(split.isin(['train', 'valid', 'test']), None)
     if 'split' in df and split[df['split'] != ''].isna().any():
         raise StudyError(f"{name}, line {int((split.isna() & (df['split'] != '')).argmax())+2}: "
@@ -288,7 +325,8 @@ def folder_name(
 )->str: # The same where it is harmless, else made so, with a mark that keeps different labels apart
     "A label as the name of a folder"
     plain = re.sub(r"[^\w ()',&+-]", '_', label).strip(' .')[:80]
-    return plain if plain and plain == label else f"{plain or 'class'}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+    return (plain if plain and plain == label else
+            f"{plain or 'class'}-{hashlib.sha256(label.encode()).hexdigest()[:6]}")
 
 # %% ../../nbs/clips/00_annotations.ipynb #22478530
 MOST_CLASSES, MOST_LABEL_BYTES = 100_000, 5_000_000 # of a model
@@ -296,10 +334,13 @@ MOST_CLASSES, MOST_LABEL_BYTES = 100_000, 5_000_000 # of a model
 def check_classes(
     classes:list, # Labels of a model that is to be trained
 ):
-    "`StudyError` for classes that no model's card could hold"
+    "`StudyError` for classes that no model's config could hold"
     if not 2 <= len(classes) <= MOST_CLASSES:
-        raise StudyError(f'classes: a model needs 2 to {MOST_CLASSES:,} of them, not {len(classes):,}')
+        raise StudyError(f'classes: a model needs 2 to {MOST_CLASSES:,} of them, '
+                         f'not {len(classes):,}')
     if len(set(classes)) < len(classes): raise StudyError('classes: two have the same label')
-    if not all(isinstance(c, str) and c for c in classes): raise StudyError('classes: a label is empty, or is no text')
+    if not all(isinstance(c, str) and c for c in classes):
+        raise StudyError('classes: a label is empty, or is no text')
     if (size := len(json.dumps(list(classes)))) > MOST_LABEL_BYTES:
-        raise StudyError(f'classes: their labels take {size/1e6:.1f} MB, at most {MOST_LABEL_BYTES/1e6:g} MB; shorten them')
+        raise StudyError(f'classes: their labels take {size/1e6:.1f} MB, '
+                         f'at most {MOST_LABEL_BYTES/1e6:g} MB; shorten them')

@@ -22,16 +22,17 @@ def findings(
     left = resolve(official_splits(df).assign(group=lambda d: d.youtube_id))[1]
     two = left[left.why == 'same seconds, two labels'][same].drop_duplicates()
     return {
-        'no label': df.label.isna(),
-        'the same row again': df.duplicated([*same, 'label', 'split']),
+        'no label': df.label.isna(), 'the same row again': df.duplicated([*same, 'label', 'split']),
         'same seconds, two labels': (df.youtube_id.isin(two.youtube_id)
-                                     & df.reset_index()[same].merge(two, how='left', indicator=True)._merge.eq('both').values),
+                                     & df.reset_index()[same].merge(
+                                         two, how='left', indicator=True)._merge.eq('both').values),
         'upload with two labels': df.youtube_id.isin(several['label']),
         'upload in two splits': df.youtube_id.isin(several['split']),
         'upload with several clips': df.youtube_id.duplicated(keep=False),
         'not 10 s long': (df.time_end - df.time_start).sub(10).abs() > 1e-6,
         'id begins with -': df.youtube_id.str.startswith('-'),
-        'not an id of YouTube': ~df.youtube_id.str.fullmatch(r'[A-Za-z0-9_-]{11}')}
+        'not an id of YouTube': ~df.youtube_id.str.fullmatch(r'[A-Za-z0-9_-]{11}')
+    }
 
 # %% ../../nbs/clips/03_audit.ipynb #acacdd16
 def audit(
@@ -47,7 +48,8 @@ def audit(
             both = df[(df.split == side) & df.youtube_id.isin(o.youtube_id)]
             rows.append((f'{name}: also in our {side} list', len(both), both.youtube_id.nunique(),
                          o.youtube_id.nunique(), ', '.join(both.youtube_id.unique()[:examples])))
-    return pd.DataFrame(rows, columns=['finding', 'clips', 'uploads', 'of', 'examples']).set_index('finding')
+    return pd.DataFrame(rows, columns=['finding', 'clips', 'uploads', 'of',
+                                       'examples']).set_index('finding')
 
 # %% ../../nbs/clips/03_audit.ipynb #f163c021
 def plot_audit(
@@ -58,7 +60,8 @@ def plot_audit(
     import matplotlib.pyplot as plt
     counts = pd.crosstab(df.label, df.split).rename(index=for_figure, columns=for_figure)
     if axs is None:
-        _, axs = plt.subplots(1, 2, figsize=(8, 1.4 + .24*len(counts)), width_ratios=(2, 1), layout='constrained')
+        _, axs = plt.subplots(1, 2, figsize=(8, 1.4 + .24*len(counts)), width_ratios=(2, 1),
+                              layout='constrained')
     counts.iloc[::-1].plot.barh(stacked=True, ax=axs[0], colormap='viridis', width=.75)
     axs[0].set(xlabel='clips', ylabel='')
     axs[0].legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=3, frameon=False)

@@ -32,14 +32,16 @@ def resolve(
     why = pd.Series('', index=df.index)
     # files of one group have no seconds of their own
     file = ['path'] if 'path' in df else []
-    why[df.duplicated(['group', 'time_start', 'time_end', 'label', 'split', *file])] = 'listed twice'
+    why[df.duplicated(['group', 'time_start', 'time_end', 'label', 'split',
+                       *file])] = 'listed twice'
     names = df[['group', 'label']].drop_duplicates().group
     twice = df[df.group.isin(names[names.duplicated()])].reset_index()
     pair = twice.merge(twice, on=['group', 'split', *file], suffixes=('', '_2'))
-    over = ((pair.label != pair.label_2) & (pair.time_start < pair.time_end_2.where(pair.time_end_2 > 0, np.inf))
+    over = ((pair.label != pair.label_2) &
+            (pair.time_start < pair.time_end_2.where(pair.time_end_2 > 0, np.inf))
             & (pair.time_start_2 < pair.time_end.where(pair.time_end > 0, np.inf)))
     why[pair[over]['index']] = 'same seconds, two labels'
-    side = lambda *names: df.group.isin(df.group[df.split.isin(names)])
+    def side(*names): return df.group.isin(df.group[df.split.isin(names)])
     why[(df.split == 'train') & side('valid')] = 'upload is in the validation list'
     why[(df.split != 'test') & side('test')] = 'upload is in the test list'
     return (
@@ -52,7 +54,9 @@ def hash_order(
     seed=0,  # Another seed, another order
 )->np.ndarray: # Numbers in [0, 1), one a key, the same whatever else is in the list
     "A random but fixed place for each key"
-    f = lambda k: int.from_bytes(hashlib.blake2b(f'{seed}|{k}'.encode(), digest_size=7).digest(), 'big')/2**56
+    def f(k):
+        return int.from_bytes(
+            hashlib.blake2b(f'{seed}|{k}'.encode(), digest_size=7).digest(), 'big')/2**56
     codes, names = pd.factorize(np.asarray(keys, object))
     return np.fromiter(map(f, names), float, len(names))[codes]
 
@@ -62,7 +66,8 @@ def sample(
     n_per_class:int=0, # How many of each class; 0 takes all
     seed:int=0,        # Another seed, other clips
 )->pd.DataFrame: # Their rows, in the order in which they were drawn
-    "The same clips of a class whatever other classes are in the list; a smaller sample is the beginning of a larger one"
+    """The same clips of a class whatever other classes are in the list; a smaller sample is the
+    beginning of a larger one"""
     df = df.assign(_o=hash_order(df['group'] if 'group' in df else df.youtube_id, seed))
     df = df.sort_values(['_o', 'time_start'], kind='stable').drop(columns='_o')
     return df[df.groupby('label').cumcount() < (n_per_class or np.inf)].reset_index(drop=True)
@@ -71,18 +76,24 @@ def sample(
 def official_splits(
     df:pd.DataFrame, # A Kinetics list: split train, validate or test
 )->pd.DataFrame: # The labelled rows, with split train or test
-    "Kinetics' validation list is our test set; its own test list has no labels and cannot be scored"
+    """Kinetics' validation list is our test set; its own test list has no labels and cannot be
+    scored"""
     return (df[df.label.notna() & (df.split != 'test')]
             .assign(split=lambda d: d.split.replace({'validate': 'test'})).reset_index(drop=True))
 
 # %% ../../nbs/clips/01_splits.ipynb #046c6d1c
 def split(
-    df:pd.DataFrame, # Clips: label, youtube_id, time_start, time_end, split (train, valid, test, or all None), maybe group
-    n_valid:int=20,  # Clips a class, carved out of train by upload unless the list has a valid split
+    # Clips: label, youtube_id, time_start, time_end, split (train, valid, test, or all None), maybe
+    # group
+    df:pd.DataFrame,
+    n_valid:int=20, # Clips a class, carved out of train by upload unless the list has a valid split
     seed:int=0,      # Orders the uploads
     n_train:int=0,   # Training clips a class that will be taken; 0: all, then nothing is kept back
-)->tuple: # Clips with split train, valid or test and `place` in the line of their class and split; the clips that left
-    "Which side each clip is on: no upload on two, the same whatever other classes are in the list (unless they share uploads)"
+    # Clips with split train, valid or test and `place` in the line of their class and split; the
+    # clips that left
+)->tuple:
+    """Which side each clip is on: no upload on two, the same whatever other classes are in the list
+    (unless they share uploads)"""
     df = df.assign(group=df['group'] if 'group' in df else df.youtube_id)
     df, gone = resolve(df.assign(split=_drawn(df, seed)))
     df = df.assign(_o=hash_order(df.group, seed)).sort_values(['_o', 'time_start'], kind='stable')
@@ -93,26 +104,30 @@ def split(
         train = df.split == 'train'
         lines = upload[train].groupby([stratum[train], label[train]])
         # clips of its class that come before the upload, and after it
-        place, after = (lines.cumcount(ascending=a).groupby(upload[train]).transform('min').reindex(df.index)
+        place, after = (lines.cumcount(
+            ascending=a).groupby(upload[train]).transform('min').reindex(df.index)
                         for a in (True, False))
         early = train & (place < n_valid)
         late = train & (place >= n_valid + n_train) & (after < -(-n_valid//2)) & bool(n_train)
         df['split'] = df.split.mask(early | late, 'valid')
     # the reserve comes after the rest, its last one first
     at = pd.Series(np.arange(len(df)), index=df.index)
-    df['place'] = at.where(~late, 2*len(df) - at).groupby([df.label, df.split]).rank().astype(int) - 1
-    return df.drop(columns='_o').sort_values(['split', 'label', 'place']).reset_index(drop=True), gone
+    df['place'] = at.where(~late, 2*len(df) - at).groupby([df.label, df.split
+                                                           ]).rank().astype(int) - 1
+    return df.drop(columns='_o').sort_values(['split', 'label',
+                                              'place']).reset_index(drop=True), gone
 
 # %% ../../nbs/clips/01_splits.ipynb #79e9195e
 def wanted(
     clips:pd.DataFrame, # From `split`
     n_train:int=0, n_valid:int=20, n_test:int=0, # Clips a class; 0 takes all (of `valid`: none)
-    gone=(),            # Clip ids that cannot be had: they stay in the list, and the next in line is added
+    gone=(), # Clip ids that cannot be had: they stay in the list, and the next in line is added
 )->pd.DataFrame: # The rows of `clips` that make up the study
     "The first clips of each line until so many can be had"
     n = clips.split.map({'train': n_train or np.inf, 'valid': n_valid, 'test': n_test or np.inf})
-    lost = np.isin([clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)],
-                   list(gone)) if len(gone) else np.zeros(len(clips), bool)
+    lost = np.isin([
+        clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)
+    ], list(gone)) if len(gone) else np.zeros(len(clips), bool)
     had = pd.Series(~lost, index=clips.index).groupby([clips.label, clips.split]).cumsum()
     return (clips[had - ~lost < n].sort_values(['split', 'label', 'youtube_id', 'time_start'])
             .reset_index(drop=True))
@@ -130,7 +145,8 @@ def _drawn(df, seed, shares=(.7, .1, .2)):
     "The split as given; where none is given (a folder), drawn by group within each class"
     if df.split.notna().all(): return df.split
     if df.split.notna().any():
-        raise StudyError("split: some rows name a split and some do not; name it in all rows or in none")
+        raise StudyError("split: some rows name a split and some do not; "
+                         "name it in all rows or in none")
     g = df.drop_duplicates('group').assign(o=lambda d: hash_order(d.group, seed)).sort_values('o')
     pos = (g.groupby('label').cumcount()+.5)/g.groupby('label').label.transform('size')
     cut = np.select([pos < shares[0], pos < shares[0]+shares[1]], ['train', 'valid'], 'test')
@@ -144,14 +160,20 @@ def rooted(
     return p if '://' in str(p) else project_root()/p
 
 def list_clips(
-    source='demo', annotations=(), folder=None, contains='dancing', classes=(), # As the parameters of this notebook
+    # As the parameters of this notebook
+    source='demo', annotations=(), folder=None, contains='dancing', classes=(),
 )->pd.DataFrame: # The clips of the chosen classes, before they are split
     "Read what a study names: Kinetics lists, or a folder of videos"
     if isinstance(annotations, (str, Path)): annotations = [annotations]
     if source == 'folder':
         if len(annotations) > 1: raise StudyError("annotations: a folder takes one CSV")
-        df = read_folder(rooted(folder) if folder else None, rooted(annotations[0]) if annotations else None)
+        df = read_folder(
+            rooted(folder) if folder else None,
+            rooted(annotations[0]) if annotations else None)
         return select_classes(df, contains or '', classes)
-    if not annotations: raise StudyError(f"annotations: source {source!r} needs at least one list (csv or json)")
-    return official_splits(select_classes(
-        pd.concat([read_annotations(rooted(a)) for a in annotations], ignore_index=True), contains or '', classes))
+    if not annotations:
+        raise StudyError(f"annotations: source {source!r} needs at least one list (csv or json)")
+    return official_splits(
+        select_classes(
+            pd.concat([read_annotations(rooted(a)) for a in annotations], ignore_index=True),
+            contains or '', classes))

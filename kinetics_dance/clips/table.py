@@ -4,6 +4,7 @@
 
 # %% ../../nbs/clips/02_table.ipynb #38d5bd99
 from __future__ import annotations
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['FIELDS', 'ClipTable']
@@ -25,26 +26,28 @@ if TYPE_CHECKING: import pandas as pd
 else: pd = Late('pandas')
 
 # %% ../../nbs/clips/02_table.ipynb #ec6a73a3
-FIELDS = dict(
-    clip_id='TEXT PRIMARY KEY', label='TEXT', youtube_id='TEXT', group_='TEXT',
-    time_start='REAL', time_end='REAL', split='TEXT',
-    source='TEXT', url='TEXT', status="TEXT DEFAULT 'pending'", reason='TEXT', attempts='INTEGER DEFAULT 0',
-    path='TEXT', bytes='INTEGER', sha256='TEXT',
-    width='INTEGER', height='INTEGER', fps='REAL', frames='INTEGER', seconds='REAL',
-    made_of='TEXT', updated='REAL', wanted='INTEGER DEFAULT 1')
+FIELDS = dict(clip_id='TEXT PRIMARY KEY', label='TEXT', youtube_id='TEXT', group_='TEXT',
+              time_start='REAL', time_end='REAL', split='TEXT', source='TEXT', url='TEXT',
+              status="TEXT DEFAULT 'pending'", reason='TEXT', attempts='INTEGER DEFAULT 0',
+              path='TEXT', bytes='INTEGER', sha256='TEXT', width='INTEGER', height='INTEGER',
+              fps='REAL', frames='INTEGER', seconds='REAL', made_of='TEXT', updated='REAL',
+              wanted='INTEGER DEFAULT 1')
 _FACTS = ['label', 'youtube_id', 'group_', 'time_start', 'time_end', 'split', 'source', 'url']
 
 # %% ../../nbs/clips/02_table.ipynb #9a01c0d9
 def _table_error(error, path):
     "One line for what SQLite says about a file"
     said = str(error)
-    causes = {'locked': 'another process is writing it; wait for that, or stop it',
-              'readonly': 'it cannot be written here; look at its rights',
-              'full': 'the disk is full; make room, what is written is kept',
-              'disk I/O': 'the disk cannot be written or read; make room, or look at the disk',
-              'unable to open': 'it cannot be opened; look at its rights and at the folder',
-              'not a database': 'it is damaged; put a copy in its place, or delete it and download again',
-              'malformed': 'it is damaged; put a copy in its place, or delete it and download again'}
+    causes = {
+        'locked': 'another process is writing it; wait for that, or stop it',
+        'readonly': 'it cannot be written here; look at its rights',
+        'full': 'the disk is full; make room, what is written is kept',
+        'disk I/O': 'the disk cannot be written or read; make room, or look at the disk',
+        'unable to open': 'it cannot be opened; look at its rights and at the folder',
+        'not a database': 'it is damaged; put a copy in its place, '
+        'or delete it and download again',
+        'malformed': 'it is damaged; put a copy in its place, or delete it and download again'
+    }
     why = next((v for k, v in causes.items() if k in said), None)
     return StudyError(f'{path}: {why}') if why else error
 
@@ -58,7 +61,8 @@ class ClipTable:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._db() as db:
             db.execute('PRAGMA journal_mode=WAL')
-            db.execute(f"CREATE TABLE IF NOT EXISTS clips ({', '.join(f'{k} {v}' for k,v in FIELDS.items())})")
+            db.execute("CREATE TABLE IF NOT EXISTS clips "
+                       f"({', '.join(f'{k} {v}' for k,v in FIELDS.items())})")
             # a table of an older version gets the new columns
             have = {r[1] for r in db.execute('PRAGMA table_info(clips)')}
             for k in FIELDS.keys()-have: db.execute(f'ALTER TABLE clips ADD COLUMN {k} {FIELDS[k]}')
@@ -74,48 +78,60 @@ class ClipTable:
         except sqlite3.DatabaseError as e: raise _table_error(e, self.path) from None
         finally: db.close()
 
-    def set(self,
-        clips:pd.DataFrame, # label, youtube_id, time_start, time_end, split, maybe group, source, url
-    ):
-        "Make the table show exactly these clips; what is known of a clip is kept, also while it is not wanted"
-        df = clips.assign(clip_id=[
-            clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)])
-        df['group_'] = df['group'] if 'group' in df else df.youtube_id
-        df = df.reindex(columns=['clip_id', *_FACTS]).sort_values('clip_id')    # in order, or every row looks for its page
-        df = pd.DataFrame({c: df[c].astype(object).where(df[c].notna(), None) for c in df})
-        if df.clip_id.duplicated().any():
-            raise StudyError(f"clip {df.clip_id[df.clip_id.duplicated()].iloc[0]} is listed twice; "
-                             "each clip may have one row")
-        with self._db() as db:
-            db.execute('CREATE TEMP TABLE wanted (clip_id TEXT PRIMARY KEY)')
-            db.executemany('INSERT INTO wanted VALUES (?)', df[['clip_id']].values.tolist())
-            db.execute('UPDATE clips SET wanted = clip_id IN (SELECT clip_id FROM wanted)')
-            db.executemany(f"INSERT INTO clips (clip_id, {', '.join(_FACTS)}) "
-                           f"VALUES ({', '.join('?'*(1+len(_FACTS)))}) ON CONFLICT(clip_id) DO UPDATE SET "
-                           + ', '.join(f'{f}=excluded.{f}' for f in _FACTS), df.values.tolist())
+# %% ../../nbs/clips/02_table.ipynb #503a597e
+@patch
+def set(self:ClipTable,
+    clips:pd.DataFrame, # label, youtube_id, time_start, time_end, split, maybe group, source, url
+):
+    """Make the table show exactly these clips; what is known of a clip is kept, also while it is
+    not wanted"""
+    df = clips.assign(clip_id=[
+        clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)
+    ])
+    df['group_'] = df['group'] if 'group' in df else df.youtube_id
+    # in order, or every row looks for its page
+    df = df.reindex(columns=['clip_id', *_FACTS]).sort_values('clip_id')
+    df = pd.DataFrame({c: df[c].astype(object).where(df[c].notna(), None) for c in df})
+    if df.clip_id.duplicated().any():
+        raise StudyError(f"clip {df.clip_id[df.clip_id.duplicated()].iloc[0]} is listed twice; "
+                         "each clip may have one row")
+    with self._db() as db:
+        db.execute('CREATE TEMP TABLE wanted (clip_id TEXT PRIMARY KEY)')
+        db.executemany('INSERT INTO wanted VALUES (?)', df[['clip_id']].values.tolist())
+        db.execute('UPDATE clips SET wanted = clip_id IN (SELECT clip_id FROM wanted)')
+        db.executemany(f"INSERT INTO clips (clip_id, {', '.join(_FACTS)}) "
+                       f"VALUES ({', '.join('?'*(1+len(_FACTS)))}) ON "
+                       "CONFLICT(clip_id) DO UPDATE SET "
+                       + ', '.join(f'{f}=excluded.{f}' for f in _FACTS), df.values.tolist())
 
-    def update(self,
-        rows:list, # Dicts with `clip_id` and the columns to change
-    ):
-        "Change columns of clips, all rows in one transaction"
-        with self._db() as db:
-            for r in rows:
-                r = {('group_' if k == 'group' else k): v for k,v in r.items()} | {'updated': time.time()}
-                cols = [k for k in r if k != 'clip_id' and k in FIELDS]
-                db.execute(f"UPDATE clips SET {', '.join(f'{c}=?' for c in cols)} WHERE clip_id=?",
-                           [*(r[c] for c in cols), r['clip_id']])
+# %% ../../nbs/clips/02_table.ipynb #ce75bc25
+@patch
+def update(self:ClipTable,
+    rows:list, # Dicts with `clip_id` and the columns to change
+):
+    "Change columns of clips, all rows in one transaction"
+    with self._db() as db:
+        for r in rows:
+            r = {('group_' if k == 'group' else k): v
+                 for k, v in r.items()} | {'updated': time.time()}
+            cols = [k for k in r if k != 'clip_id' and k in FIELDS]
+            db.execute(f"UPDATE clips SET {', '.join(f'{c}=?' for c in cols)} WHERE clip_id=?",
+                       [*(r[c] for c in cols), r['clip_id']])
 
-    def frame(self)->pd.DataFrame: # All columns, ordered by clip_id
-        "The table as a DataFrame"
-        with self._db() as db: df = pd.read_sql('SELECT * FROM clips WHERE wanted ORDER BY clip_id', db)
-        return df.drop(columns='wanted').rename(columns={'group_': 'group'})
+@patch
+def frame(self:ClipTable)->pd.DataFrame: # All columns, ordered by clip_id
+    "The table as a DataFrame"
+    with self._db() as db: df = pd.read_sql('SELECT * FROM clips WHERE wanted ORDER BY clip_id', db)
+    return df.drop(columns='wanted').rename(columns={'group_': 'group'})
 
-    def export(self,
-        path, # A CSV for people, and for whoever compares two runs: without the times of update
-    ):
-        "Write the table as CSV; no label and no group of a list is a formula for a spreadsheet"
-        df = self.frame().drop(columns='updated')
-        listed = df['group'] != df.youtube_id # an id may begin with a minus: it stays what it is
-        groups = df['group'].mask(listed, df['group'].map(for_csv))
-        df = df.assign(label=df.label.map(for_csv), group=groups)
-        with writing(path) as tmp: df.to_csv(tmp, index=False)
+# %% ../../nbs/clips/02_table.ipynb #15d7f05f
+@patch
+def export(self:ClipTable,
+    path, # A CSV for people, and for whoever compares two runs: without the times of update
+):
+    "Write the table as CSV; no label and no group of a list is a formula for a spreadsheet"
+    df = self.frame().drop(columns='updated')
+    listed = df['group'] != df.youtube_id # an id may begin with a minus: it stays what it is
+    groups = df['group'].mask(listed, df['group'].map(for_csv))
+    df = df.assign(label=df.label.map(for_csv), group=groups)
+    with writing(path) as tmp: df.to_csv(tmp, index=False)

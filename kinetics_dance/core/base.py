@@ -25,7 +25,8 @@ else: pd = Late('pandas')
 
 # %% ../../nbs/core/00_base.ipynb #bceac7a9
 class StudyError(ValueError):
-    "A mistake in what the user gave: names the file, key or clip, says what is wrong and what to do"
+    """A mistake in what the user gave: names the file, key or clip, says what is wrong and what to
+    do"""
 
 class Unavailable(Exception):
     "An upload or a clip that cannot be had; `reason` is one of `REASONS`"
@@ -45,7 +46,7 @@ def nearest(
 
 # %% ../../nbs/core/00_base.ipynb #f67753f3
 def need_extra(
-    extra:str,      # Extra of kinetics_dance that brings the packages: `cluster`, `track` or `export`
+    extra:str, # Extra of kinetics_dance that brings the packages: `cluster`, `track` or `export`
     *packages:str,  # Their names, as they are imported
     purpose:str,    # What needs them, as it stands in the message
     instead:str='', # What else the user can do: `or set track: none`
@@ -58,7 +59,9 @@ def need_extra(
                          f"pip install 'kinetics_dance[{extra}]'{instead and ', ' + instead}")
 
 # %% ../../nbs/core/00_base.ipynb #6e048a70
-def project_root()->Path: # Nearest folder above the working directory with a `settings.ini`, else the working directory
+def project_root(
+    # Nearest folder above the working directory with a `settings.ini`, else the working directory
+)->Path:
     "Where relative paths of a study start, whichever notebook or shell asks"
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)

@@ -6,7 +6,8 @@
 __all__ = ['Workers', 'workers']
 
 # %% ../../nbs/core/04_cluster.ipynb #b4c2f7ba
-import asyncio, importlib.util, itertools, json, logging, multiprocessing, pickle, platform, re, secrets, threading
+import asyncio, importlib.util, itertools, json, logging, multiprocessing, pickle, platform, re
+import secrets, threading
 import time, warnings
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +28,8 @@ def _open(parcel):
 
 def _on_worker(parcel, timeout):
     "(the worker's address, what the job returned), on a Dask worker"
-    from kinetics_dance.core import cluster as lib # a process imports the module, so it is sent the module's function
+    # a process imports the module, so it is sent the module's function
+    from kinetics_dance.core import cluster as lib
     from distributed import get_worker
     from pebble import ProcessPool
     worker = get_worker()
@@ -37,8 +39,10 @@ def _on_worker(parcel, timeout):
             multiprocessing.current_process()._config['daemon'] = False
             setattr(worker, _POOL, ProcessPool(max_workers=worker.state.nthreads,
                                                context=multiprocessing.get_context('spawn')))
-    return worker.address, getattr(worker, _POOL).schedule(lib._open, args=(parcel,), timeout=timeout).result()
+    return worker.address, getattr(worker, _POOL).schedule(lib._open, args=(parcel,),
+                                                           timeout=timeout).result()
 
+# %% ../../nbs/core/04_cluster.ipynb #dc8620cb
 def _let_go(dask_worker):
     "End the processes of a worker"
     if pool := dask_worker.__dict__.pop(_POOL, None):
@@ -53,32 +57,40 @@ def _about(folder, token):
         except ValueError: return False
     import dask, distributed
     from kinetics_dance import __version__ as ours
-    out = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__, distributed=distributed.__version__,
-               kinetics_dance=ours, av=has('av'), decord=has('decord'), trouble=None)
+    out = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__,
+               distributed=distributed.__version__, kinetics_dance=ours, av=has('av'),
+               decord=has('decord'), trouble=None)
     try:
         folder = as_path(folder)
-        if (folder/f'.probe-{token}').read_text() != token: raise OSError('there is another file of that name')
-        with writing_to(mine := folder/f'.probe-{token}-{secrets.token_hex(4)}') as p: p.write_text(token)
+        if (folder/f'.probe-{token}').read_text() != token:
+            raise OSError('there is another file of that name')
+        with writing_to(mine := folder/f'.probe-{token}-{secrets.token_hex(4)}') as p:
+            p.write_text(token)
         mine.unlink()
     except Exception as e: out['trouble'] = f'{type(e).__name__}: {e}'
     return out
 
+# %% ../../nbs/core/04_cluster.ipynb #c3b0ddd7
 def _unfit(got, want, folder):
     "Why a worker gets no clips, in one line, or None"
     if isinstance(got, BaseException):
         if isinstance(got, (TimeoutError, OSError)): return 'does not answer'
-        if isinstance(got, ImportError) or re.match(r'(ModuleNotFound|Import)Error\(', str(got)): # Dask may pass on its text
+        # Dask may pass on its text
+        if isinstance(got, ImportError) or re.match(r'(ModuleNotFound|Import)Error\(', str(got)):
             return f'cannot load kinetics_dance ({_line(got)}); install it there'
         return f'fails: {_line(repr(got))}'
     if other := _other(got, want, 'python', 'dask', 'distributed', 'kinetics_dance'):
         return f'has {other}; install the same there'
-    if not got['av']: return 'has no decoder (the package av); install kinetics_dance there with all it needs'
+    if not got['av']:
+        return 'has no decoder (the package av); install kinetics_dance there with all it needs'
     if got['trouble']:
-        return f'does not see or cannot write {folder} ({_line(got["trouble"])}); it must be shared by all machines'
+        return (f'does not see or cannot write {folder} ({_line(got["trouble"])}); '
+                'it must be shared by all machines')
 
 def _other(got, want, *names):
     "What of these versions is another one, in words"
-    return ', '.join(f'{k} {_text(got[k])} and not {_text(want[k])}' for k in names if got[k] != want[k])
+    return ', '.join(f'{k} {_text(got[k])} and not {_text(want[k])}' for k in names
+                     if got[k] != want[k])
 
 def _text(version): return '.'.join(version) if isinstance(version, tuple) else version
 def _line(text): return ' '.join(str(text).split())
@@ -86,6 +98,7 @@ def _line(text): return ' '.join(str(text).split())
 # %% ../../nbs/core/04_cluster.ipynb #747e9ee6
 _SILENT = '30s' # a worker of this machine that says nothing for so long is dead
 
+# %% ../../nbs/core/04_cluster.ipynb #65df77e6
 def _connect(where, stack, timeout):
     "A client of the cluster that `where` means, closed with `stack`"
     need_extra('cluster', 'dask', 'distributed', purpose='scheduler')
@@ -96,35 +109,43 @@ def _connect(where, stack, timeout):
         if not int(local[1]): raise StudyError(f'scheduler: {where!r} asks for no worker at all')
         stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': _SILENT}))
         # memory_limit: what takes memory are the processes of a worker, which Dask does not see
-        cluster = stack.enter_context(LocalCluster(n_workers=int(local[1]), threads_per_worker=1, memory_limit=0,
-                                                   dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL))
+        cluster = stack.enter_context(
+            LocalCluster(n_workers=int(local[1]), threads_per_worker=1, memory_limit=0,
+                         dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL))
         return stack.enter_context(Client(cluster))
     if re.fullmatch(r'[\w.-]+:\d+', where): where = f'tcp://{where}'
     if '://' not in where and not Path(where).is_file():
-        raise StudyError(f'scheduler: {where!r} is no address (tcp://host:8786), not local:N, and there is no such file')
+        raise StudyError(f'scheduler: {where!r} is no address (tcp://host:8786), not local:N, '
+                         'and there is no such file')
     try:
         address = where if '://' in where else json.loads(Path(where).read_text())['address']
-        theirs, ours = _versions(address, timeout), dict(dask=dask.__version__, distributed=distributed.__version__)
+        theirs = _versions(address, timeout)
+        ours = dict(dask=dask.__version__, distributed=distributed.__version__)
         if other := _other(theirs, ours, *ours):
             raise StudyError(f'scheduler: {where} has {other}; install the same here and there')
         return stack.enter_context(Client(address, timeout=timeout))
     except StudyError: raise
     except (OSError, TimeoutError) as e:
         while e.__cause__: e = e.__cause__ # the first thing that went wrong
-        raise StudyError(f'scheduler: {where} does not answer within {timeout:g} s ({_line(e) or "no word"}); is it '
+        raise StudyError(f'scheduler: {where} does not answer within {timeout:g} s '
+                         f'({_line(e) or "no word"}); is it '
                          'running, and does a firewall stand between?') from None
     except Exception as e:
-        raise StudyError(f'scheduler: {where} cannot be used ({type(e).__name__}: {_line(e)}); is it the address of a '
+        raise StudyError(f'scheduler: {where} cannot be used ({type(e).__name__}: {_line(e)}); '
+                         'is it the address of a '
                          'Dask scheduler, or the file that one has written?') from None
 
+# %% ../../nbs/core/04_cluster.ipynb #204d4998
 def _versions(address, timeout):
-    "What a scheduler runs on. Dask's own client waits for ever where somebody takes the call and says nothing"
+    """What a scheduler runs on. Dask's own client waits for ever where somebody takes the call and
+    says nothing"""
     from distributed.core import rpc
     from distributed.security import Security
     async def ask():
         how = dict(timeout=.9*timeout, connection_args=Security().get_connection_args('client'))
         async with rpc(address, **how) as scheduler: return (await scheduler.versions())['packages']
-    with ThreadPoolExecutor(1) as other: # in this thread a loop may be running already: a notebook's
+    # in this thread a loop may be running already: a notebook's
+    with ThreadPoolExecutor(1) as other:
         return other.submit(lambda: asyncio.run(asyncio.wait_for(ask(), timeout))).result()
 
 # %% ../../nbs/core/04_cluster.ipynb #e464e284
@@ -140,7 +161,9 @@ class Workers:
         self.client, self.folder, self.log = client, folder, log
         self.ahead, self.patience, self.here = ahead, patience, here
         self.known, self.fit, self.out, self.lock = {}, {}, set(), threading.Lock()
-        self.name, self.number, self.ended = f'clips-{secrets.token_hex(4)}', itertools.count(), False
+        self.name = f'clips-{secrets.token_hex(4)}'
+        self.number = itertools.count()
+        self.ended = False
         self.looked, self.had = -1e9, time.monotonic() # when there was last a look, and a worker
 
     def room(self) -> int: # At least 1
@@ -149,53 +172,66 @@ class Workers:
             if time.monotonic() - self.looked > 1: self._look()
         return max(1, self.ahead*sum(self.fit.values()))
 
-    def _look(self):
-        there = self.client.sync(self._answer, self.client.nthreads) if self.client.status == 'running' else None
-        if not isinstance(there, dict):
-            if self._closed() or time.monotonic() - self.had > self.patience: raise self._gone()
-            there = {}
-        if new := [w for w in there if w not in self.known]: self._check(new)
-        self.fit = {w: n for w, n in there.items() if self.known.get(w, '') is None}
-        self.looked = time.monotonic()
-        if self.fit: self.had = self.looked
-        elif self.looked - self.had > self.patience:
-            why = next((f': {w} {y}' for w, y in self.known.items() if y), '')
-            raise StudyError(f'scheduler: no worker is fit for work{why}')
+# %% ../../nbs/core/04_cluster.ipynb #82c90ee1
+@patch
+def _look(self:Workers):
+    there = (self.client.sync(self._answer, self.client.nthreads)
+             if self.client.status == 'running' else None)
+    if not isinstance(there, dict):
+        if self._closed() or time.monotonic() - self.had > self.patience: raise self._gone()
+        there = {}
+    if new := [w for w in there if w not in self.known]: self._check(new)
+    self.fit = {w: n for w, n in there.items() if self.known.get(w, '') is None}
+    self.looked = time.monotonic()
+    if self.fit: self.had = self.looked
+    elif self.looked - self.had > self.patience:
+        why = next((f': {w} {y}' for w, y in self.known.items() if y), '')
+        raise StudyError(f'scheduler: no worker is fit for work{why}')
 
-    def _closed(self): return self.client.status in ('closing', 'closed') # Dask has given the scheduler up
+@patch
+# Dask has given the scheduler up
+def _closed(self:Workers): return self.client.status in ('closing', 'closed')
 
-    def _gone(self):
-        how = 'does not answer any more' if self.client.status == 'running' else 'went away'
-        return StudyError(f'scheduler: it {how}; what is done is kept, and the same line goes on from here')
+@patch
+def _gone(self:Workers):
+    how = 'does not answer any more' if self.client.status == 'running' else 'went away'
+    return StudyError(f'scheduler: it {how}; what is done is kept, '
+                      'and the same line goes on from here')
 
-    async def _answer(self, ask, *args, **kwargs):
-        try: return await asyncio.wait_for(ask(*args, **kwargs), self.patience)
-        except Exception as e: return e
+# %% ../../nbs/core/04_cluster.ipynb #599ba737
+@patch
+async def _answer(self:Workers, ask, *args, **kwargs):
+    try: return await asyncio.wait_for(ask(*args, **kwargs), self.patience)
+    except Exception as e: return e
 
-    def _ask(self, fn, workers, *args):
-        "{worker: what `fn` returned there, or an error}, side by side"
-        async def one(w):
-            got = await self._answer(self.client.run, fn, *args, workers=[w], on_error='return')
-            return w, got.get(w, TimeoutError()) if isinstance(got, dict) else got
-        async def every(): return dict(await asyncio.gather(*map(one, workers)))
-        return self.client.sync(every)
+@patch
+def _ask(self:Workers, fn, workers, *args):
+    "{worker: what `fn` returned there, or an error}, side by side"
+    async def one(w):
+        got = await self._answer(self.client.run, fn, *args, workers=[w], on_error='return')
+        return w, got.get(w, TimeoutError()) if isinstance(got, dict) else got
+    async def every(): return dict(await asyncio.gather(*map(one, workers)))
+    return self.client.sync(every)
 
-    def _check(self, new):
-        "Note of each new worker why it gets no clips, or None; say it"
-        with probing(self.folder) as token: got = self._ask(_about, new, str(self.folder), token)
-        import dask, distributed
-        want = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__,
-                    distributed=distributed.__version__, kinetics_dance=__version__)
-        for w, g in got.items():
-            self.known[w] = why = _unfit(g, want, self.folder)
-            if why: self.log(f'worker {w} {why}; it gets no clips')
-            elif not g['decord'] and importlib.util.find_spec('decord'):
-                self.log(f'worker {w} has no decord: it reads with PyAV, the same frames')
+# %% ../../nbs/core/04_cluster.ipynb #f2c365fc
+@patch
+def _check(self:Workers, new):
+    "Note of each new worker why it gets no clips, or None; say it"
+    with probing(self.folder) as token: got = self._ask(_about, new, str(self.folder), token)
+    import dask, distributed
+    want = dict(python=platform.python_version_tuple()[:2], dask=dask.__version__,
+                distributed=distributed.__version__, kinetics_dance=__version__)
+    for w, g in got.items():
+        self.known[w] = why = _unfit(g, want, self.folder)
+        if why: self.log(f'worker {w} {why}; it gets no clips')
+        elif not g['decord'] and importlib.util.find_spec('decord'):
+            self.log(f'worker {w} has no decord: it reads with PyAV, the same frames')
 
 # %% ../../nbs/core/04_cluster.ipynb #3595e79b
 @patch
 def schedule(self:Workers, fn:Callable, # An importable function
-             args:tuple=(), kwargs:dict=None, timeout:float=None # Seconds; then the process that does it is killed
+             # Seconds; then the process that does it is killed
+             args:tuple=(), kwargs:dict=None, timeout:float=None
             ) -> Future:                # Of what `fn` returns; a `TimeoutError` if it was killed
     "Give a job to some worker; `StudyError` if the scheduler is gone"
     job = Future()
@@ -208,12 +244,15 @@ def schedule(self:Workers, fn:Callable, # An importable function
 @patch
 def _start(self:Workers, job, *what):
     from kinetics_dance.core import cluster as lib
-    some = dict(workers=list(self.fit), allow_other_workers=True) if any(self.known.values()) and self.fit else {}
+    some = (dict(workers=list(self.fit), allow_other_workers=True)
+            if any(self.known.values()) and self.fit else {})
     # one name for all of them: then Dask hands a worker no more of them than it can take
-    out = self.client.submit(lib._on_worker, *what, key=(self.name, next(self.number)), pure=False, **some)
+    out = self.client.submit(lib._on_worker, *what, key=(self.name, next(self.number)), pure=False,
+                             **some)
     self.out.add(out)
     self.client.loop.add_callback(self._follow, job, what, out)
 
+# %% ../../nbs/core/04_cluster.ipynb #f50dd53c
 @patch
 async def _follow(self:Workers, job, what, out):
     "Pass on what came of a job, or that nothing will: whoever waits for it must not wait for ever"
@@ -222,22 +261,27 @@ async def _follow(self:Workers, job, what, out):
         finally: self.out.discard(out)
         if _no_room(result) and self._leave(worker) and not self.ended: self._start(job, *what)
         else: job.set_result(result)
-    except (CancelledError, asyncio.CancelledError): job.set_exception(ConnectionError('the scheduler dropped the job'))
+    except (CancelledError, asyncio.CancelledError):
+        job.set_exception(ConnectionError('the scheduler dropped the job'))
     except BaseException as e: job.set_exception(e)
 
 @patch
 def _leave(self:Workers, worker):
     "A worker whose disk is full gets no more; is there another one?"
-    if not self.known.get(worker): self.log(f'worker {worker} has no room left on its disk; it gets no more clips')
+    if not self.known.get(worker):
+        self.log(f'worker {worker} has no room left on its disk; it gets no more clips')
     self.known[worker] = 'has a full disk'
     self.fit = {w: n for w, n in self.fit.items() if w != worker}
     return bool(self.fit)
 
+# %% ../../nbs/core/04_cluster.ipynb #9c1b964c
 @patch
 def stop(self:Workers):
     "Take back what is not done"
-    if self.client.status == 'running': self.client.sync(self._answer, self.client.cancel, list(self.out))
+    if self.client.status == 'running':
+        self.client.sync(self._answer, self.client.cancel, list(self.out))
 
+# %% ../../nbs/core/04_cluster.ipynb #709c7f21
 def _no_room(result):
     "Did a job fail for want of disk? It returns a row, rows, or (reason, detail)"
     rows = result if isinstance(result, list) else [result]
@@ -247,7 +291,8 @@ def _no_room(result):
 # %% ../../nbs/core/04_cluster.ipynb #10d8db15
 @contextmanager
 def workers(where:str,  # `tcp://host:8786`, `local:2`, or a scheduler file
-            folder,     # What all machines share: the study's folder, or an address such as `s3://bucket/name`
+            # What all machines share: the study's folder, or an address such as `s3://bucket/name`
+            folder,
             log:Callable=print, # Called with a line of news
             ahead:int=2,        # Jobs in flight for each thread of a worker
             timeout:float=10,   # Seconds for the scheduler to answer
@@ -260,19 +305,25 @@ def workers(where:str,  # `tcp://host:8786`, `local:2`, or a scheduler file
         out = Workers(client, as_path(folder), log, ahead, patience, where.startswith('local:'))
         while out.room() and not out.fit: time.sleep(.2)
         n, threads = len(out.fit), sum(out.fit.values())
-        log(f'{where}: {n} worker{"s"*(n != 1)} with {threads} thread{"s"*(threads != 1)}; dashboard at {client.dashboard_link}')
+        log(f'{where}: {n} worker{"s"*(n != 1)} with {threads} thread{"s"*(threads != 1)}; '
+            f'dashboard at {client.dashboard_link}')
         try: yield out
         finally:
             out.ended, out.patience = True, 5
             out.stop()
             with suppress(Exception): out._ask(_let_go, list(out.fit))
 
+# %% ../../nbs/core/04_cluster.ipynb #bec96440
 @contextmanager
 def _quiet():
     "What matters of Dask's own lines is said here, in one"
-    with suppress(ImportError): import distributed # which gives some of its loggers a level of their own
-    levels = {logger: logger.level for logger in map(logging.getLogger, list(logging.root.manager.loggerDict))
-              if logger.name.split('.')[0] in ('distributed', 'tornado')}
+    # which gives some of its loggers a level of their own
+    with suppress(ImportError): import distributed
+    levels = {
+        logger: logger.level
+        for logger in map(logging.getLogger, list(logging.root.manager.loggerDict))
+        if logger.name.split('.')[0] in ('distributed', 'tornado')
+    }
     for logger in levels: logger.setLevel(logging.CRITICAL)
     try: yield
     finally:

@@ -8,11 +8,14 @@ __all__ = ['closure', 'fingerprint', 'plain_source']
 # %% ../../nbs/core/05_dependencies.ipynb #5be55ce3
 import ast, hashlib, re
 from pathlib import Path
+from fastcore.basics import patch
 
 # %% ../../nbs/core/05_dependencies.ipynb #b8c10bed
 # decorators that only change the function below them
-_HARMLESS = {'cache', 'classmethod', 'contextmanager', 'dataclass', 'inference_mode', 'lru_cache', 'no_grad', 'property',
-             'staticmethod', 'wraps', 'overload', 'cached_property', 'total_ordering'}
+_HARMLESS = {
+    'cache', 'classmethod', 'contextmanager', 'dataclass', 'inference_mode', 'lru_cache', 'no_grad',
+    'property', 'staticmethod', 'wraps', 'overload', 'cached_property', 'total_ordering'
+}
 
 def _registers(node):
     "Does a function or class do more than to exist?"
@@ -23,15 +26,18 @@ def _registers(node):
 def _bound(node):
     "The names that a statement gives a value"
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return {node.name}
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
-        n.name for n in ast.walk(node) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    return {
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    } | {n.name for n in ast.walk(node) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 
 def _has_effect(node):
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return _registers(node)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return _registers(node)
     if not isinstance(node, (ast.Assign, ast.AnnAssign)): return True
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     return any(isinstance(n, (ast.Attribute, ast.Subscript)) for t in targets for n in ast.walk(t))
 
+# %% ../../nbs/core/05_dependencies.ipynb #ff2a7f3c
 def _skipped(node):
     "Docstrings, and what runs only as a script"
     if isinstance(node, ast.Expr): return isinstance(node.value, ast.Constant)
@@ -80,26 +86,31 @@ class _Library:
             for alias, target in self.targets(module, node):
                 module.imports.setdefault(alias, []).append(target)
 
-    def targets(self, module, node):
-        "[(alias, (module, name or None))] of an import statement, of this library only"
-        if isinstance(node, ast.Import):
-            names = [a for a in node.names if a.name.split('.')[0] == self.lib]
-            return [(a.asname, (a.name, None)) if a.asname else (self.lib, (self.lib, None)) for a in names]
-        if not isinstance(node, ast.ImportFrom): return []
-        base = module.base(node)
-        if base.split('.')[0] != self.lib: return []
-        return [(a.asname or a.name, self.target(base, a.name)) for a in node.names]
+# %% ../../nbs/core/05_dependencies.ipynb #09059b5f
+@patch
+def targets(self:_Library, module, node):
+    "[(alias, (module, name or None))] of an import statement, of this library only"
+    if isinstance(node, ast.Import):
+        names = [a for a in node.names if a.name.split('.')[0] == self.lib]
+        return [(a.asname, (a.name, None)) if a.asname else (self.lib, (self.lib, None))
+                for a in names]
+    if not isinstance(node, ast.ImportFrom): return []
+    base = module.base(node)
+    if base.split('.')[0] != self.lib: return []
+    return [(a.asname or a.name, self.target(base, a.name)) for a in node.names]
 
-    def target(self, base, name):
-        inner = f'{base}.{name}'
-        return (inner, None) if inner in self.modules else (base, name)
+@patch
+def target(self:_Library, base, name):
+    inner = f'{base}.{name}'
+    return (inner, None) if inner in self.modules else (base, name)
 
-    def loads(self, module, node):
-        "Names of the modules that an import statement loads, packages first"
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [module.base(node)]
-        if isinstance(node, ast.ImportFrom): names += [f'{names[0]}.{a.name}' for a in node.names]
-        steps = ['.'.join(n.split('.')[:k + 1]) for n in names for k in range(n.count('.') + 1)]
-        return [n for n in dict.fromkeys(steps) if n in self.modules]
+@patch
+def loads(self:_Library, module, node):
+    "Names of the modules that an import statement loads, packages first"
+    names = [a.name for a in node.names] if isinstance(node, ast.Import) else [module.base(node)]
+    if isinstance(node, ast.ImportFrom): names += [f'{names[0]}.{a.name}' for a in node.names]
+    steps = ['.'.join(n.split('.')[:k + 1]) for n in names for k in range(n.count('.') + 1)]
+    return [n for n in dict.fromkeys(steps) if n in self.modules]
 
 # %% ../../nbs/core/05_dependencies.ipynb #7f995de3
 class _Plain(ast.NodeTransformer):
@@ -138,6 +149,7 @@ def _visit_name(self, node):
     known = {name for _, name in targets if name}
     return ast.Name(known.pop(), node.ctx) if len(known) == 1 else node
 
+# %% ../../nbs/core/05_dependencies.ipynb #1e8a7c91
 def _visit_attribute(self, node):
     "`module.name` is the name, wherever the module lies"
     chain, inner = [], node
@@ -163,7 +175,8 @@ _Plain.visit_Name, _Plain.visit_Attribute = _visit_name, _visit_attribute
 # %% ../../nbs/core/05_dependencies.ipynb #3a4ba7e0
 def _visit_constant(self, node):
     "A text that names a module, or a definition in one"
-    found = re.fullmatch(rf'({self.library.lib}(?:\.\w+)*)(?::(\w+))?', node.value) if isinstance(node.value, str) else None
+    found = (re.fullmatch(rf'({self.library.lib}(?:\.\w+)*)(?::(\w+))?', node.value)
+             if isinstance(node.value, str) else None)
     if not found: return node
     module, name = found.groups()
     if module not in self.library.modules and not name: module, _, name = module.rpartition('.')
@@ -233,6 +246,7 @@ def _parsed(source):
     try: return ast.parse(source)
     except SyntaxError: return None
 
+# %% ../../nbs/core/05_dependencies.ipynb #a7a63700
 def _source(library, sources):
     "Texts, such as the cells of a notebook, as one module of which every statement counts"
     trees = [t for s in sources if (t := _parsed(s))]
@@ -259,12 +273,15 @@ def _step(library, found, loaded, name, what, k):
     node = module.statements[k]
     if not isinstance(node, (ast.Import, ast.ImportFrom)):
         label = '_'.join(sorted(_bound(node))[:3]) or 'statement'
-        found[f'{name}.{label}' if f'{name}.{label}' not in found else f'{name}.{label}#{k}'] = hash_
+        found[f'{name}.{label}' if f'{name}.{label}' not in
+              found else f'{name}.{label}#{k}'] = hash_
     for other in loads: new |= _load(library, loaded, other)
     return new | {(*r, None) for r in refers}
 
+# %% ../../nbs/core/05_dependencies.ipynb #266bb8d3
 def _load(library, loaded, name):
-    "What importing a module runs: its statements with an effect, and those of the modules that it imports"
+    """What importing a module runs: its statements with an effect, and those of the modules that it
+    imports"""
     new, todo = set(), [name]
     while todo:
         name = todo.pop()

@@ -15,14 +15,16 @@ from .storage import writing_to
 MARKER = '.kinetics_dance' # the file that makes a folder ours
 _ID = r'[\w=+@-][\w.=+@-]*'
 _PACK = r'[0-9a-f]{10}-\d{6}'
-# of each kind of folder: what is in it when all is well, what a killed worker leaves, and a file that it cannot lack
+# of each kind of folder: what is in it when all is well, what a killed worker leaves, and a file
+# that it cannot lack
 KINDS = dict(
     videos=(rf'{_ID}\.mp4', rf'\.part-\w{{8}}|\.{_ID}\.\d+\.mp4|\.{_ID}\.(part|mark)', None),
-    frames=(rf'{_ID}\.(json|npy|mjpeg)|index\.parquet', rf'\.{_ID}\.\d+\.(json|npy|mjpeg|parquet)', 'store.json'),
+    frames=(rf'{_ID}\.(json|npy|mjpeg)|index\.parquet', rf'\.{_ID}\.\d+\.(json|npy|mjpeg|parquet)',
+            'store.json'),
     packs=(rf'{_PACK}\.tar|(index|store)\.json|index\.parquet',
            rf'\.{_PACK}\.\d+\.tar|\.(index|store)\.\d+\.(json|parquet)', 'index.json'),
-    uploads=(rf'{_ID}\.(mp4|whole)|manifest\.json', rf'\.{_ID}\.\d+\.(mp4|whole|json)', 'manifest.json'),
-    classes=(r'[^.].*', r'\.[^.]+\.\d+', None))
+    uploads=(rf'{_ID}\.(mp4|whole)|manifest\.json', rf'\.{_ID}\.\d+\.(mp4|whole|json)',
+             'manifest.json'), classes=(r'[^.].*', r'\.[^.]+\.\d+', None))
 
 def _is_path(folder): return isinstance(folder, Path) and '://' not in str(folder)
 
@@ -31,7 +33,9 @@ def _names(folder):
     try:
         if _is_path(folder): return {p.name for p in folder.iterdir()}
         folder.fs.invalidate_cache()
-        return {str(p).rstrip('/').rsplit('/', 1)[-1] for p in folder.fs.ls(folder.path, detail=False)} - {'', folder.name}
+        return {
+            str(p).rstrip('/').rsplit('/', 1)[-1] for p in folder.fs.ls(folder.path, detail=False)
+        } - {'', folder.name}
     except FileNotFoundError: return set()
 
 # %% ../../nbs/core/07_ownership.ipynb #3acce79c
@@ -42,14 +46,17 @@ def check_ours(
     "`StudyError` unless a folder is absent, empty or ours"
     if (folder/MARKER).exists(): return True
     try: there = _names(folder)
-    except NotADirectoryError: raise StudyError(f'{folder}: is a file, not a folder; name another one') from None
+    except NotADirectoryError:
+        raise StudyError(f'{folder}: is a file, not a folder; name another one') from None
     ours, left, needs = KINDS[kind]
     odd = sorted(n for n in there if not re.fullmatch(f'{ours}|{left}', n, re.A))
     known = not odd and kind != 'classes' and (needs is None or needs in there)
     if not there or known or (folder.parent/'clips.sqlite').exists(): return False
-    raise StudyError(f'{folder}: is neither empty nor made by kinetics_dance (it holds {(odd or sorted(there))[0]!r}); '
+    raise StudyError(f'{folder}: is neither empty nor made by kinetics_dance (it holds '
+                     f'{(odd or sorted(there))[0]!r}); '
                      'name a folder that is new or empty')
 
+# %% ../../nbs/core/07_ownership.ipynb #3f65131a
 def claim(
     folder,   # A folder, or the address of one
     kind:str, # One of `KINDS`
@@ -90,12 +97,16 @@ def remove_ours(
     names,     # What may go: names that are there
     pattern:str, # What their names look like
 ):
-    "Delete files and folders whose whole name is of the pattern, in a folder that is ours; all else stays"
-    if not (folder/MARKER).exists() and not any((p/'clips.sqlite').exists() for p in folder.parents): return
+    """Delete files and folders whose whole name is of the pattern, in a folder that is ours; all
+    else stays"""
+    if not (folder/MARKER).exists() and not any(
+        (p/'clips.sqlite').exists() for p in folder.parents):
+        return
     for name in names:
         if name == MARKER or not re.fullmatch(pattern, name, re.A): continue
         at = folder/name
-        if _is_path(at) and at.is_dir() and not at.is_symlink(): shutil.rmtree(at, ignore_errors=True)
+        if _is_path(at) and at.is_dir() and not at.is_symlink():
+            shutil.rmtree(at, ignore_errors=True)
         else: at.unlink(missing_ok=True)
 
 def sweep(

@@ -19,13 +19,15 @@ MOST_PIXELS = 2**27 # of one clip as a model sees it, 1.6 GB as numbers; stored:
 def memory_limit(
     jobs:int=1, # Workers at a time
 )->int|None: # Bytes, or None for no limit
-    "What one worker may take: `KINETICS_DANCE_MEMORY_MB` (0: no limit), or its share of four fifths of the machine"
+    """What one worker may take: `KINETICS_DANCE_MEMORY_MB` (0: no limit), or its share of four
+    fifths of the machine"""
     said = os.environ.get('KINETICS_DANCE_MEMORY_MB', '')
     if said.isdecimal(): return int(said)*2**20 or None
     try: whole = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
     except (ValueError, OSError, AttributeError): return MOST
     return min(MOST, max(LEAST, int(.8*whole)//max(1, jobs)))
 
+# %% ../../nbs/core/02_processes.ipynb #1308262b
 @contextmanager
 def worker_memory(
     megabytes:int|None, # What one worker may take; None: as `memory_limit` finds it
@@ -38,6 +40,7 @@ def worker_memory(
         if megabytes is not None: os.environ.pop('KINETICS_DANCE_MEMORY_MB')
         if before is not None: os.environ['KINETICS_DANCE_MEMORY_MB'] = before
 
+# %% ../../nbs/core/02_processes.ipynb #92b3caee
 def limit_memory(
     most:int|None, # Bytes that this process may take; None: no limit
 ):
@@ -68,16 +71,20 @@ def killable(fn:Callable, # An importable function
              memory:int|None=None, # Bytes that it may take; None: no limit
              **kwargs
             ):
-    "Result of `fn(*args, **kwargs)` in a fresh process, which is killed with a `TimeoutError` if it takes longer"
-    with worker_pool(1, memory) as pool: return pool.schedule(fn, args=args, kwargs=kwargs, timeout=timeout).result()
+    """Result of `fn(*args, **kwargs)` in a fresh process, which is killed with a `TimeoutError` if
+    it takes longer"""
+    with worker_pool(1, memory) as pool:
+        return pool.schedule(fn, args=args, kwargs=kwargs, timeout=timeout).result()
 
+# %% ../../nbs/core/02_processes.ipynb #8bb16345
 @contextmanager
 def worker_pool(jobs:int, # Number of processes
                 memory:int|None=None # Bytes that each may take; None: no limit
                ):
     "A pool of processes that start clean (spawn) and can be killed one by one"
     from pebble import ProcessPool
-    from kinetics_dance.core import processes as lib # a worker imports the module, so it is sent the module's function
+    # a worker imports the module, so it is sent the module's function
+    from kinetics_dance.core import processes as lib
     pool = ProcessPool(max_workers=jobs, context=multiprocessing.get_context('spawn'),
                        initializer=lib.limit_memory, initargs=[memory])
     try: yield pool

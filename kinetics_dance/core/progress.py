@@ -125,10 +125,13 @@ class Bars:
     "A bar for each piece of work, on a terminal"
     def __init__(self, console=None): # Of rich; None: one on stderr
         from rich import console as lib, progress
-        self.ids, self.bars = {}, progress.Progress(
-            _column('{task.description}'), progress.BarColumn(20), _column('{task.fields[share]:>4}'),
-            _column('{task.fields[text]}', 1), _column('{task.fields[left]}'),
-            console=console or lib.Console(stderr=True), transient=True, expand=True)
+        self.ids, self.bars = {}, progress.Progress(_column('{task.description}'),
+                                                    progress.BarColumn(20),
+                                                    _column('{task.fields[share]:>4}'),
+                                                    _column('{task.fields[text]}', 1),
+                                                    _column('{task.fields[left]}'), console=console
+                                                    or lib.Console(stderr=True), transient=True,
+                                                    expand=True)
 
     def update(self, task):
         if not self.ids: self.bars.start()

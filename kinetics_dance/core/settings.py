@@ -73,7 +73,8 @@ class FrameSettings(Declared):
 class ModelSettings(Declared):
     "models"
     seeds:A[list[Seed], Help('one model is trained with each of these seeds')] = [0, 1, 2]
-    backbone:A[str, Help('image network of all models: small, or a torchvision classifier')] = 'small'
+    backbone:A[str,
+                Help('image network of all models: small, or a torchvision classifier')] = 'small'
     weights:A[str, Help('where its weights come from: none, imagenet, or a file')] = 'none'
     batch_norm:A[Literal['train', 'frozen'], Help('frozen: statistics stay as they are')] = 'train'
     grid:A[int, Help('a frame is kept as grid x grid cells', ge=1, le=64)] = 2
@@ -90,9 +91,11 @@ class TransformerSettings(Declared):
     transformer_width:A[int, Help('04: numbers per token', ge=1, le=65536)] = 96
     transformer_depth:A[int, Help('04: layers', ge=1, le=256)] = 2
     transformer_heads:A[int, Help('04: attention heads per layer', ge=1, le=1024)] = 4
-    transformer_tokens:A[Literal['features', 'tubelet'], Help('04: tubelet: from pixels')] = 'features'
+    transformer_tokens:A[Literal['features', 'tubelet'],
+                          Help('04: tubelet: from pixels')] = 'features'
     transformer_patch:A[int, Help('04: pixels along a side of a tubelet', ge=1, le=1024)] = 12
-    transformer_pool:A[Literal['mean', 'token'], Help('04: what the classes are read from')] = 'mean'
+    transformer_pool:A[Literal['mean', 'token'],
+                        Help('04: what the classes are read from')] = 'mean'
     extra_models:A[list[str], Help('04: video networks of torchvision to compare with')] = []
     extra_weights:A[Literal['none', 'kinetics'], Help('04: their Kinetics-400 weights')] = 'none'
     allow_kinetics_pretraining:A[bool, Help('04: say yes to that; they are marked')] = False
@@ -133,7 +136,8 @@ class ComparisonSettings(Declared):
     "05_comparison"
     n_resamples:A[int, Help('bootstrap resamples behind every interval', ge=10)] = 2000
     bootstrap_seed:A[int, Help('seed of those resamples', ge=0)] = 0
-    confidence:A[float, Help('of the intervals; 1 minus it is the level of tests', gt=0, lt=1)] = .95
+    confidence:A[float,
+                  Help('of the intervals; 1 minus it is the level of tests', gt=0, lt=1)] = .95
     margin:A[float, Help('differences in accuracy below do not matter', gt=0, le=.5)] = .02
     baseline:A[str, Help('the model with which the others are compared')] = 'per_frame'
     contrast:A[str, Help('another study with a known answer to lay beside it')] = 'biased'
@@ -143,7 +147,8 @@ class InferenceSettings(Declared):
     infer_model:A[str, Help('which model watches the video')] = 'cnn_lstm'
     infer_step:A[float, Help('seconds from one window to the next', gt=0)] = .5
 
-class StudySettings(DataSettings, DownloadSettings, FrameSettings, ModelSettings, TransformerSettings,
+class StudySettings(DataSettings, DownloadSettings, FrameSettings, ModelSettings,
+                    TransformerSettings,
                     RecipeSettings, MachineSettings, ComparisonSettings, InferenceSettings):
     "Everything that a study file may say"
 
@@ -157,7 +162,9 @@ def stage_of(
 
 def defaults()->dict: # name: default
     "What a study does that says nothing"
-    return {k: f.get_default(call_default_factory=True) for k, f in StudySettings.model_fields.items()}
+    return {
+        k: f.get_default(call_default_factory=True) for k, f in StudySettings.model_fields.items()
+    }
 
 # %% ../../nbs/core/06_settings.ipynb #95d55e13
 _KINDS = dict(int='a whole number', float='a number', bool='true or false', string='text',
@@ -192,6 +199,7 @@ _LIMITS = dict(greater_than_equal=('ge', 'too small; give at least'),
                less_than_equal=('le', 'too large; give at most'),
                less_than=('lt', 'too large; give less than'))
 
+# %% ../../nbs/core/06_settings.ipynb #ff3cbe5c
 def _problem(errors):
     "One line about the first setting that is wrong"
     name = str(errors[0]['loc'][0])
@@ -212,6 +220,7 @@ def _problem(errors):
     inner = [e for e in errors if len(e['loc']) > 2 or isinstance(e['loc'][-1], int)]
     return _wrong_type(name, inner or errors, (inner or errors)[0]['input'])
 
+# %% ../../nbs/core/06_settings.ipynb #b2ccdb1c
 def check_settings(
     values:dict,          # name: value, of those that are given
     model=StudySettings,  # Or a part of them
@@ -237,5 +246,8 @@ def settings_table()->list: # Rows: name, type, default, help, stage
         if 'enum' in e: return ' or '.join(map(str, e['enum']))
         if 'anyOf' in e: return ' or '.join(map(kind, e['anyOf']))
         return e.get('const') or e.get('type', 'any')
-    return [dict(name=k, type=kind(e), default=defaults()[k], help=e['description'].rpartition(' (')[0],
-                 stage=stage_of(k)) for k, e in entries.items()]
+
+    return [
+        dict(name=k, type=kind(e), default=defaults()[k], help=e['description'].rpartition(' (')[0],
+             stage=stage_of(k)) for k, e in entries.items()
+    ]

@@ -26,7 +26,8 @@ def as_path(where # A folder or a file: path, or an address such as `s3://bucket
         fsspec.get_filesystem_class(kind)
         return UPath(str(where))
     except ValueError:
-        raise StudyError(f'{where}: nobody here knows {kind}://; try s3://, gs://, memory:// or a path') from None
+        raise StudyError(f'{where}: nobody here knows {kind}://; try s3://, gs://, '
+                         'memory:// or a path') from None
     except ImportError as e:
         raise StudyError(f"{where}: {str(e).rstrip('.')}; "
                          "pip install 'kinetics_dance[cluster]' has what s3:// needs") from None
@@ -65,7 +66,8 @@ def sizes(folder # As `place` gives it
          ) -> dict: # Name of each file in it → bytes
     "What is in a folder now, from one listing"
     if not is_remote(folder):
-        with os.scandir(folder) as files: return {f.name: f.stat().st_size for f in files if f.is_file()}
+        with os.scandir(folder) as files:
+            return {f.name: f.stat().st_size for f in files if f.is_file()}
     folder.fs.invalidate_cache()
     try: found = folder.fs.find(folder.path, maxdepth=1, detail=True)
     except FileNotFoundError: return {}
@@ -75,7 +77,8 @@ def read_all(folder, # As `place` gives it
              names:list # Files in it
             ) -> dict:  # Name → bytes, of those that are there
     "Contents of many small files"
-    if not is_remote(folder): return {n: (folder/n).read_bytes() for n in names if (folder/n).is_file()}
+    if not is_remote(folder):
+        return {n: (folder/n).read_bytes() for n in names if (folder/n).is_file()}
     at = {(folder/n).path: n for n in names}
     found = folder.fs.cat(list(at), on_error='omit') if at else {}
     by_tail = {p.lstrip('/'): n for p, n in at.items()}
@@ -115,18 +118,23 @@ def home(run:Path,    # A study's folder
     note = run/'storage.url'
     if storage is not None:
         with probing(where := as_path(storage)): pass # a mistake is not to be remembered
-        with base.writing(note) as p: p.write_text(f"{where if is_remote(where) else where.absolute()}\n")
+        with base.writing(note) as p:
+            p.write_text(f"{where if is_remote(where) else where.absolute()}\n")
     return as_path(note.read_text().strip()) if note.is_file() else run
 
 # %% ../../nbs/core/01_storage.ipynb #bbf0863c
 _CAUSES = {
-    errno.EMFILE: 'this process has too many files open; raise the limit (ulimit -n 4096) and run it again',
+    errno.EMFILE: 'this process has too many files open; raise the limit (ulimit -n '
+                  '4096) and run it again',
     errno.ENFILE: 'the machine has too many files open; end other programs, or raise fs.file-max',
-    errno.ENOMEM: 'memory ran out; end other programs, raise ulimit -v, or take a smaller batch_size',
-    errno.EIO: 'the disk reports an input/output error; look at the disk or the mount (dmesg), then run it again',
+    errno.ENOMEM: 'memory ran out; end other programs, raise ulimit -v, '
+                  'or take a smaller batch_size',
+    errno.EIO: 'the disk reports an input/output error; look at the disk or the mount (dmesg), '
+               'then run it again',
     errno.EACCES: 'permission denied; give this user the right to it (ls -l shows who has it)',
     errno.EPERM: 'the system does not permit it; look at the rights and flags of the file',
-    errno.ESTALE: 'the network file system has lost it (stale handle); mount it again and run this again',
+    errno.ESTALE: 'the network file system has lost it (stale handle); '
+                  'mount it again and run this again',
     errno.ETIMEDOUT: 'the network file system does not answer; look at the mount and run it again',
     errno.ENOTCONN: 'the network file system is not connected; mount it again and run this again',
     errno.ENOSPC: 'the disk is full; make room and run it again',
@@ -140,10 +148,12 @@ _CAUSES = {
 def system_error(
     error:BaseException, # What was raised
     what,                # What was asked for: a file, a clip
-)->StudyError|None: # To be raised; None where the system reports nothing, so that the file itself is to blame
+    # To be raised; None where the system reports nothing, so that the file itself is to blame
+)->StudyError|None:
     "The error that names what ails the machine, so that no file is called damaged for it"
     code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, 'errno', None)
     if code not in _CAUSES:
         said = str(error)
-        code = next((n for n in _CAUSES if f'{os.strerror(n)} (' in said or f'[Errno {n}]' in said), None)
+        code = next((n for n in _CAUSES if f'{os.strerror(n)} (' in said or f'[Errno {n}]' in said),
+                    None)
     return StudyError(f'{what}: {_CAUSES[code]}') if code else None

@@ -9,6 +9,7 @@ __all__ = ['SILENCE', 'answer_requests', 'Reader']
 import importlib, json, math, os, subprocess, sys, threading, time, weakref
 from contextlib import contextmanager
 from pathlib import Path
+from fastcore.basics import patch
 from .base import StudyError
 from .base import Unavailable
 from .processes import TOO_LARGE, limit_memory, memory_limit
@@ -30,24 +31,32 @@ def answer_requests():
         ask = json.loads(line)
         try:
             module, name = ask['do'].split(':')
-            for head, data in getattr(importlib.import_module(module), name)(**ask['with']): send(head, data)
+            for head, data in getattr(importlib.import_module(module), name)(**ask['with']):
+                send(head, data)
             send({'kind': 'done'})
         except BrokenPipeError: os._exit(0)
-        except MemoryError: send(dict(kind='error', error='Unavailable', reason='too large', detail=TOO_LARGE))
-        except Exception as e: send(dict(kind='error', error=_kind(e), reason=getattr(e, 'reason', ''),
-                                         detail=getattr(e, 'detail', '') or _words(e)))
+        except MemoryError:
+            send(dict(kind='error', error='Unavailable', reason='too large', detail=TOO_LARGE))
+        except Exception as e:
+            send(dict(kind='error', error=_kind(e), reason=getattr(e, 'reason', ''),
+                      detail=getattr(e, 'detail', '') or _words(e)))
 
+# %% ../../nbs/core/03_watchdog.ipynb #80207960
 def _kind(e):
-    return next((k.__name__ for k in (Unavailable, StudyError, IsADirectoryError, FileNotFoundError, OSError)
+    return next((k.__name__
+                 for k in (Unavailable, StudyError, IsADirectoryError, FileNotFoundError, OSError)
                  if isinstance(e, k)), f'{type(e).__name__}')
 
-def _words(e): return ' '.join(str(getattr(e, 'strerror', None) or e).split())[:300] or type(e).__name__
+def _words(e):
+    return ' '.join(str(getattr(e, 'strerror', None) or e).split())[:300] or type(e).__name__
 
 # %% ../../nbs/core/03_watchdog.ipynb #045491b4
 SILENCE = 60. # seconds without news after which a reader is taken for hung
 
+# %% ../../nbs/core/03_watchdog.ipynb #be9ee9f8
 class Reader:
-    "A process that reads files for us, warm from file to file; `Unavailable('timeout')` where it had to be killed"
+    """A process that reads files for us, warm from file to file; `Unavailable('timeout')` where it
+    had to be killed"""
     def __init__(self,
         preload:str='kinetics_dance.core.base', # A module that the process loads while nobody waits
     ):
@@ -63,48 +72,57 @@ class Reader:
                     'from kinetics_dance.core.watchdog import answer_requests; '
                     'importlib.import_module(sys.argv[2]); answer_requests()')
             self.process = subprocess.Popen(
-                [sys.executable, '-c', code, json.dumps([str(p) for p in sys.path]), self.preload], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=None if os.environ.get('KINETICS_DANCE_DEBUG') else subprocess.DEVNULL)
+                [sys.executable, '-c', code,
+                 json.dumps([str(p) for p in sys.path]), self.preload], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if os.environ.get('KINETICS_DANCE_DEBUG') else subprocess.DEVNULL)
             self.stop = weakref.finalize(self, _end, self.process)
         return self
 
-    def close(self):
-        "End the process, whatever it does"
-        if self.stop: self.stop()
-        self.process = None
+# %% ../../nbs/core/03_watchdog.ipynb #a01fdd32
+@patch
+def close(self:Reader):
+    "End the process, whatever it does"
+    if self.stop: self.stop()
+    self.process = None
 
-    def ask(self,
-        what:str,           # A generator of ours, `module:function`, that yields (dictionary, bytes)
-        timeout:float|None=None, # Seconds that waiting may take in all (default: a minute, and what messages add: `more`)
-        silence:float=SILENCE, # Seconds that waiting for one message may take
-        **kwargs            # Its arguments, as JSON has them
-    ): # Yields (dictionary, bytes)
-        "What the process makes of a file, piece by piece"
-        with self.lock:
-            pipe, left = self.start().process, float(timeout or SILENCE)
-            clock = _Clock(pipe)
-            try:
-                _send(pipe, {'do': what, 'with': kwargs})
-                while True:
-                    began = time.monotonic()
-                    if left <= 0: clock.give_up()
-                    with clock.until(began + min(left, silence)): head, data = _receive(pipe)
-                    left += head.get('more', 0)*(not timeout) - (time.monotonic() - began)
-                    if head['kind'] == 'done': break
-                    if head['kind'] == 'error': raise _error(head)
-                    yield head, data
-                pipe = None # it is ready for the next
-            except (EOFError, OSError) as e:
-                if clock.late: raise Unavailable('timeout', 'reading it took too long, and was stopped') from None
-                if isinstance(e, (EOFError, BrokenPipeError)):
-                    raise Unavailable('other', f'the process that read it died ({pipe.wait(5)})') from None
-                raise
-            except (Unavailable, StudyError):
-                pipe = None
-                raise
-            finally:
-                clock.done.set()
-                if pipe: self.close() # left half-way: what is still in the pipe belongs to nobody
+# %% ../../nbs/core/03_watchdog.ipynb #92057042
+@patch
+def ask(self:Reader,
+    what:str,           # A generator of ours, `module:function`, that yields (dictionary, bytes)
+    # Seconds that waiting may take in all (default: a minute, and what messages add: `more`)
+    timeout:float|None=None,
+    silence:float=SILENCE, # Seconds that waiting for one message may take
+    **kwargs            # Its arguments, as JSON has them
+): # Yields (dictionary, bytes)
+    "What the process makes of a file, piece by piece"
+    with self.lock:
+        pipe, left = self.start().process, float(timeout or SILENCE)
+        clock = _Clock(pipe)
+        try:
+            _send(pipe, {'do': what, 'with': kwargs})
+            while True:
+                began = time.monotonic()
+                if left <= 0: clock.give_up()
+                with clock.until(began + min(left, silence)): head, data = _receive(pipe)
+                left += head.get('more', 0)*(not timeout) - (time.monotonic() - began)
+                if head['kind'] == 'done': break
+                if head['kind'] == 'error': raise _error(head)
+                yield head, data
+            pipe = None # it is ready for the next
+        except (EOFError, OSError) as e:
+            if clock.late:
+                raise Unavailable('timeout', 'reading it took too long, and was stopped') from None
+            if isinstance(e, (EOFError, BrokenPipeError)):
+                raise Unavailable('other',
+                                  f'the process that read it died ({pipe.wait(5)})') from None
+            raise
+        except (Unavailable, StudyError):
+            pipe = None
+            raise
+        finally:
+            clock.done.set()
+            if pipe: self.close() # left half-way: what is still in the pipe belongs to nobody
 
 # %% ../../nbs/core/03_watchdog.ipynb #21c4a614
 class _Clock(threading.Thread):
@@ -133,6 +151,7 @@ def _end(process):
         try: step()
         except OSError: pass
 
+# %% ../../nbs/core/03_watchdog.ipynb #67bab1b0
 def _send(process, ask):
     process.stdin.write(json.dumps(ask).encode() + b'\n')
     process.stdin.flush()
@@ -150,5 +169,6 @@ def _error(head):
     if head['error'] == 'Unavailable': return Unavailable(head['reason'], head['detail'])
     if head['error'] == 'StudyError': return StudyError(head['detail'])
     known = dict(IsADirectoryError='not a video', FileNotFoundError='not found')
-    if head['error'] in (*known, 'OSError'): return Unavailable(known.get(head['error'], 'other'), head['detail'])
+    if head['error'] in (*known, 'OSError'):
+        return Unavailable(known.get(head['error'], 'other'), head['detail'])
     return RuntimeError(f"{head['error']} while reading: {head['detail']}")

@@ -37,30 +37,35 @@ class EndToEnd(nn.Module):
 # %% ../../nbs/deploy/04_export.ipynb #a0e12671
 FORMATS = {'onnx': '.onnx', 'torch_export': '.pt2'}
 
+# %% ../../nbs/deploy/04_export.ipynb #a984a62a
 def export_model(
     folder,           # A model's folder
     format:str='onnx', # `onnx` or `torch_export`
     out=None,         # File to write (default: `model.onnx` or `model.pt2` in the model's folder)
-    overwrite:bool=True, # May it replace a file? The weights and the card it never does
+    overwrite:bool=True, # May it replace a file? The weights and the config it never does
 )->Path: # The file
     "Write a model as a graph that runs without this library"
-    if format not in FORMATS: raise StudyError(f'--format: {format!r} is none of {", ".join(FORMATS)}')
+    if format not in FORMATS:
+        raise StudyError(f'--format: {format!r} is none of {", ".join(FORMATS)}')
     if format == 'onnx': need_extra('export', 'onnx', 'onnxscript', purpose='--format: onnx')
-    card = read_config(folder)
+    config = read_config(folder)
     at = Path(out) if out else Path(folder)/f'model{FORMATS[format]}'
-    for name in ('model.safetensors', 'config.json'): check_target(at, '--out', Path(folder)/name, (), overwrite)
-    how = card.get('normalise') or {}
-    whole = EndToEnd(load_model(folder, card), **{k: how[k] for k in ('mean', 'std') if k in how}).eval()
-    frames = torch.zeros(2, card['frames'], *card['crop'], 3, dtype=torch.uint8)
+    for name in ('model.safetensors', 'config.json'):
+        check_target(at, '--out', Path(folder)/name, (), overwrite)
+    how = config.get('normalise') or {}
+    whole = EndToEnd(load_model(folder, config),
+                     **{k: how[k] for k in ('mean', 'std') if k in how}).eval()
+    frames = torch.zeros(2, config['frames'], *config['crop'], 3, dtype=torch.uint8)
     dynamic = ({0: torch.export.Dim('batch', min=1, max=4096)},)
     with writing(at) as path, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         if format == 'torch_export':
             torch.export.save(torch.export.export(whole, (frames,), dynamic_shapes=dynamic), path)
         else:
-            program = torch.onnx.export(whole, (frames,), dynamo=True, dynamic_shapes=dynamic, input_names=['frames'],
-                                        output_names=['probabilities'], verbose=False)
+            program = torch.onnx.export(whole, (frames,), dynamo=True, dynamic_shapes=dynamic,
+                                        input_names=['frames'], output_names=['probabilities'],
+                                        verbose=False)
             if program is None: raise StudyError(f'{folder}: cannot be written as onnx')
-            program.model.metadata_props['classes'] = json.dumps(card['classes'])
+            program.model.metadata_props['classes'] = json.dumps(config['classes'])
             program.save(str(path), external_data=False)
     return at

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .request import (
     LONGEST_NAME, check_folder, check_target, distinct, readable)
 from ..core.base import StudyError
@@ -28,10 +29,12 @@ class Prediction:
     span:tuple = (0., 0.)   # Seconds at which what was watched begins and ends
     frames:int = 0          # Frames that were decoded
     warnings:list = field(default_factory=list) # What a reader of the result must know
-    strip:np.ndarray|None = None # Pictures at equal distances `(m,h,w,3)`, where they were asked for
+    # Pictures at equal distances `(m,h,w,3)`, where they were asked for
+    strip:np.ndarray|None = None
 
     @property
-    def probabilities(self)->np.ndarray: return self.windows.mean(0)     # of the whole video, `(K,)`
+    # of the whole video, `(K,)`
+    def probabilities(self)->np.ndarray: return self.windows.mean(0)
 
     @property
     def ends(self)->np.ndarray: return np.minimum(self.starts+self.seconds, self.span[1] or np.inf)
@@ -41,17 +44,22 @@ class Prediction:
         p = self.probabilities if window is None else self.windows[window]
         return [(self.classes[i], float(p[i])) for i in np.argsort(-p, kind='stable')[:k]]
 
-    def to_dict(self, k:int=5, windows:bool=False)->dict: # As JSON has it
-        "The prediction as a row"
-        (label, p), *_ = top = self.top(k)
-        out = dict(label=label, probability=p, top=top, start=float(self.span[0]), end=float(self.span[1]),
-                   frames=self.frames, warnings=self.warnings)
-        return out | (dict(window_seconds=self.seconds, starts=self.starts.tolist(), ends=self.ends.tolist(),
-                           windows=[dict(zip(self.classes, map(float, w))) for w in self.windows]) if windows else {})
+# %% ../../nbs/deploy/03_output.ipynb #6bdcecc9
+@patch
+def to_dict(self:Prediction, k:int=5, windows:bool=False)->dict: # As JSON has it
+    "The prediction as a row"
+    (label, p), *_ = top = self.top(k)
+    out = dict(label=label, probability=p, top=top, start=float(self.span[0]),
+               end=float(self.span[1]), frames=self.frames, warnings=self.warnings)
+    return out | (dict(
+        window_seconds=self.seconds, starts=self.starts.tolist(), ends=self.ends.tolist(),
+        windows=[dict(zip(self.classes, map(float, w))) for w in self.windows]) if windows else {})
 
-    def plot(self, fig=None):
-        "The probabilities over time, below a film strip where there is one; a matplotlib figure"
-        return plot_over_time(self.classes, (self.starts+self.ends)/2, self.windows, self.span, self.strip, fig=fig)
+@patch
+def plot(self:Prediction, fig=None):
+    "The probabilities over time, below a film strip where there is one; a matplotlib figure"
+    return plot_over_time(self.classes, (self.starts + self.ends)/2, self.windows, self.span,
+                          self.strip, fig=fig)
 
 # %% ../../nbs/deploy/03_output.ipynb #59b4b29f
 def doubts(
@@ -64,8 +72,10 @@ def doubts(
     if not said['doubt'] and share > .5: return []
     why = f": {said['doubt']}" if said['doubt'] else ''
     got = f"{said['end']-start:.2f}"
-    if asked == np.inf: return [f'only the first {got} s can be read; how much is missing is not known{why}']
-    return [f"{'less than half' if share < .5 else 'not all'} of it can be read, {got} of {asked:.2f} s{why}"]
+    if asked == np.inf:
+        return [f'only the first {got} s can be read; how much is missing is not known{why}']
+    return [f"{'less than half' if share < .5 else 'not all'} of it can be read, "
+            f"{got} of {asked:.2f} s{why}"]
 
 # %% ../../nbs/deploy/03_output.ipynb #eeda7af8
 @contextmanager
@@ -77,7 +87,8 @@ def folder_of_frames(
     if path is None: yield None
     else:
         made = not Path(path).exists()
-        new = Path(tempfile.mkdtemp(prefix='.frames-', dir=check_folder(path, '--save-frames-path')))
+        new = Path(tempfile.mkdtemp(prefix='.frames-', dir=check_folder(path,
+                                                                        '--save-frames-path')))
         try:
             yield new
             for p in () if rm else sorted(new.iterdir()): os.replace(p, Path(path)/p.name)
@@ -95,7 +106,9 @@ def targets(
     "What is written beside the answer: {kind: path}, checked"
     video,out,new = Path(video),{},bool(o.get('overwrite'))
     beside,inside = names or (video.with_name(video.stem), Path(video.stem))
-    if o['cut']: out['cut'] = check_target(video.with_name(f'{beside.name}_cut.mp4'), 'the cut', video, overwrite=new)
+    if o['cut']:
+        out['cut'] = check_target(video.with_name(f'{beside.name}_cut.mp4'), 'the cut', video,
+                                  overwrite=new)
     if o['over_time']:
         at = o['picture'] or video.with_name(f'{beside.name}_over_time.png')
         out['picture'] = check_target(at, '--picture', video, ('.png', '.jpg', '.pdf', '.svg'), new)
@@ -105,22 +118,29 @@ def targets(
         out['video'] = check_target(at, '--save-video', video, ('.mp4', '.m4v', '.mov'), new)
     return out
 
+# %% ../../nbs/deploy/03_output.ipynb #a16ee439
 def _frames_target(inside, o, many):
-    "The folder for the frames of a video; `StudyError` where frames lie that are not to be replaced"
+    """The folder for the frames of a video; `StudyError` where frames lie that are not to be
+    replaced"""
     if not o.get('save_frames_path'): return None
     at = Path(o['save_frames_path'])/inside if many else Path(o['save_frames_path'])
     there = sorted(at.glob('*.jpg')) if not (o['rm_frames'] or o.get('overwrite')) else []
     if many or there and any(re.fullmatch(r'\d{6}\.\d{3}', p.stem) for p in there):
-        if there: raise StudyError(f'--save-frames-path: {at} has pictures already; --overwrite replaces them')
-    if len(os.fsencode(at.name)) > LONGEST_NAME: raise StudyError(f'--save-frames-path: {at} is too long a name')
+        if there:
+            raise StudyError(f'--save-frames-path: {at} has pictures already; '
+                             '--overwrite replaces them')
+    if len(os.fsencode(at.name)) > LONGEST_NAME:
+        raise StudyError(f'--save-frames-path: {at} is too long a name')
     return at
 
+# %% ../../nbs/deploy/03_output.ipynb #b051d9a3
 def plan_targets(
     files:list, # The videos, all of them
     o:dict,     # As in `targets`; and save_frames_path, rm_frames, out
     many:bool,  # More than one?
 )->dict: # {video: ({kind: path}, folder for frames or None)}
-    "All that will be written, checked before anything is; `StudyError` if it would go over a video or over another output"
+    """All that will be written, checked before anything is; `StudyError` if it would go over a
+    video or over another output"""
     beside,inside,plan = distinct(files, True),distinct(files, False),{}
     inputs,taken = {os.path.realpath(f): f for f in files},{}
     same = {(s.st_dev, s.st_ino): f for f in files if os.path.exists(f) for s in [os.stat(f)]}
@@ -128,14 +148,18 @@ def plan_targets(
         real = os.path.realpath(path)
         stat = os.stat(path) if os.path.exists(path) else None
         if over := inputs.get(real) or stat and same.get((stat.st_dev, stat.st_ino)):
-            raise StudyError(f'{video}: what is written for it, {path}, is a video that is read, {over}; nothing was done')
+            raise StudyError(f'{video}: what is written for it, {path}, is a video that is read, '
+                             f'{over}; nothing was done')
         key = unicodedata.normalize('NFC', real).casefold()
-        if key in taken: raise StudyError(f'{video}: what is written for it, {path}, is written for {taken[key]}, too')
+        if key in taken:
+            raise StudyError(f'{video}: what is written for it, {path}, '
+                             f'is written for {taken[key]}, too')
         taken[key] = video
     if o.get('out'): claim(o['out'], '--out')
     for f in files:
         try: to = targets(f, o, many, (beside[f], inside[f]))
-        except StudyError as e: raise StudyError(f'{e}; nothing was done' if many else str(e)) from None
+        except StudyError as e:
+            raise StudyError(f'{e}; nothing was done' if many else str(e)) from None
         frames = _frames_target(inside[f], o, many)
         for path in [*to.values(), *([frames] if frames and many else [])]: claim(path, f)
         plan[f] = to,frames
@@ -150,57 +174,74 @@ class Printer:
         out=None,     # A .csv or .json to write, instead of standard output
         overwrite:bool=False, # May it replace a file?
     ):
-        self.out,self.top,self.n,self.bad = out and check_target(out, '--out', None, ('.csv', '.json'), overwrite),top,0,0
+        self.out = out and check_target(out, '--out', None, ('.csv', '.json'), overwrite)
+        self.top = top
+        self.n = 0
+        self.bad = 0
         self.json,self.file = as_json or bool(out) and self.out.suffix == '.json',None
         self.part = self.out and self.out.with_name(f'{self.out.name}.part')
-        if out: check_target(self.part, '--out (rows of a run that was stopped)', None, (), overwrite)
+        if out:
+            check_target(self.part, '--out (rows of a run that was stopped)', None, (), overwrite)
 
     def __call__(self, row, p, many):
         self.n,self.bad = self.n+1,self.bad+('error' in row)
-        for w in row.get('warnings', ()): print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
+        for w in row.get('warnings', ()):
+            print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
         if self.json: return self.line(json.dumps(row), many)
         if many or self.out: return self.csv(row)
-        print(for_terminal(row['video']), *(f'  {q:6.1%}  {for_terminal(c)}' for c,q in row['top']), sep='\n')
+        print(for_terminal(row['video']),
+              *(f'  {q:6.1%}  {for_terminal(c)}' for c, q in row['top']), sep='\n')
         for i,(a,b) in enumerate(zip(row.get('starts', ()), row.get('ends', ()))):
             (c,q), = p.top(1, i)
             print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {for_terminal(c)}')
         for kind,path in row.get('files', {}).items(): print(for_terminal(f'{kind}: {path}'))
 
-    def csv(self, row):
-        names = [f'{k}_{i}' for i in range(1, self.top+1) for k in ('label', 'probability')]
-        top = [v for c,q in row.get('top', ()) for v in (c, round(q, 6))]
-        cells = [row['video'], *top, *['']*(len(names)-len(top)),
-                 *(f'{row[k]:g}' if k in row else '' for k in ('start', 'end', 'frames')),
-                 '; '.join(row.get('warnings', ())), row.get('error', '')]
-        if self.n == 1: self.write(['video', *names, 'start', 'end', 'frames', 'warnings', 'error'])
-        self.write(cells)
+# %% ../../nbs/deploy/03_output.ipynb #d4f22df9
+@patch
+def csv(self:Printer, row):
+    names = [f'{k}_{i}' for i in range(1, self.top+1) for k in ('label', 'probability')]
+    top = [v for c,q in row.get('top', ()) for v in (c, round(q, 6))]
+    cells = [row['video'], *top, *['']*(len(names)-len(top)),
+             *(f'{row[k]:g}' if k in row else '' for k in ('start', 'end', 'frames')),
+             '; '.join(row.get('warnings', ())), row.get('error', '')]
+    if self.n == 1: self.write(['video', *names, 'start', 'end', 'frames', 'warnings', 'error'])
+    self.write(cells)
 
-    def write(self, cells):
-        csv.writer(text := io.StringIO(), lineterminator='').writerow(map(for_csv, cells))
-        self.line(text.getvalue(), False)
+@patch
+def write(self:Printer, cells):
+    csv.writer(text := io.StringIO(), lineterminator='').writerow(map(for_csv, cells))
+    self.line(text.getvalue(), False)
 
-    def line(self, text, many):
-        if self.out: self.keep('[' + text if self.json and self.n == 1 else ',\n' + text if self.json else text + '\n')
-        else: print('[' if many and self.n == 1 else ',' if many else '', text, sep='', flush=True)
+@patch
+def line(self:Printer, text, many):
+    if self.out:
+        self.keep('[' + text if self.json and self.n == 1 else ',\n' + text if self.json else text
+                  + '\n')
+    else: print('[' if many and self.n == 1 else ',' if many else '', text, sep='', flush=True)
 
-    def keep(self, text):
-        "Add to the file beside `out`, at once: it outlives a kill"
-        if not self.file: self.file = open(self.part, 'w', encoding='utf-8', newline='')
-        self.file.write(text)
-        self.file.flush()
+# %% ../../nbs/deploy/03_output.ipynb #e606320a
+@patch
+def keep(self:Printer, text):
+    "Add to the file beside `out`, at once: it outlives a kill"
+    if not self.file: self.file = open(self.part, 'w', encoding='utf-8', newline='')
+    self.file.write(text)
+    self.file.flush()
 
-    def stop(self, many):
-        "After an interruption: what was answered stays, under a name that does not claim to be all"
-        if self.file:
-            self.file.close()
-            print(for_terminal(f'{self.part}: {self.n} answers until here'), file=sys.stderr)
-        elif self.json and many and self.n: print(']')
+@patch
+def stop(self:Printer, many):
+    "After an interruption: what was answered stays, under a name that does not claim to be all"
+    if self.file:
+        self.file.close()
+        print(for_terminal(f'{self.part}: {self.n} answers until here'), file=sys.stderr)
+    elif self.json and many and self.n: print(']')
 
-    def finish(self, many):
-        if self.json and many and not self.out: print(']')
-        if self.out:
-            self.keep(('[' if not self.n else '') + ']\n' if self.json else '')
-            self.file.close()
-            os.replace(self.part, self.out)
-        if self.bad: print(f'error: {self.bad} of {self.n} videos could not be watched', file=sys.stderr)
-        return 2 if self.bad else 0
+@patch
+def finish(self:Printer, many):
+    if self.json and many and not self.out: print(']')
+    if self.out:
+        self.keep(('[' if not self.n else '') + ']\n' if self.json else '')
+        self.file.close()
+        os.replace(self.part, self.out)
+    if self.bad:
+        print(f'error: {self.bad} of {self.n} videos could not be watched', file=sys.stderr)
+    return 2 if self.bad else 0

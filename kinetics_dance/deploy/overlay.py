@@ -47,7 +47,8 @@ def plot_over_time(
 
 # %% ../../nbs/deploy/01_overlay.ipynb #6e424875
 def _caption(lines, shares, h, w):
-    "Brightness and opacity `(y,x)` of a box with `lines` and bars as long as `shares`; its sides are even"
+    """Brightness and opacity `(y,x)` of a box with `lines` and bars as long as `shares`; its sides
+    are even"""
     from PIL import Image, ImageDraw, ImageFont
     size, lines = max(9, min(h, w)//18), [visible(s, 60) for s in lines]
     while size >= 7:
@@ -62,10 +63,14 @@ def _caption(lines, shares, h, w):
     for k,(line,share) in enumerate(zip(lines, shares)):
         y = k*tall+size//4
         pen.text((size//2, y), line, fill=255, font=font)
-        pen.rectangle([size//2, y+size*1.3, size//2+max(1, share*(box[1]-size)), y+size*1.3+max(1, size//6)], fill=200)
+        pen.rectangle([
+            size // 2, y + size*1.3, size // 2 + max(1, share*(box[1] - size)),
+            y + size*1.3 + max(1, size // 6)
+        ], fill=200)
     color_jitter[:] = np.asarray(image, np.float32)/255
     return 16+219*color_jitter, np.maximum(color_jitter, .55)
 
+# %% ../../nbs/deploy/01_overlay.ipynb #8198f9bc
 def _lay(picture, caption, h, w):
     "Lay a caption over the upper left of a YUV 4:2:0 picture, in place"
     color_jitter, cover = caption
@@ -80,21 +85,26 @@ def _lay(picture, caption, h, w):
 
 # %% ../../nbs/deploy/01_overlay.ipynb #fa854c66
 def draw(path, target, times, lines, shares, start=0., stop=None):
-    """Write a video with a caption, `lines[i]` and bars `shares[i]` from second `times[i]` on, keeping its sound;
+    """Write a video with a caption, `lines[i]` and bars `shares[i]` from second `times[i]` on,
+    keeping its sound;
     runs in the reader's process"""
     with open_video(path) as (c, v):
         rate = Fraction(min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
         channels = min(2, c.streams.audio[0].channels or 2) if c.streams.audio else 0
     with writing(target) as temporary:
-        for sound in dict.fromkeys((channels, 0)): # a sound track nobody can decode must not cost the pictures
-            failure = yield from _drawn(path, temporary, times, lines, shares, start, stop, rate, sound)
+        # a sound track nobody can decode must not cost the pictures
+        for sound in dict.fromkeys((channels, 0)):
+            failure = yield from _drawn(path, temporary, times, lines, shares, start, stop, rate,
+                                        sound)
             if not failure: break
         else: raise Unavailable('other', failure)
     yield dict(kind='end', sound=bool(sound), lost=bool(channels and not sound)), b''
 
+# %% ../../nbs/deploy/01_overlay.ipynb #665cabf4
 def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
     "Ffmpeg's last words if it failed"
-    shaper = Shaper('yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
+    shaper = Shaper(
+        'yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
     size = last = base = shown = None
     def sized(frames):
         nonlocal size # a stream can be asked only while it is read
@@ -102,12 +112,16 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
             size = size or even_size(f, v, None)
             yield t, f, v
     ticks = math.ceil((stop-start)*rate-1e-6) if stop is not None else None
-    with closing(intact_frames(path, start)) as frames, encoder(time.monotonic()+30*86400) as (begin, write, end):
+    with closing(intact_frames(path, start)) as frames, encoder(time.monotonic()
+                                                                + 30*86400) as (begin, write, end):
         try:
             for k,(f,_) in enumerate(steady(sized(frames), float(rate), start, ticks)):
                 if k == 0:
                     seconds = stop and stop-start
-                    begin(_titled(ffmpeg_command(path, target, start, seconds, size, round(rate), rate, channels)))
+                    begin(
+                        _titled(
+                            ffmpeg_command(path, target, start, seconds, size, round(rate), rate,
+                                           channels)))
                 if f is not last: last, base = f, shaper(f, *size).to_ndarray()
                 i = max(0, int(np.searchsorted(times, start+k/rate+1e-6, side='right'))-1)
                 if i != shown: shown, caption = i, _caption(lines[i], shares[i], *size)
@@ -119,6 +133,7 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
         except BrokenPipeError: pass # ffmpeg says why
         return end() if size else 'not one frame can be decoded'
 
+# %% ../../nbs/deploy/01_overlay.ipynb #4259ff8e
 def _titled(command):
     "Without the mark of a clip of ours: this is none"
     k = next(i for i,a in enumerate(command) if a.startswith('comment='))

@@ -30,9 +30,11 @@ def check_span(
     since = start or 0.
     if duration is not None:
         if end is not None and abs(since+duration-end) > 1e-6:
-            raise StudyError(f'--duration: from {since:g} s on, {duration:g} s do not end at {end:g} s; give one of both')
+            raise StudyError(f'--duration: from {since:g} s on, {duration:g} s do not end at '
+                             f'{end:g} s; give one of both')
         end = since+duration
-    if end is not None and end <= since: raise StudyError(f'--end-time: {end:g} s is not after the start, {since:g} s')
+    if end is not None and end <= since:
+        raise StudyError(f'--end-time: {end:g} s is not after the start, {since:g} s')
     return since, end
 
 # %% ../../nbs/deploy/02_request.ipynb #ec9607b9
@@ -53,14 +55,15 @@ def find_videos(
         found += some
     return list(dict.fromkeys(found))
 
+# %% ../../nbs/deploy/02_request.ipynb #5df7c7d9
 def check_video(
     path, # A name
 )->Path: # The same
     "`StudyError` unless it is that of a file"
     try:
         if os.path.isfile(path): return Path(path)
-        what = ('a folder, not a video' if os.path.isdir(path) else 'not a file' if os.path.exists(path) else
-                'no such file')
+        what = ('a folder, not a video' if os.path.isdir(path) else
+                'not a file' if os.path.exists(path) else 'no such file')
     except ValueError: what = 'not a name' # a null byte
     raise StudyError(f'{path}: {what}')
 
@@ -82,12 +85,14 @@ def check_target(
     if video is not None and path.exists() and os.path.samefile(path, video):
         raise StudyError(f'{option}: {path} is the video itself')
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise StudyError(f'{option}: {path} is too long a name: {len(os.fsencode(path.name))} bytes, at most {LONGEST_NAME}')
+        raise StudyError(f'{option}: {path} is too long a name: {len(os.fsencode(path.name))} '
+                         f'bytes, at most {LONGEST_NAME}')
     if overwrite is False and os.path.lexists(path):
         raise StudyError(f'{option}: {path} is there already; --overwrite replaces it')
     check_folder(path.parent, option)
     return path
 
+# %% ../../nbs/deploy/02_request.ipynb #465278f7
 def check_folder(
     path,       # A folder to write to; it is made
     option:str, # Whose it is, for the message
@@ -97,7 +102,8 @@ def check_folder(
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): pass
     except (OSError, ValueError) as e:
-        raise StudyError(f'{option}: cannot write to {path}: {getattr(e, "strerror", None) or e}') from None
+        raise StudyError(
+            f'{option}: cannot write to {path}: {getattr(e, "strerror", None) or e}') from None
     return Path(path)
 
 # %% ../../nbs/deploy/02_request.ipynb #4cbbbf65
@@ -105,12 +111,14 @@ def distinct(
     files:list,  # Video files
     beside:bool, # Is something written beside each, not into one folder for all?
 )->dict: # {file: path that the names of its outputs begin with}
-    "The stem of each file where that is enough to tell it from the others; else its name; else the way to it, too"
+    """The stem of each file where that is enough to tell it from the others; else its name; else
+    the way to it, too"""
     whole = {f: Path(os.path.abspath(f)) for f in files}
     top = os.path.commonpath([p.parent for p in whole.values()]) if whole else ''
     forms = [{f: p.with_name(p.stem) for f,p in whole.items()}, whole]
     if not beside:
-        forms = [{f: Path(p.name) for f,p in some.items()} for some in forms] + [{f: p.relative_to(top) for f,p in whole.items()}]
+        forms = [{f: Path(p.name) for f, p in some.items()}
+                 for some in forms] + [{f: p.relative_to(top) for f, p in whole.items()}]
     out:dict = {}
     for form in forms:
         keys = {f: unicodedata.normalize('NFC', str(p)).casefold() for f,p in form.items()}
@@ -135,7 +143,8 @@ def run_command(
     "Call a command and end the process with its exit code; an error is one line on standard error"
     args = [str(a) for a in (sys.argv[1:] if args is None else args)]
     debug = '--debug' in args
-    for stream in (sys.stdout, sys.stderr): # a terminal that knows only ASCII is told the rest in numbers
+    # a terminal that knows only ASCII is told the rest in numbers
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     if not debug: warnings.simplefilter('ignore')
     def fail(code, line):
@@ -172,16 +181,20 @@ def script_arguments(
         if word.lower() in ('false', 'no', '0', 'off'): return False
         raise argparse.ArgumentTypeError(f'{word!r} is neither True nor False')
     p = Parser('inference.py', description='Which dance is it?', allow_abbrev=False)
-    p.add_argument('--videopath', required=True, metavar='VIDEO', help='an .avi or .mp4 file, or whatever else decodes')
+    p.add_argument('--videopath', required=True, metavar='VIDEO', help='an .avi or .mp4 file, '
+                                                                       'or whatever else decodes')
     p.add_argument('--model-path', help='folder of a model (default: the newest below runs/)')
-    p.add_argument('--save-frames-path', metavar='DIR', help='where to write the frames that the model sees')
+    p.add_argument('--save-frames-path', metavar='DIR', help='where to write the frames '
+                                                             'that the model sees')
     p.add_argument('--rm-frames', type=truth, nargs='?', const=True, default=True, metavar='BOOL',
                    help='remove them afterwards (default: True)')
     for name,what in (('start-time', 'second where to begin; needs an end or a duration'),
                       ('end-time', 'second where to end'), ('duration', 'seconds to watch')):
         p.add_argument(f'--{name}', type=float, metavar='S', help=what)
-    p.add_argument('--top', type=int, default=5, metavar='K', help='how many classes to show (default: 5)')
+    p.add_argument('--top', type=int, default=5, metavar='K', help='how many classes '
+                                                                   'to show (default: 5)')
     p.add_argument('--json', action='store_true', dest='as_json', help='one JSON object')
     p.add_argument('--overwrite', action='store_true', help='replace files that are there already')
-    p.epilog = 'A part of a video is also saved beside it, as <name>_cut.mp4. --debug shows where an error happened.'
+    p.epilog = ('A part of a video is also saved beside it, as <name>_cut.mp4. '
+                '--debug shows where an error happened.')
     return vars(p.parse_args(args))

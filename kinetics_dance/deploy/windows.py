@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
+from fastcore.basics import patch
 from ..core.base import StudyError
 from ..core.base import Unavailable
 from ..video.decoding import Damaged, open_video, intact_frames, upright_size
@@ -52,30 +53,34 @@ class _Pass:
         self.path, self.start, self.stop = path, start, stop
         self.frames, self.end, self.doubt = 0, None, None
 
-    def pairs(self):
-        "(seconds, frame, shape of its pixels, until when it is on screen), the last one with infinity"
-        held, first, n, rate, pixels = None, None, 0, 25., None
-        try:
-            with closing(intact_frames(self.path, self.start)) as sound:
-                for n, (t, f, v) in enumerate(sound):
-                    if held:
-                        self.frames += t > self.start
-                        yield *held, t
-                    else:
-                        first, rate = t, float(v.guessed_rate or v.average_rate or 25)
-                        # the stream is gone when the last frame is handed out
-                        pixels = SimpleNamespace(sample_aspect_ratio=v.sample_aspect_ratio)
-                    if self.stop is not None and t >= self.stop-1e-6: return # the rest is not asked for
-                    held = t, f, pixels
-        except Damaged as e:
-            if not held: raise
-            self.doubt = e.detail
-        if held is None: raise Unavailable('truncated', 'not one frame can be decoded')
-        t, f, _ = held
-        self.frames += 1
-        self.end = t+(float(f.duration*f.time_base) if f.duration and f.time_base else (t-first)/n if n else 1/rate)
-        yield *held, np.inf
+# %% ../../nbs/deploy/00_windows.ipynb #2944060d
+@patch
+def pairs(self:_Pass):
+    "(seconds, frame, shape of its pixels, until when it is on screen), the last one with infinity"
+    held, first, n, rate, pixels = None, None, 0, 25., None
+    try:
+        with closing(intact_frames(self.path, self.start)) as sound:
+            for n, (t, f, v) in enumerate(sound):
+                if held:
+                    self.frames += t > self.start
+                    yield *held, t
+                else:
+                    first, rate = t, float(v.guessed_rate or v.average_rate or 25)
+                    # the stream is gone when the last frame is handed out
+                    pixels = SimpleNamespace(sample_aspect_ratio=v.sample_aspect_ratio)
+                if self.stop is not None and t >= self.stop-1e-6: return # the rest is not asked for
+                held = t, f, pixels
+    except Damaged as e:
+        if not held: raise
+        self.doubt = e.detail
+    if held is None: raise Unavailable('truncated', 'not one frame can be decoded')
+    t, f, _ = held
+    self.frames += 1
+    self.end = t + (float(f.duration*f.time_base) if f.duration and f.time_base else
+                    (t - first)/n if n else 1/rate)
+    yield *held, np.inf
 
+# %% ../../nbs/deploy/00_windows.ipynb #5395070d
 def _shapes(size, crop=None):
     "From a PyAV frame to the middle of it, `(h,w,3)`"
     shaper, (h, w) = shaper_to(size), crop or size
@@ -83,19 +88,22 @@ def _shapes(size, crop=None):
     top, left = (size[0]-h+1)//2, (size[1]-w+1)//2
     def shape(f, pixels):
         big, at = cover_size(*upright_size(f, pixels), size)
-        return np.ascontiguousarray(cut_out(shaper(f, *big).to_ndarray(), size, at)[top:top+h, left:left+w])
+        return np.ascontiguousarray(
+            cut_out(shaper(f, *big).to_ndarray(), size, at)[top:top + h, left:left + w])
     return shape
 
 # %% ../../nbs/deploy/00_windows.ipynb #5ffedc66
 def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0, save=None):
-    "Yield what a model wants of a video: a plan, then frames in order, then how it ended; runs in the reader's process"
+    """Yield what a model wants of a video: a plan, then frames in order, then how it ended; runs in
+    the reader's process"""
     claimed, known = claimed_seconds(path), None
     if stop is not None and claimed: _inside(stop, claimed, path)
     for _ in range(4):
         last = known if known is not None else claimed
         until = min(x for x in (stop, last, np.inf) if x is not None)
         if last is not None: _inside(start, until, path, begins=True)
-        if until == np.inf or (until-start)/step > MOST and known is None: # no word, or not to be believed: count
+        # no word, or not to be believed: count
+        if until == np.inf or (until-start)/step > MOST and known is None:
             look, news = _Pass(path, start, stop), 0
             for t, *_ in look.pairs():
                 if t < news+5: continue
@@ -109,14 +117,17 @@ def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0,
         yield from _moments(look, at, until, _shapes(size, crop), strip, save)
         # two frames: which times are rounded is the container's secret
         slack = max(.05, 2.01*((look.end or until)-start)/max(1, look.frames))
-        if look.end is None or known is not None or abs(look.end-(until if last is None else last)) <= slack:
-            yield dict(kind='end', frames=look.frames, end=until if look.end is None else min(look.end, until),
-                       claimed=claimed, doubt=look.doubt), b''
+        if look.end is None or known is not None or abs(look.end -
+                                                        (until if last is None else last)) <= slack:
+            yield dict(kind='end', frames=look.frames,
+                       end=until if look.end is None else min(look.end, until), claimed=claimed,
+                       doubt=look.doubt), b''
             return
         known = look.end
         if stop is not None and not look.doubt: _inside(stop, known, path)
     raise Unavailable('other', 'its length changes from one reading to the next')
 
+# %% ../../nbs/deploy/00_windows.ipynb #7589f4fe
 def _inside(at, end, path, begins=False):
     if at > end+.25 or begins and at >= end:
         what = 'the start' if begins else 'the end'
@@ -133,23 +144,28 @@ def _moments(look, at, until, shape, strip, save):
         j2, k2 = np.searchsorted(wanted, then-1e-6), np.searchsorted(shown, then-1e-6)
         if j2 > j:
             name = save and _save(f, pixels, t, Path(save))
-            yield {'kind': 'frame', 'upto': int(j2), 'at': t, 'file': name}, shape(f, pixels).tobytes()
+            yield {'kind': 'frame', 'upto': int(j2), 'at': t,
+                   'file': name}, shape(f, pixels).tobytes()
         if k2 > k:
             h, w = upright_size(f, pixels)
             small = small or _shapes((96, max(8, min(384, round(96*w/h)))))
             picture = small(f, pixels)
-            yield {'kind': 'strip', 'times': int(k2-k), 'at': t, 'size': picture.shape}, picture.tobytes()
+            yield {'kind': 'strip', 'times': int(k2 - k), 'at': t,
+                   'size': picture.shape}, picture.tobytes()
         if j2 == j and t > news+5:
             news = t
             yield {'kind': 'news', 'at': t}, b''
         j, k = j2, k2
         due = min([x[i] for x,i in ((wanted, j), (shown, k)) if i < len(x)], default=np.inf)
 
+# %% ../../nbs/deploy/00_windows.ipynb #694c8f3c
 def _save(f, pixels, t, folder):
     "Write a frame as it is shown, at its full size"
     from simplejpeg import encode_jpeg
     name = f'{t:010.3f}.jpg'
-    (folder/name).write_bytes(encode_jpeg(np.ascontiguousarray(shaper_to(None)(f, *upright_size(f, pixels)).to_ndarray()), quality=95))
+    (folder/name).write_bytes(
+        encode_jpeg(np.ascontiguousarray(shaper_to(None)(f, *upright_size(f, pixels)).to_ndarray()),
+                    quality=95))
     return name
 
 # %% ../../nbs/deploy/00_windows.ipynb #994f375a
@@ -162,25 +178,32 @@ class Windows:
     ):
         self.wanted, back = np.unique(at, return_inverse=True)
         self.at, self.shape, self.batch = back.reshape(at.shape), shape, batch
-        self.which, self.pictures, self.next, self.ready = np.zeros(len(self.wanted), int), {}, 0, []
+        self.which = np.zeros(len(self.wanted), int)
+        self.pictures = {}
+        self.next = 0
+        self.ready = []
         self.n = self.upto = 0
 
-    def add(self, upto, data):
-        "A frame for all moments up to `upto`; yields batches `(b,T,h,w,3)` uint8"
-        self.pictures[self.n] = np.frombuffer(data, np.uint8).reshape(*self.shape, 3)
-        self.which[self.upto:upto] = self.n
-        self.n, self.upto = self.n+1, upto
-        while self.next < len(self.at) and self.at[self.next,-1] < upto:
-            self.ready.append(np.stack([self.pictures[self.which[j]] for j in self.at[self.next]]))
-            self.next += 1
-            more = self.next < len(self.at) and self.at[self.next,0] < upto
-            keep = self.which[self.at[self.next,0]] if more else self.n
-            for k in [k for k in self.pictures if k < keep]: del self.pictures[k]
-            if len(self.ready) == self.batch or self.next == len(self.at): yield self.flush()
+# %% ../../nbs/deploy/00_windows.ipynb #1619afd5
+@patch
+def add(self:Windows, upto, data):
+    "A frame for all moments up to `upto`; yields batches `(b,T,h,w,3)` uint8"
+    self.pictures[self.n] = np.frombuffer(data, np.uint8).reshape(*self.shape, 3)
+    self.which[self.upto:upto] = self.n
+    self.n, self.upto = self.n+1, upto
+    while self.next < len(self.at) and self.at[self.next,-1] < upto:
+        self.ready.append(np.stack([self.pictures[self.which[j]] for j in self.at[self.next]]))
+        self.next += 1
+        more = self.next < len(self.at) and self.at[self.next,0] < upto
+        keep = self.which[self.at[self.next,0]] if more else self.n
+        for k in [k for k in self.pictures if k < keep]: del self.pictures[k]
+        if len(self.ready) == self.batch or self.next == len(self.at): yield self.flush()
 
-    def flush(self):
-        out, self.ready = np.stack(self.ready), []
-        return out
+# %% ../../nbs/deploy/00_windows.ipynb #0dbe9412
+@patch
+def flush(self:Windows):
+    out, self.ready = np.stack(self.ready), []
+    return out
 
 # %% ../../nbs/deploy/00_windows.ipynb #a280df92
 def cut(path, target, start, stop=None):
@@ -190,10 +213,15 @@ def cut(path, target, start, stop=None):
     if claimed:
         _inside(start, claimed, path, begins=True)
         if stop is not None: _inside(stop, claimed, path)
-    yield {'kind': 'plan', 'more': 10*min(86400, (min(stop or claimed or 60, claimed or 86400)-start))}, b''
+    yield {
+        'kind': 'plan', 'more': 10*min(86400,
+                                       (min(stop or claimed or 60, claimed or 86400) - start))
+    }, b''
     until = min(stop or claimed, claimed) if claimed else stop
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(normalise_clip, path, target, start, until, short_side=None, timeout=10*86400)
-        while not wait([job], timeout=1).done: yield {'kind': 'news'}, b'' # the limit is then that of the whole
+        job = pool.submit(normalise_clip, path, target, start, until, short_side=None,
+                          timeout=10*86400)
+        # the limit is then that of the whole
+        while not wait([job], timeout=1).done: yield {'kind': 'news'}, b''
     got = job.result()
     yield dict(kind='end', frames=got['frames'], seconds=got['seconds'], doubt=got['error']), b''

@@ -13,11 +13,16 @@ from .sources import REASONS
 
 # %% ../../nbs/download/08_attrition.ipynb #91cb7ab4
 def attrition_report(clips:pd.DataFrame # A clip table's rows: `label`, `status`, `reason`
-              ) -> pd.DataFrame:  # One row a class and one for all: clips, ok, a column a reason, `alive` (share of those there is an answer for)
+              # One row a class and one for all: clips, ok, a column a reason, `alive` (share of
+              # those there is an answer for)
+              ) -> pd.DataFrame:
     "What is there and what is not, by class and reason"
     what = clips.reason.where(clips.status != 'ok', 'ok').fillna('not tried')
     counts = pd.crosstab(clips.label, what)
-    order = ['ok', *[r for r in (*REASONS, *sorted(counts.columns)) if r in counts.columns and r != 'ok']]
+    order = [
+        'ok',
+        *[r for r in (*REASONS, *sorted(counts.columns)) if r in counts.columns and r != 'ok']
+    ]
     counts = counts.reindex(columns=list(dict.fromkeys(order)), fill_value=0)
     counts.loc['all'] = counts.sum()
     counts.insert(0, 'clips', counts.sum(axis=1))
@@ -25,8 +30,10 @@ def attrition_report(clips:pd.DataFrame # A clip table's rows: `label`, `status`
     known.loc['all'] = known.sum()
     return counts.assign(alive=(counts.ok/known).round(3)).rename_axis(columns=None)
 
-REFERENCE = 12_245/13_331 # share of Kinetics' training clips of these classes that was alive in December 2022
+# share of Kinetics' training clips of these classes that was alive in December 2022
+REFERENCE = 12_245/13_331
 
+# %% ../../nbs/download/08_attrition.ipynb #bd5905ec
 def plot_attrition(report:pd.DataFrame, # What `attrition_report` returned
              ax=None, # Axes to draw on
              reference:float=None # A share that could not be had elsewhere, %, drawn as a line
@@ -45,15 +52,21 @@ def plot_attrition(report:pd.DataFrame, # What `attrition_report` returned
 
 # %% ../../nbs/download/08_attrition.ipynb #497e5c95
 def balance(clips:pd.DataFrame # A clip table's rows
-           ) -> pd.DataFrame:  # One row a split: clips, alive, largest/smallest class listed and there, p of evenness
-    "What rot does to the balance of the classes; p is of the chi-squared test that all classes lose the same share"
+           # One row a split: clips, alive, largest/smallest class listed and there, p of evenness
+           ) -> pd.DataFrame:
+    """What rot does to the balance of the classes; p is of the chi-squared test that all classes
+    lose the same share"""
     from scipy.stats import chi2_contingency
     def of(d):
         ok, n = (d.status == 'ok').groupby(d.label).sum(), d.groupby('label').size()
         lost = pd.DataFrame(dict(ok=ok, lost=n - ok))
         p = chi2_contingency(lost)[1] if len(n) > 1 and (lost.sum() > 0).all() else float('nan')
-        return dict(clips=len(d), alive=round(float(ok.sum()/len(d)), 3), listed=round(float(n.max()/n.min()), 2),
-                    there=round(float(ok.max()/ok.min()), 2) if ok.min() else float('inf'), p=round(float(p), 4))
+        return dict(clips=len(d), alive=round(float(ok.sum()/len(d)),
+                                              3), listed=round(float(n.max()/n.min()), 2),
+                    there=round(float(ok.max()/ok.min()), 2) if ok.min() else float('inf'),
+                    p=round(float(p), 4))
     known = clips[(clips.status == 'ok') | lost(clips)]
     out = pd.DataFrame({s: of(d) for s, d in known.groupby('split')}).T
-    return out.rename(columns=dict(listed='largest/smallest, listed', there='largest/smallest, there', p='p (evenly lost)'))
+    return out.rename(columns=dict(listed='largest/smallest, listed', there='largest/smallest, '
+                                                                            'there', p='p (evenly '
+                                                                                       'lost)'))

@@ -22,22 +22,29 @@ def fetch_upload(rows:list,     # The clips of one upload, as dicts of the table
                  source:str,    # A name in `SOURCES`
                  settings:dict, # Its settings
                  short_side:int=256, fps:float=None, timeout:float=300,
-                 own_disk:bool=False # Keep the upload on this machine's own disk, not beside the clips?
+                 # Keep the upload on this machine's own disk, not beside the clips?
+                 own_disk:bool=False
                 ) -> list:      # One dict a clip: the columns to update, `detail` and `retry_after`
-    "Fetch an upload, cut its clips into `videos/`; never raises, each clip gets its status and reason"
+    """Fetch an upload, cut its clips into `videos/`; never raises, each clip gets its status and
+    reason"""
     start, beside = time.monotonic(), None if own_disk or is_remote(folder) else folder/'videos'
     ends = [r['time_end'] for r in rows]
-    wanted = rows[0] | dict(time_start=min(r['time_start'] for r in rows), time_end=max(ends) if all(ends) else None)
+    wanted = rows[0] | dict(time_start=min(r['time_start'] for r in rows),
+                            time_end=max(ends) if all(ends) else None)
     try:
-        with tempfile.TemporaryDirectory(prefix='.part-', dir=beside, ignore_cleanup_errors=True) as part:
+        with tempfile.TemporaryDirectory(prefix='.part-', dir=beside,
+                                         ignore_cleanup_errors=True) as part:
             try: upload = get_source(source, settings).fetch(wanted, Path(part))
             except Exception as e: return [outcome(r, e) for r in rows]
-            out = [cut_clip(r, upload.path, upload.start, folder, short_side, fps, max(1, timeout - (time.monotonic() - start)))
-                   for r in rows]
+            out = [
+                cut_clip(r, upload.path, upload.start, folder, short_side, fps,
+                         max(1, timeout - (time.monotonic() - start))) for r in rows
+            ]
             out[0]['fetched'] = upload.path.stat().st_size
             return out
     except OSError as e: return [outcome(r, e) for r in rows] # no room for the folder
 
+# %% ../../nbs/download/04_cutting.ipynb #228ca82d
 def cut_clip(row:dict,    # A clip
              upload:Path, # A file that holds it
              start:float, # Second of the upload that the file begins with
@@ -48,10 +55,12 @@ def cut_clip(row:dict,    # A clip
     path = f"videos/{row['clip_id']}.mp4"
     try:
         with writing_to(folder/path) if is_remote(folder) else nullcontext(folder/path) as clip:
-            got = normalise_clip(upload, clip, row['time_start'] - start, row['time_end'] and row['time_end'] - start,
-                                 short_side, fps=fps, timeout=timeout)
-            columns = {k: got[k] for k in ('width', 'height', 'fps', 'frames', 'seconds')} | file_digest(clip)
-        return dict(clip_id=row['clip_id'], status='ok', reason=None, path=path, detail=got['error'] or '', **columns)
+            got = normalise_clip(upload, clip, row['time_start'] - start, row['time_end']
+                                 and row['time_end'] - start, short_side, fps=fps, timeout=timeout)
+            columns = {k: got[k]
+                       for k in ('width', 'height', 'fps', 'frames', 'seconds')} | file_digest(clip)
+        return dict(clip_id=row['clip_id'], status='ok', reason=None, path=path, detail=got['error']
+                    or '', **columns)
     except Exception as e: return outcome(row, e, 'failed')
 
 # %% ../../nbs/download/04_cutting.ipynb #847c5167
@@ -63,13 +72,16 @@ def outcome(row:dict,        # A clip
            ) -> dict:        # The columns to update, `detail` and `retry_after`
     "What the table is told of a clip that cannot be had"
     if getattr(error, 'final', False): status = 'failed'  # what its source has will not get better
-    return dict(clip_id=row['clip_id'], status=status, reason=getattr(error, 'reason', None) or reason_of(error),
-                detail=getattr(error, 'detail', '') or str(error), retry_after=getattr(error, 'retry_after', None), **_NOTHING)
+    return dict(clip_id=row['clip_id'], status=status, reason=getattr(error, 'reason', None)
+                or reason_of(error), detail=getattr(error, 'detail', '') or str(error),
+                retry_after=getattr(error, 'retry_after', None), **_NOTHING)
 
 # %% ../../nbs/download/04_cutting.ipynb #a93552b4
 def is_lost(status:str, reason:str) -> bool:
-    "Is a clip gone for good? One that is cut short at its source had all its bytes come, and `failed`"
-    return status in ('missing', 'failed') and (is_final(reason) or status == 'failed' and reason == 'truncated')
+    """Is a clip gone for good? One that is cut short at its source had all its bytes come, and
+    `failed`"""
+    return status in ('missing', 'failed') and (is_final(reason)
+                                                or status == 'failed' and reason == 'truncated')
 
 def lost(clips:pd.DataFrame # A clip table's rows
         ) -> pd.Series:      # bool, one a row

@@ -26,10 +26,12 @@ from ..core.base import Unavailable
 # %% ../../nbs/download/02_cvdf.ipynb #d1d91f85
 CLASS_NUMBERS = {
     'belly dancing': 32, 'breakdancing': 55, 'country line dancing': 128, 'dancing ballet': 147,
-    'dancing charleston': 148, 'dancing gangnam style': 149, 'dancing macarena': 150, 'jumpstyle dancing': 277,
-    'mosh pit dancing': 335, 'robot dancing': 491, 'salsa dancing': 500, 'square dancing': 576, 'swing dancing': 600,
-    'tango dancing': 610, 'tap dancing': 611}
-_MIRROR_SPLITS = dict(train='train', valid='train', test='val', validate='val', validation='val', val='val')
+    'dancing charleston': 148, 'dancing gangnam style': 149, 'dancing macarena': 150, 'jumpstyle '
+    'dancing': 277, 'mosh pit dancing': 335, 'robot dancing': 491, 'salsa dancing': 500,
+    'square dancing': 576, 'swing dancing': 600, 'tango dancing': 610, 'tap dancing': 611
+}
+_MIRROR_SPLITS = dict(train='train', valid='train', test='val', validate='val', validation='val',
+                      val='val')
 
 def class_numbers(labels # Class names: all 700, or some of the dancing ones
                  ) -> dict: # Name → place in the sorted list of 700, from 1
@@ -38,35 +40,42 @@ def class_numbers(labels # Class names: all 700, or some of the dancing ones
     if len(names) == 700: return {name: i for i, name in enumerate(names, 1)}
     for name in names:
         if name not in CLASS_NUMBERS:
-            raise StudyError(f"classes: the mirror's number of {name!r} is not known{nearest(name, CLASS_NUMBERS)}; "
+            raise StudyError(f"classes: the mirror's number of {name!r} is not "
+                             f"known{nearest(name, CLASS_NUMBERS)}; "
                              f"give the lists with all 700 classes, not {len(names)}")
     return {name: CLASS_NUMBERS[name] for name in names}
 
+# %% ../../nbs/download/02_cvdf.ipynb #e03da80e
 def tar_of(label:str,        # Class
            listed_split:str, # `train`, `valid` or `test` of the study, or the lists' own `validate`
            numbers:dict      # What `class_numbers` returned
           ) -> str:          # E.g. `train/k700_train_032.tar.gz`
     "Where the mirror keeps the clips of a class, from its base address"
-    if label not in numbers: raise StudyError(f'class {label!r}: no number in the mirror{nearest(label, numbers)}')
+    if label not in numbers:
+        raise StudyError(f'class {label!r}: no number in the mirror{nearest(label, numbers)}')
     if listed_split not in _MIRROR_SPLITS:
         raise StudyError(f'split {listed_split!r}: none of {", ".join(_MIRROR_SPLITS)}')
     split = _MIRROR_SPLITS[listed_split]
     return f'{split}/k700_{split}_{numbers[label]:03}.tar.gz'
 
 # %% ../../nbs/download/02_cvdf.ipynb #5247fb6c
-MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO, MAX_HEADER = 100_000, 2**36, 50, 2**20 # number, bytes, ratio, bytes
+# number, bytes, ratio, bytes
+MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO, MAX_HEADER = 100_000, 2**36, 50, 2**20
 
 class _Header(tarfile.TarInfo):
     "A member's header; an odd one is an error, not the end of the tar"
     unpacked = None
     @classmethod
     def fromtarfile(cls, tar):
-        before, cls.unpacked.most = cls.unpacked.most, min(cls.unpacked.most, cls.unpacked.n + MAX_HEADER)
+        before = cls.unpacked.most
+        cls.unpacked.most = min(cls.unpacked.most, cls.unpacked.n + MAX_HEADER)
         try: return super().fromtarfile(tar)
         except tarfile.EOFHeaderError: raise
-        except tarfile.HeaderError as e: raise tarfile.ReadError(f'the tar ends without its end mark ({e})') from None
+        except tarfile.HeaderError as e:
+            raise tarfile.ReadError(f'the tar ends without its end mark ({e})') from None
         finally: cls.unpacked.most = before
 
+# %% ../../nbs/download/02_cvdf.ipynb #e1ad3a04
 class _Unpacked:
     "What comes out of a compressed file, within bounds"
     def __init__(self, file, received, stop=None):
@@ -79,18 +88,24 @@ class _Unpacked:
         if self.over > 2: raise tarfile.ReadError('the tar ends before the files in it do')
         self.n += len(data)
         if self.n > min(self.most, 2**26 + MAX_RATIO*self.received()):
-            raise Unavailable('too large', f'a header without an end, or {self.received()} bytes unpack to {self.n}')
+            raise Unavailable('too large', f'a header without an end, or {self.received()} bytes '
+                                           f'unpack to {self.n}')
         return data
 
+# %% ../../nbs/download/02_cvdf.ipynb #d96f0d77
 def refusal(member:tarfile.TarInfo, # A member of a tar
             max_size:int            # Bytes
            ) -> Unavailable|None:   # Why not, or None
     "Why a member of a tar is not touched"
-    if member.issym() or member.islnk(): return Unavailable('not a video', f'refused: a link to {member.linkname!r}')
-    if not member.isreg() or member.issparse(): return Unavailable('not a video', 'refused: not a plain file')
-    if member.name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', member.name) or ':' in member.name[:2]:
+    if member.issym() or member.islnk():
+        return Unavailable('not a video', f'refused: a link to {member.linkname!r}')
+    if not member.isreg() or member.issparse():
+        return Unavailable('not a video', 'refused: not a plain file')
+    if member.name.startswith(
+        ('/', '\\')) or '..' in re.split(r'[/\\]', member.name) or ':' in member.name[:2]:
         return Unavailable('not a video', 'refused: its name leads out of the folder')
-    if member.size > max_size: return Unavailable('too large', f'{member.size} bytes, {max_size} are allowed')
+    if member.size > max_size:
+        return Unavailable('too large', f'{member.size} bytes, {max_size} are allowed')
 
 # %% ../../nbs/download/02_cvdf.ipynb #d51f6643
 def clips_in(file,          # Compressed tar, open for reading from its start
@@ -102,14 +117,16 @@ def clips_in(file,          # Compressed tar, open for reading from its start
              log:Callable=print, # Called with one line for each of the first 20 refusals
              stop=None      # An event: set it to end
             ) -> Iterator:  # (clip, `Upload` or `Unavailable`)
-    "Each wanted clip of a tar as soon as it is on disk. Raises `EOFError`, `TarError`, `OSError`, `zlib.error` ..."
+    """Each wanted clip of a tar as soon as it is on disk. Raises `EOFError`, `TarError`, `OSError`,
+    `zlib.error` ..."""
     unpacked = _Unpacked(file, received, stop)
     header = type('Header', (_Header,), dict(unpacked=unpacked))
     with tarfile.open(fileobj=unpacked, mode='r|', tarinfo=header) as tar:
         seen = said = 0
         while left and (m := tar.next()) is not None:
             tar.members.clear() # tarfile would remember them all
-            if (seen := seen + 1) > MAX_MEMBERS: raise Unavailable('too large', f'more than {MAX_MEMBERS} members')
+            if (seen := seen + 1) > MAX_MEMBERS:
+                raise Unavailable('too large', f'more than {MAX_MEMBERS} members')
             if not 0 <= m.size <= MAX_UNPACKED - unpacked.n: # to skip it would take for ever
                 raise Unavailable('too large', f'{m.name[:80]!r} is said to have {m.size} bytes')
             name = re.split(r'[/\\]', m.name)[-1]
@@ -121,9 +138,11 @@ def clips_in(file,          # Compressed tar, open for reading from its start
                 got = _write(tar.extractfile(m), folder/name, left[name]) if m.size else _empty()
                 yield left.pop(name), got
 
+# %% ../../nbs/download/02_cvdf.ipynb #f0e5b2b7
 def _write(file, path, clip):
     with writing(path) as tmp, open(tmp, 'wb') as out: shutil.copyfileobj(file, out, 1 << 18)
-    return Upload(path, float(clip['time_start'] or 0)) # the mirror's clips are cut: they begin at their first second
+    # the mirror's clips are cut: they begin at their first second
+    return Upload(path, float(clip['time_start'] or 0))
 
 def _empty():
     "The mirror has such files, and will have them tomorrow"
@@ -133,8 +152,11 @@ def _empty():
 
 # %% ../../nbs/download/02_cvdf.ipynb #943e01f7
 class CVDF(Source):
-    "Kinetics-700-2020 as the Common Visual Data Foundation hosts it: a tar for each class and split"
-    def __init__(self, base:str='https://s3.amazonaws.com/kinetics/700_2020/', # Where the column `url` starts
+    """Kinetics-700-2020 as the Common Visual Data Foundation hosts it: a tar for each class and
+    split"""
+    def __init__(
+        # Where the column `url` starts
+        self, base:str='https://s3.amazonaws.com/kinetics/700_2020/',
                  keep:str=None,          # Folder to keep the tars in (default: they are not kept)
                  max_filesize:int=200*2**20, # Bytes of one clip
                  ratelimit:float=None,   # Bytes a second, each transfer
@@ -143,7 +165,8 @@ class CVDF(Source):
                  wait:float=1,           # Pause between them, in seconds; doubles, with jitter
                  longest:float=300,      # Longest `Retry-After` to sit out, in seconds
                  proxy:str=None,         # Address of a proxy; '' for none (default: the system's)
-                 log:Callable=None,      # Called with a line about each refused member (default: a warning)
+                 # Called with a line about each refused member (default: a warning)
+                 log:Callable=None,
                 ):
         check_numbers(ratelimit, retries, max_filesize, timeout=timeout, wait=wait, longest=longest)
         for name, x in dict(base=base, proxy=proxy).items():
@@ -151,31 +174,41 @@ class CVDF(Source):
                 raise StudyError(f'{name}: {x!r} is not an http(s) address')
         self.base, self.keep, self.max_filesize = base.rstrip('/') + '/', keep, max_filesize
         self.proxy, self.log = proxy, log or logging.getLogger(__name__).warning
-        self.how = dict(ratelimit=ratelimit, timeout=timeout, retries=retries, wait=wait, longest=longest)
+        self.how = dict(ratelimit=ratelimit, timeout=timeout, retries=retries, wait=wait,
+                        longest=longest)
 
-    def unit(self, clip:dict) -> str:
-        "The tar a clip is in: clips of one tar come together. `StudyError` if the column `url` names none."
-        tar = str(clip.get('url') or '')
-        if re.fullmatch(r'([\w-][\w.-]*/)*[\w-][\w.-]*\.tar\.gz', tar, re.A): return tar
-        raise StudyError(f"clip {clip['clip_id']!r}: url: {tar!r} is not a path like 'train/k700_train_032.tar.gz'")
+# %% ../../nbs/download/02_cvdf.ipynb #83ef0ab1
+@patch
+def unit(self:CVDF, clip:dict) -> str:
+    """The tar a clip is in: clips of one tar come together. `StudyError` if the column `url`
+    names none."""
+    tar = str(clip.get('url') or '')
+    if re.fullmatch(r'([\w-][\w.-]*/)*[\w-][\w.-]*\.tar\.gz', tar, re.A): return tar
+    raise StudyError(f"clip {clip['clip_id']!r}: url: {tar!r} is not a path like "
+                     "'train/k700_train_032.tar.gz'")
 
-    def fetch(self, clip:dict, folder:Path) -> Upload:
-        "One clip; the tar is read up to it"
-        with closing(self.stream([clip], folder)) as found: _, got = next(found)
-        if isinstance(got, Unavailable): raise got
-        return got
+# %% ../../nbs/download/02_cvdf.ipynb #1738129f
+@patch
+def fetch(self:CVDF, clip:dict, folder:Path) -> Upload:
+    "One clip; the tar is read up to it"
+    with closing(self.stream([clip], folder)) as found: _, got = next(found)
+    if isinstance(got, Unavailable): raise got
+    return got
 
-    def stream(self, clips:list,  # Clips, as dicts: `clip_id`, `youtube_id`, `time_start`, `url`
-               folder:Path,       # Where the files go; the receiver deletes them
-               stop:threading.Event=None # Set it, and the stream ends soon, without the clips that are left
-              ) -> Iterator:      # (clip, `Upload` or `Unavailable`), each clip once, in the tar's order
-        "The clips of one or more tars, each as soon as it is on disk"
-        units = {}
-        for c in clips:
-            if c['clip_id'] != Path(c['clip_id']).name or not c['clip_id'].startswith(self.checked_id(c)):
-                raise StudyError(f"clip {c['clip_id']!r}: not a clip of the upload {c['youtube_id']!r}")
-            units.setdefault(self.unit(c), {})[f"{c['clip_id']}.mp4"] = c
-        for tar, left in units.items(): yield from self._stream(tar, left, Path(folder), stop)
+@patch
+def stream(self:CVDF, clips:list,  # Clips, as dicts: `clip_id`, `youtube_id`, `time_start`, `url`
+           folder:Path,       # Where the files go; the receiver deletes them
+           # Set it, and the stream ends soon, without the clips that are left
+           stop:threading.Event=None
+          ) -> Iterator: # (clip, `Upload` or `Unavailable`), each clip once, in the tar's order
+    "The clips of one or more tars, each as soon as it is on disk"
+    units = {}
+    for c in clips:
+        if c['clip_id'] != Path(
+                c['clip_id']).name or not c['clip_id'].startswith(self.checked_id(c)):
+            raise StudyError(f"clip {c['clip_id']!r}: not a clip of the upload {c['youtube_id']!r}")
+        units.setdefault(self.unit(c), {})[f"{c['clip_id']}.mp4"] = c
+    for tar, left in units.items(): yield from self._stream(tar, left, Path(folder), stop)
 
 # %% ../../nbs/download/02_cvdf.ipynb #c1533817
 @patch
@@ -186,7 +219,8 @@ def _stream(self:CVDF, tar, left, folder, stop):
     for _ in range(self.how['retries'] + 1):
         try:
             with self._file(tar, folder, stop) as (file, received):
-                yield from clips_in(file, received, left, folder, self.max_filesize, refused, log, stop)
+                yield from clips_in(file, received, left, folder, self.max_filesize, refused, log,
+                                    stop)
             problem = Unavailable('removed', f'not in {tar}')
             break
         except Changed: continue
@@ -198,12 +232,16 @@ def _stream(self:CVDF, tar, left, folder, stop):
             break
     for name, clip in left.items(): yield clip, refused.get(name, problem)
 
+# %% ../../nbs/download/02_cvdf.ipynb #d2318594
 def _problem(error):
     "The reason why a tar could not be read to its end"
     if isinstance(error, Unavailable): return error
-    if isinstance(error, gzip.BadGzipFile) and 'Not a gzipped' in str(error): reason = 'other' # no tar at all
-    elif isinstance(error, (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile)): reason = 'truncated'
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT): reason = 'disk full'
+    # no tar at all
+    if isinstance(error, gzip.BadGzipFile) and 'Not a gzipped' in str(error): reason = 'other'
+    elif isinstance(error, (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile)):
+        reason = 'truncated'
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = 'disk full'
     else: reason = reason_of(error)
     return Unavailable(reason, error)
 
@@ -224,6 +262,7 @@ def _file(self:CVDF, tar, folder, stop):
 @patch
 def _kept(self:CVDF, tar): return Path(rooted(self.keep))/Path(tar).name
 
+# %% ../../nbs/download/02_cvdf.ipynb #48aeb5ed
 @patch
 def _give_up(self:CVDF, tar, problem):
     "A kept tar that cannot be read is fetched anew if we fetched it; that of somebody else stays"
@@ -248,6 +287,7 @@ def _pool(self:CVDF):
     headers = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
     return urllib3.ProxyManager(proxy, proxy_headers=headers)
 
+# %% ../../nbs/download/02_cvdf.ipynb #15c0adc9
 def _save(transfer, path):
     "Fetch a file as a whole, or the rest of it; its mark lies beside the first part"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +298,8 @@ def _save(transfer, path):
               part.open('ab' if start else 'wb') as out):
             for block in iter(lambda: raw.read(1 << 16), b''):
                 if not out.tell() and raw.mark: mark.write_text(raw.mark)
-                if out.tell() > MAX_UNPACKED: raise Unavailable('too large', f'more than {MAX_UNPACKED/1e9:.0f} GB')
+                if out.tell() > MAX_UNPACKED:
+                    raise Unavailable('too large', f'more than {MAX_UNPACKED/1e9:.0f} GB')
                 out.write(block)
     except Changed:
         part.unlink()

@@ -29,8 +29,8 @@ from ..video.encoding import SEAL_MARK, file_digest, normalise_clip
 # %% ../../nbs/download/07_downloader.ipynb #a6abf84a
 def _made_of(row, version, short_side, fps):
     "What a clip is made of, as text: for a local file also the file's size and time"
-    f = (Path(row['url']).stat()
-         if row['source'] == 'folder' and isinstance(row['url'], str) and Path(row['url']).is_file() else None)
+    f = (Path(row['url']).stat() if row['source'] == 'folder' and isinstance(row['url'], str)
+         and Path(row['url']).is_file() else None)
     local = _local_facts(row, f) if f else ()
     return '|'.join(map(str, (SEAL_MARK, short_side, fps, version, *local)))
 
@@ -38,24 +38,30 @@ def _made_of(row, version, short_side, fps):
 def _content(path, *facts): return file_digest(path)['sha256']
 
 def _local_facts(row, f):
-    "Size, time, time of the last change and SHA-256 of a local video; what was noted, if it still says the content"
+    """Size, time, time of the last change and SHA-256 of a local video; what was noted, if it still
+    says the content"""
     facts = f.st_size, f.st_mtime_ns, f.st_ctime_ns
     noted = str(row.get('made_of') or '').split('|')[4:]
     if tuple(noted[:3]) == tuple(map(str, facts)) and len(noted) == 4: return noted
-    if len(noted) == 2 and noted == [str(x) for x in facts[:2]]: return noted       # of version 0.1.0
+    # of version 0.1.0
+    if len(noted) == 2 and noted == [str(x) for x in facts[:2]]: return noted
     content = _content(row['url'], *facts)
     return noted if len(noted) == 4 and noted[3] == content else (*facts, content)
 
+# %% ../../nbs/download/07_downloader.ipynb #c977c018
 def _is_there(row, folder):
     "Is a clip on disk, made of the same, with the bytes that the table says?"
     try: f = (folder/row['path']).stat()
     except OSError: return False
     untouched = max(f.st_mtime, f.st_ctime) <= (row['updated'] or 0)
-    return f.st_size == row['bytes'] and (untouched or file_digest(folder/row['path'])['sha256'] == row['sha256'])
+    return f.st_size == row['bytes'] and (untouched or file_digest(folder/row['path'])['sha256']
+                                          == row['sha256'])
 
+# %% ../../nbs/download/07_downloader.ipynb #62d900d3
 def _listed(folder):
     "Names of the clips on disk, their bytes, and the times of their last change"
-    if is_remote(folder): return [*(there := sizes(folder/'videos'))], [*there.values()], [0.]*len(there)
+    if is_remote(folder):
+        return [*(there := sizes(folder/'videos'))], [*there.values()], [0.]*len(there)
     names, size, changed = [], [], [] # half a million need be no objects
     with os.scandir(folder/'videos') as files:
         for f in files:
@@ -63,16 +69,21 @@ def _listed(folder):
             except FileNotFoundError: continue
             names.append(f.name)
             size.append(x.st_size)
-            changed.append(max(x.st_mtime, x.st_ctime)) # a time can be set back, that of the last change cannot
+            # a time can be set back, that of the last change cannot
+            changed.append(max(x.st_mtime, x.st_ctime))
     return names, size, changed
 
+# %% ../../nbs/download/07_downloader.ipynb #bdd51087
 def _look(table, folder, version, short_side, fps):
-    "The table's clips, with `made_of` as it would be now, whether it is the `same`, and whether the clip is `there`"
+    """The table's clips, with `made_of` as it would be now, whether it is the `same`, and whether
+    the clip is `there`"""
     clips, (names, *facts) = table.frame(), _listed(folder)
-    local, now = clips.source == 'folder', pd.Series(_made_of(dict(source=None), version, short_side, fps), clips.index, object)
+    local = clips.source == 'folder'
+    now = pd.Series(_made_of(dict(source=None), version, short_side, fps), clips.index, object)
     now[local] = [_made_of(r, version, short_side, fps) for r in clips[local].to_dict('records')]
     clips = clips.assign(same=clips.made_of.astype(object) == now, made_of=now)
-    disk = pd.DataFrame(dict(zip(('bytes', 'time'), facts)), 'videos/' + pd.Index(names, dtype='str'))
+    disk = pd.DataFrame(dict(zip(('bytes', 'time'), facts)),
+                        'videos/' + pd.Index(names, dtype='str'))
     disk = disk.reindex(clips.path).set_axis(clips.index).fillna(dict(bytes=-1, time=0.))
     touched = disk.time > clips.updated.fillna(0)
     clips['there'] = clips.same & (disk.bytes == clips.bytes) & ~touched
@@ -92,13 +103,40 @@ def held(folder:Path # The study's folder
     try: lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text() if holder.exists() else 'another process'
-        raise StudyError(f'{folder.name}: a download is running already ({who}); wait for it, or stop it') from None
+        raise StudyError(f'{folder.name}: a download is running already ({who}); '
+                         'wait for it, or stop it') from None
     try:
-        holder.write_text(f'process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}')
+        holder.write_text(f'process {os.getpid()} on {socket.gethostname()}, '
+                          f'since {time.strftime("%Y-%m-%d %H:%M:%S")}')
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+# %% ../../nbs/download/07_downloader.ipynb #72e12957
+def _fetch(now, table, to, source, settings, details, checked, jobs, timeout, log, pace, pool,
+           short_side, fps):
+    "One round over these rows; notes in `details` why a clip could not be had"
+    uploads = _uploads(now, source)
+    _check_sources({name for name, _ in uploads} - checked, settings)
+    checked |= {name for name, _ in uploads}
+    details |= dict.fromkeys([r['clip_id'] for r in now], '')
+    details |= one_round(table, to, uploads, settings, jobs, timeout, log, pace, pool,
+                         short_side=short_side, fps=fps)
+
+def _until_done(table, to, made, wanted, details, attempts, wait, pace, fetch):
+    "Round after round until all is there or given up: the clips, those found on disk, attempts"
+    attempt, clips, found = 0, None, []
+    while not pace.why:
+        clips, found = _look_and_note(table, to, made, wanted)
+        todo = clips[~clips.there & ~(clips.same & lost(clips))].to_dict('records')
+        fresh = [r for r in todo if r['clip_id'] not in details]
+        if not todo or not fresh and attempt >= attempts: break
+        if not fresh: time.sleep(wait*2**(attempt - 1)*random.uniform(.75, 1.25))
+        # replacements are no further attempt: they are fetched before anything is asked for again
+        fetch(fresh or todo)
+        attempt += not fresh or not attempt
+    return clips, found, attempt
 
 # %% ../../nbs/download/07_downloader.ipynb #cf869a79
 def download(table:ClipTable,   # The study's clips
@@ -108,74 +146,79 @@ def download(table:ClipTable,   # The study's clips
              jobs:int=2,        # Worker processes
              timeout:float=300, # Seconds that one upload with all its clips may take
              attempts:int=3,    # How often a temporary failure is tried
-             wait:float=1,      # Pause before the second attempt, in seconds; doubles for each further one, with jitter
+             wait:float=1,      # Seconds before the second attempt; twice that before the third
              short_side:int=256, fps:float=None, # As in `normalise_clip`
-             version:str='',    # Changes when the uploads themselves do: clips of another version are made anew
+             version:str='',    # Of the uploads: clips of another version are made anew
              settings:dict=None,# More settings of the source
-             wanted:Callable=None, # Clip ids that are gone → rows that the table should hold (`data.wanted`)
+             wanted:Callable=None, # Clip ids that are gone → rows that replace them
              pace:Pace=None,    # What to do when a server says stop
              log:Callable=None, # Called with a line of news
-             storage=None,      # Where clips go, if not into `folder`: a folder, or an address such as `s3://bucket/name`
+             storage=None,      # Where clips go, if not into `folder`: a folder or an address
              pool=None,         # Workers of other machines (`cluster.workers`), in place of `jobs`
-            ) -> pd.DataFrame:  # The table's clips; the column `detail` has the words behind a reason of this run
-    "Fetch, cut and check every clip of the table that is not there yet; may be killed and run again at any time"
-    folder, settings = Path(folder), dict(settings or {}) | ({'url_template': url_template} if url_template else {})
+            ) -> pd.DataFrame:  # The table's clips; `detail` has the words behind a reason
+    """Fetch, cut and check every clip of the table that is not there yet; may be killed and run
+    again at any time"""
+    folder = Path(folder)
+    settings = dict(settings or {}) | ({'url_template': url_template} if url_template else {})
     to = folder if storage is None else as_path(storage)
     folder.mkdir(parents=True, exist_ok=True)
     claim(to/'videos', 'videos')
-    made, details, pace, log = (version, short_side, fps), {}, pace or Pace(), log or (lambda line: None)
+    made, details, checked = (version, short_side, fps), {}, set()
+    pace, log = pace or Pace(), log or (lambda line: None)
     with held(folder):
         sweep(to/'videos', 'videos')
-        checked, attempt = set(), 0
-        while not pace.why:
-            clips = _look(table, to, *made)
-            if wanted:
-                given_up = clips.same & lost(clips)
-                table.set(wanted(gone=clips.clip_id[given_up].tolist()))
-                clips = _look(table, to, *made)
-            found = clips.clip_id[clips.there & (clips.status != 'ok')]
-            table.update([dict(clip_id=c, status='ok', reason=None) for c in found])
-            todo = clips[~clips.there & ~(clips.same & lost(clips))].to_dict('records')
-            fresh = [r for r in todo if r['clip_id'] not in details]
-            if not todo or not fresh and attempt >= attempts: break
-            if not fresh: time.sleep(wait*2**(attempt - 1)*random.uniform(.75, 1.25))
-            # replacements are no further attempt: they are fetched before anything is asked for again
-            now = fresh or todo
-            uploads = _uploads(now, source)
-            _check_sources({name for name, _ in uploads} - checked, settings)
-            checked |= {name for name, _ in uploads}
-            details |= dict.fromkeys([r['clip_id'] for r in now], '')
-            details |= one_round(table, to, uploads, settings, jobs, timeout, log, pace, pool,
-                                  short_side=short_side, fps=fps)
-            attempt += not fresh or not attempt
+        def fetch(now): return _fetch(now, table, to, source, settings, details, checked,
+                                      jobs, timeout, log, pace, pool, short_side, fps)
+        clips, found, attempt = _until_done(table, to, made, wanted, details, attempts, wait, pace,
+                                            fetch)
         if attempt: sweep(to/'videos', 'videos')
     # what was read last is still true if nothing was done: half a million rows are not read twice
-    clips = table.frame() if attempt or pace.why or len(found) else clips.drop(columns=['same', 'there'])
+    clips = (table.frame()
+             if attempt or pace.why or len(found) else clips.drop(columns=['same', 'there']))
     return clips.assign(detail=clips.clip_id.map(details).fillna('') if details else '')
+
+# %% ../../nbs/download/07_downloader.ipynb #bce8bac7
+def _look_and_note(table, to, made, wanted):
+    "The table's clips after replacements were drawn, and the ids that are on disk without a note"
+    clips = _look(table, to, *made)
+    if wanted:
+        given_up = clips.same & lost(clips)
+        table.set(wanted(gone=clips.clip_id[given_up].tolist()))
+        clips = _look(table, to, *made)
+    found = clips.clip_id[clips.there & (clips.status != 'ok')]
+    table.update([dict(clip_id=c, status='ok', reason=None) for c in found])
+    return clips, found
 
 def _check_sources(names, settings):
     "What would make every clip fail is said before the first is asked for"
     for name in names:
-        if problem := get_source(name, settings).check(): raise StudyError(f'source {name}: {problem}')
+        if problem := get_source(name, settings).check():
+            raise StudyError(f'source {name}: {problem}')
 
 # %% ../../nbs/download/07_downloader.ipynb #541d693e
 def _uploads(rows, source):
-    "[(source, clips of one upload)], in the table's order; `StudyError` for an id that must not reach a path or an address"
+    """[(source, clips of one upload)], in the table's order; `StudyError` for an id that must not
+    reach a path or an address"""
     uploads = {}
     for r in rows:
         name = source or r['source']
         if name not in SOURCES:
-            raise StudyError(f"clip {r['clip_id']}: no source is called {name!r}{nearest(name, SOURCES)}; "
+            raise StudyError(f"clip {r['clip_id']}: no source is called "
+                             f"{name!r}{nearest(name, SOURCES)}; "
                              f"there are {', '.join(SOURCES)}")
         rule = SOURCES[name].id_rule
         if (not rule.fullmatch(str(r['youtube_id']))
             or not re.fullmatch(rule.pattern + r'_\d{6,}_\d{6,}', r['clip_id'], re.A)):
-            raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of the source {name!r} "
+            raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of "
+                             f"the source {name!r} "
                              f"({rule.pattern})")
-        row = {k: (None if pd.isna(r.get(k)) else r[k])
-               for k in ('clip_id', 'label', 'split', 'youtube_id', 'url', 'time_start', 'time_end', 'attempts', 'made_of')}
-        row |= dict(time_start=float(row['time_start'] or 0), time_end=float(row['time_end'] or 0) or None,
-                    attempts=0 if r['status'] == 'ok' else int(row['attempts'] or 0))
+        row = {
+            k: (None if pd.isna(r.get(k)) else r[k])
+            for k in ('clip_id', 'label', 'split', 'youtube_id', 'url', 'time_start', 'time_end',
+                      'attempts', 'made_of')
+        }
+        row |= dict(time_start=float(row['time_start'] or 0), time_end=float(row['time_end'] or 0)
+                    or None, attempts=0 if r['status'] == 'ok' else int(row['attempts'] or 0))
         uploads.setdefault((name, r['youtube_id']), []).append(row)
     return [(name, clips) for (name, _), clips in uploads.items()]
 
@@ -190,6 +233,7 @@ def cut_video(
     "Cut a stretch out of a video, to the frame"
     return normalise_clip(src, dst, start, end, short_side)
 
+# %% ../../nbs/download/07_downloader.ipynb #17e18dd6
 def create_sample(
     split:str,        # train, validate or test: of the list
     sample_size:int,  # Clips a class; 0 takes all
@@ -202,8 +246,11 @@ def create_sample(
     "Draw clips of a list, fetch them, and lay them out as `<split>/<class>/<clip>.mp4`"
     df = read_annotations(path_to_data)
     if split not in (known := sorted(df.split.unique())):
-        raise StudyError(f'split: {split!r} is not in {path_to_data}{nearest(split, known)}; there are {", ".join(known)}')
-    lines, save = sample(df[df.split == split].assign(label=lambda d: d.label.fillna('unlabelled')), 0, seed), Path(path_to_save)
+        raise StudyError(f'split: {split!r} is not in {path_to_data}{nearest(split, known)}; '
+                         f'there are {", ".join(known)}')
+    lines = sample(df[df.split == split].assign(label=lambda d: d.label.fillna('unlabelled')), 0,
+                   seed)
+    save = Path(path_to_save)
     if source == 'cvdf':
         numbers = class_numbers(df.label.dropna())
         lines['url'] = [tar_of(l, split, numbers) for l in lines.label]
@@ -211,7 +258,11 @@ def create_sample(
     if not (save/split).exists() or not (save/'clips.sqlite').exists(): claim(save/split, 'classes')
     table = ClipTable(save/'clips.sqlite')
     others = table.frame()[lambda d: d.split != split] # of an earlier call
-    def ask(gone=()): return pd.concat([others, wanted_clips(lines.assign(split='train'), sample_size, gone=gone).assign(split=split)])
+    def ask(gone=()):
+        return pd.concat([
+            others,
+            wanted_clips(lines.assign(split='train'), sample_size, gone=gone).assign(split=split)
+        ])
     out = download(table, save, wanted=ask, **kwargs)
     for c in out[out.status == 'ok'].itertuples():
         at = save/c.split/folder_name(c.label)/f'{c.clip_id}.mp4'

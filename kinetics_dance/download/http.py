@@ -19,21 +19,26 @@ class Changed(Exception):
 class Stopped(Exception):
     "Somebody wants no more"
 
+# %% ../../nbs/download/01_http.ipynb #4996d220
 class Transfer(io.RawIOBase):
-    "The bytes of a file on a server, in order, whatever happens to the connection. Raises `Unavailable`, `Changed`."
+    """The bytes of a file on a server, in order, whatever happens to the connection. Raises
+    `Unavailable`, `Changed`."""
     def __init__(self, http,         # A urllib3 pool
                  url:str,
                  start:int=0,        # First byte
-                 mark:str=None,      # ETag or date of the file that the bytes before `start` are from
+                 mark:str=None, # ETag or date of the file that the bytes before `start` are from
                  timeout:float=30,   # Seconds without news; also: so long below 1 kB/s on average
                  retries:int=5,      # Attempts in a row that may bring less than a megabyte
-                 wait:float=1,       # Pause before the second of them, in seconds; doubles, with jitter
+                 wait:float=1, # Pause before the second of them, in seconds; doubles, with jitter
                  longest:float=300,  # Longest `Retry-After` to sit out, in seconds
                  ratelimit:float=None, # Bytes a second
                  stop:threading.Event=None, # Set it to end a transfer: raises `Stopped`
                 ):
         self.http, self.url, self.position, self.mark = http, url, start, mark
-        self.timeout, self.longest, self.ratelimit, self.stop = timeout, longest, ratelimit, stop or threading.Event()
+        self.timeout = timeout
+        self.longest = longest
+        self.ratelimit = ratelimit
+        self.stop = stop or threading.Event()
         self.policy = self.left = urllib3.Retry(
             retries, backoff_factor=wait, backoff_jitter=wait, backoff_max=60,
             status_forcelist=[408, 425, 429, 500, 502, 503, 504], allowed_methods=None)
@@ -45,32 +50,38 @@ class Transfer(io.RawIOBase):
         self.response = None
         super().close()
 
-    def readinto(self, buffer):
-        "The next bytes, none at the end of the file"
-        while True:
-            if self.stop.is_set(): raise Stopped
-            try:
-                if self.response is None and not self._open(): return 0
-                start, data = time.monotonic(), self.response.read1(min(len(buffer), 1 << 16))
-                self._watch(time.monotonic() - start, len(data))
-            except (urllib3.exceptions.HTTPError, OSError) as e: self._broken(e)
-            else:
-                skipped = min(self.skip, len(data))
-                self.skip -= skipped
-                if skipped and skipped == len(data): continue
-                n = len(data) - skipped
-                buffer[:n] = data[skipped:]
-                self.position += n
-                return n
+# %% ../../nbs/download/01_http.ipynb #8316a201
+@patch
+def readinto(self:Transfer, buffer):
+    "The next bytes, none at the end of the file"
+    while True:
+        if self.stop.is_set(): raise Stopped
+        try:
+            if self.response is None and not self._open(): return 0
+            start, data = time.monotonic(), self.response.read1(min(len(buffer), 1 << 16))
+            self._watch(time.monotonic() - start, len(data))
+        except (urllib3.exceptions.HTTPError, OSError) as e: self._broken(e)
+        else:
+            skipped = min(self.skip, len(data))
+            self.skip -= skipped
+            if skipped and skipped == len(data): continue
+            n = len(data) - skipped
+            buffer[:n] = data[skipped:]
+            self.position += n
+            return n
 
-    def _watch(self, seconds, n):
-        "Pace, and notice a server that sends drops; time that the reader took for itself does not count"
-        self.since += n
-        self.waited = [self.waited[0] + seconds, self.waited[1] + n]
-        if self.waited[0] > self.timeout:
-            if self.waited[1] < 1000*self.timeout: raise urllib3.exceptions.TimeoutError('timed out: too slow')
-            self.waited = [0., 0]
-        if self.ratelimit: self.stop.wait(max(0, n/self.ratelimit - seconds))
+# %% ../../nbs/download/01_http.ipynb #05b60b15
+@patch
+def _watch(self:Transfer, seconds, n):
+    """Pace, and notice a server that sends drops; time that the reader took for itself does not
+    count"""
+    self.since += n
+    self.waited = [self.waited[0] + seconds, self.waited[1] + n]
+    if self.waited[0] > self.timeout:
+        if self.waited[1] < 1000*self.timeout:
+            raise urllib3.exceptions.TimeoutError('timed out: too slow')
+        self.waited = [0., 0]
+    if self.ratelimit: self.stop.wait(max(0, n/self.ratelimit - seconds))
 
 # %% ../../nbs/download/01_http.ipynb #a443c7e2
 _REDIRECTS_ONLY = urllib3.Retry(5, connect=False, read=False, status=False, other=False,
@@ -81,17 +92,19 @@ def _mark_of(headers):
     tag = headers.get('ETag', '')
     return tag if tag.startswith('"') else headers.get('Last-Modified')
 
+# %% ../../nbs/download/01_http.ipynb #a8f325c9
 @patch
 def _open(self:Transfer):
     "Ask for the file or for the rest of it; False if no rest is left"
     if self.position and not self.mark: raise Changed # nobody can tell whether it is the same file
     headers = {'Accept-Encoding': 'identity', 'User-Agent': 'kinetics_dance'}
     if self.position: headers |= {'Range': f'bytes={self.position}-', 'If-Range': self.mark}
-    answer = self.http.request('GET', self.url, headers=headers, preload_content=False, decode_content=False,
-                               retries=_REDIRECTS_ONLY, timeout=self.timeout)
+    answer = self.http.request('GET', self.url, headers=headers, preload_content=False,
+                               decode_content=False, retries=_REDIRECTS_ONLY, timeout=self.timeout)
     self.response, self.skip, mark = answer, 0, _mark_of(answer.headers)
     span = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+)', answer.headers.get('Content-Range', ''))
-    if answer.status == 416 and self.position and span and int(span[2]) == self.position: return False
+    if answer.status == 416 and self.position and span and int(span[2]) == self.position:
+        return False
     if answer.status not in (200, 206): return self._broken(answer=answer) or self._open()
     if answer.headers.get('Content-Type', '').startswith('text/html'):
         raise Unavailable('other', 'a page (text/html) came instead of the file')
@@ -100,6 +113,7 @@ def _open(self:Transfer):
     elif not span or int(span[1] or -1) != self.position: raise Changed
     return True
 
+# %% ../../nbs/download/01_http.ipynb #31822177
 @patch
 def _broken(self:Transfer, error=None, answer=None):
     "Wait before the next attempt, or give up and say why"
@@ -110,10 +124,12 @@ def _broken(self:Transfer, error=None, answer=None):
         text = f'HTTP Error {answer.status}: {answer.reason}'
         problem = unavailable(reason_of(text), text, answer.headers)
     elif (isinstance(error, urllib3.exceptions.TimeoutError)
-          and not isinstance(error, urllib3.exceptions.NewConnectionError)): problem = unavailable('timeout', error)
+          and not isinstance(error, urllib3.exceptions.NewConnectionError)):
+        problem = unavailable('timeout', error)
     else: problem = unavailable('truncated' if self.position else 'other', error)
     wanted = problem.retry_after or 0
-    if wanted > self.longest or answer is not None and not self.left.is_retry('GET', answer.status): raise problem
+    if wanted > self.longest or answer is not None and not self.left.is_retry('GET', answer.status):
+        raise problem
     try: self.left = self.left.increment('GET', self.url, answer, error)
     except urllib3.exceptions.MaxRetryError: raise problem from None
     if self.stop.wait(max(wanted, self.left.get_backoff_time())): raise Stopped

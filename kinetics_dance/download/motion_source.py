@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from ..synthetic import uploads, dancers, motion as bodies
 from ..clips.splits import rooted
 from ..core.base import StudyError, project_root, writing
@@ -23,25 +24,32 @@ from ..core.base import Unavailable
 # %% ../../nbs/download/03_motion_source.ipynb #a647c800
 def write_motion(
     path,          # The file to write, .npz
-    sequences,     # Dicts: `id`, `action`, `xy (T,J,2)`, `split` (train or test), maybe `visible (T,J)`
+    sequences, # Dicts: `id`, `action`, `xy (T,J,2)`, `split` (train or test), maybe `visible (T,J)`
     joints=BODY_JOINTS, # Names of the joints
     parts=PARTS,   # Chains of names
     fps:float=30,  # Rows a second
 ):
     "Write sequences of joints as a file that the source `motion` reads"
     xy = [np.asarray(s['xy'], np.float32) for s in sequences]
-    seen = [np.ones(x.shape[:2]) if s.get('visible') is None else s['visible'] for s,x in zip(sequences, xy)]
+    seen = [
+        np.ones(x.shape[:2]) if s.get('visible') is None else s['visible']
+        for s, x in zip(sequences, xy)
+    ]
     for s,x in zip(sequences, xy):
         if x.shape[1:] != (len(joints), 2):
             raise StudyError(f"motion: sequence {s['id']}: joints of the shape {x.shape} where "
                              f"(frames, {len(joints)}, 2) is expected")
         if s['split'] not in ('train', 'test'):
             raise StudyError(f"motion: sequence {s['id']}: split is neither train nor test")
-    meta = [dict(id=str(s['id']), action=s['action'], train=1 if s['split'] == 'train' else -1) for s in sequences]
+    meta = [
+        dict(id=str(s['id']), action=s['action'], train=1 if s['split'] == 'train' else -1)
+        for s in sequences
+    ]
     with writing(path) as tmp:
         np.savez_compressed(tmp, xy=np.concatenate(xy), vis=np.concatenate(seen).astype(np.uint8),
-                            offsets=np.cumsum([0]+[len(x) for x in xy]), meta=json.dumps(meta),
-                            joints=json.dumps(list(joints)), parts=json.dumps(parts), fps=float(fps))
+                            offsets=np.cumsum([0] + [len(x) for x in xy]), meta=json.dumps(meta),
+                            joints=json.dumps(list(joints)), parts=json.dumps(parts),
+                            fps=float(fps))
 
 # %% ../../nbs/download/03_motion_source.ipynb #d337f31b
 def sequence_id(
@@ -49,8 +57,10 @@ def sequence_id(
 )->str: # Eleven characters, letters, digits, - and _
     "The id of a sequence among uploads"
     if re.fullmatch(r'[A-Za-z0-9_-]{1,10}', name): return f'm{name:0>10}'
-    return 'x'+base64.urlsafe_b64encode(hashlib.blake2b(name.encode(), digest_size=9).digest())[:10].decode()
+    return 'x' + base64.urlsafe_b64encode(hashlib.blake2b(name.encode(),
+                                                          digest_size=9).digest())[:10].decode()
 
+# %% ../../nbs/download/03_motion_source.ipynb #d3ac6ec1
 class MotionFile:
     "Sequences of joints in a file, read and checked. `StudyError` says what is wrong with it"
     def __init__(self,
@@ -61,10 +71,13 @@ class MotionFile:
         try:
             with np.load(self.path, allow_pickle=False) as f:
                 self.xy, seen, self.offsets = f['xy'].astype(np.float32), f['vis'], f['offsets']
-                meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v for k,v in
-                                                 (('meta', None), ('joints', BODY_JOINTS), ('parts', PARTS)))
+                meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v
+                                                 for k, v in (('meta', None),
+                                                              ('joints', BODY_JOINTS), ('parts',
+                                                                                        PARTS)))
                 self.fps = float(f['fps']) if 'fps' in f else 30.
-            self.table = pd.DataFrame([dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
+            self.table = pd.DataFrame(
+                [dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
             if blame := system_error(e, f'motion: {self.path.name}'): raise blame from None
             raise StudyError(f'motion: {self.path.name}: not a file of sequences: '
@@ -79,26 +92,33 @@ class MotionFile:
             raise StudyError(f'motion: {self.path.name}: sequence {twice.iloc[0]} is there twice '
                              '(zeros before an id do not count)')
 
-    def _check(self, seen):
-        n, at, name = len(self.xy), self.offsets, self.path.name
-        if self.xy.ndim != 3 or self.xy.shape[1:] != (len(self.joints), 2) or seen.shape != self.xy.shape[:2]:
-            raise StudyError(f'motion: {name}: xy {self.xy.shape} and vis {seen.shape} are not '
-                             f'(rows, {len(self.joints)}, 2) and (rows, {len(self.joints)})')
-        if len(at) != len(self.table)+1 or at[0] or at[-1] != n or (np.diff(at) < 1).any():
-            raise StudyError(f'motion: {name}: offsets do not divide {n} rows into {len(self.table)} sequences')
-        unknown = {j for c in self.parts.values() for x in c for j in x.split('+')}-set(self.joints)
-        if unknown: raise StudyError(f'motion: {name}: parts name {sorted(unknown)[0]!r}, which is not a joint')
-        if not set(self.table.train) <= {1, -1}: raise StudyError(f'motion: {name}: train must be 1 or -1 in meta')
-
     def __len__(self): return len(self.table)
     def __getitem__(self, k):
         rows = slice(self.offsets[k], self.offsets[k+1])
         return self.xy[rows], self.seen[rows]
 
-    def frames(self, k:int, size:int=128)->np.ndarray: # `(n,size,size,3)` uint8
-        "The video of a sequence"
-        xy, seen = self[k]
-        return render_motion(xy, self.joints, self.parts, seen, self.fps, size)
+# %% ../../nbs/download/03_motion_source.ipynb #c8a2a605
+@patch
+def _check(self:MotionFile, seen):
+    n, at, name = len(self.xy), self.offsets, self.path.name
+    if self.xy.ndim != 3 or self.xy.shape[1:] != (len(
+            self.joints), 2) or seen.shape != self.xy.shape[:2]:
+        raise StudyError(f'motion: {name}: xy {self.xy.shape} and vis {seen.shape} are not '
+                         f'(rows, {len(self.joints)}, 2) and (rows, {len(self.joints)})')
+    if len(at) != len(self.table)+1 or at[0] or at[-1] != n or (np.diff(at) < 1).any():
+        raise StudyError(f'motion: {name}: offsets do not divide {n} rows into '
+                         f'{len(self.table)} sequences')
+    unknown = {j for c in self.parts.values() for x in c for j in x.split('+')}-set(self.joints)
+    if unknown:
+        raise StudyError(f'motion: {name}: parts name {sorted(unknown)[0]!r}, which is not a joint')
+    if not set(self.table.train) <= {1, -1}:
+        raise StudyError(f'motion: {name}: train must be 1 or -1 in meta')
+
+@patch
+def frames(self:MotionFile, k:int, size:int=128)->np.ndarray: # `(n,size,size,3)` uint8
+    "The video of a sequence"
+    xy, seen = self[k]
+    return render_motion(xy, self.joints, self.parts, seen, self.fps, size)
 
 # %% ../../nbs/download/03_motion_source.ipynb #ccd05a5c
 class Motion(Source):
@@ -108,7 +128,8 @@ class Motion(Source):
         size:int=128,  # Height and width of the video, pixels
     ):
         if motion is None: raise StudyError('motion: name the file of joints (.npz)')
-        if size % 2 or size < 16: raise StudyError(f'short_side: {size} is not an even number of pixels from 16')
+        if size % 2 or size < 16:
+            raise StudyError(f'short_side: {size} is not an even number of pixels from 16')
         self.path, self.size = rooted(motion), size
         if not Path(self.path).is_file(): raise StudyError(f'motion: {motion}: no such file')
 
@@ -120,22 +141,28 @@ class Motion(Source):
     def annotations(self)->pd.DataFrame: # label, youtube_id, time_start, time_end, split
         "The sequences as a Kinetics list"
         t, n = self.file.table, [_length(k, self.file.fps) for k in np.diff(self.file.offsets)]
-        return pd.DataFrame(dict(label=t.action, youtube_id=t.youtube_id, time_start=0., time_end=np.array(n)/MOTION_FPS,
-                                 split=np.where(t.train == 1, 'train', 'validate')))
+        return pd.DataFrame(
+            dict(label=t.action, youtube_id=t.youtube_id, time_start=0.,
+                 time_end=np.array(n)/MOTION_FPS, split=np.where(t.train == 1, 'train',
+                                                                 'validate')))
 
-    def version(self)->str: # Changes when the file does, or the way it is drawn
-        "What the videos are made of"
-        code = hashlib.sha256(Path(self.path).read_bytes())
-        for f in (__file__, bodies.__file__, dancers.__file__): # without comments
-            code.update(ast.unparse(ast.parse(Path(f).read_text())).encode())
-        return f'{code.hexdigest()[:20]}|{self.size}'
+# %% ../../nbs/download/03_motion_source.ipynb #e1b159df
+@patch
+def version(self:Motion)->str: # Changes when the file does, or the way it is drawn
+    "What the videos are made of"
+    code = hashlib.sha256(Path(self.path).read_bytes())
+    for f in (__file__, bodies.__file__, dancers.__file__): # without comments
+        code.update(ast.unparse(ast.parse(Path(f).read_text())).encode())
+    return f'{code.hexdigest()[:20]}|{self.size}'
 
-    def fetch(self, clip:dict, folder:Path)->Upload:
-        "Draw the sequence of a clip into a file without loss"
-        rows = self.file.table.index[self.file.table.youtube_id == self.checked_id(clip)]
-        if not len(rows): raise Unavailable('removed', f"{clip['youtube_id']}: no such sequence")
-        uploads.write_video(Path(folder)/'upload.mp4', self.file.frames(rows[0], self.size), MOTION_FPS, crf=0)
-        return Upload(Path(folder)/'upload.mp4')
+@patch
+def fetch(self:Motion, clip:dict, folder:Path)->Upload:
+    "Draw the sequence of a clip into a file without loss"
+    rows = self.file.table.index[self.file.table.youtube_id == self.checked_id(clip)]
+    if not len(rows): raise Unavailable('removed', f"{clip['youtube_id']}: no such sequence")
+    uploads.write_video(
+        Path(folder)/'upload.mp4', self.file.frames(rows[0], self.size), MOTION_FPS, crf=0)
+    return Upload(Path(folder)/'upload.mp4')
 
 @lru_cache(2)
 def _read(path, changed): return MotionFile(path)
@@ -148,7 +175,8 @@ SOURCES['motion'] = Motion
 def joint_moments(
     file:MotionFile, # Sequences with their official split
     frames:int=8,    # Moments of each, evenly over the sequence
-)->tuple: # Joints `(n,frames,2J)`, -1 where they have no place; actions `(n,)`; which are for training
+    # Joints `(n,frames,2J)`, -1 where they have no place; actions `(n,)`; which are for training
+)->tuple:
     "What a model of joints is shown"
     x = []
     for k in range(len(file)):
@@ -169,13 +197,15 @@ def joint_reference(
     x, y, train = joint_moments(file, frames)
     rng, n = np.random.default_rng(seed), int((~train).sum())
     shuffled = np.stack([s[rng.permutation(frames)] for s in x])
-    fit = lambda x, y: ExtraTreesClassifier(trees, random_state=seed).fit(x.reshape(len(y), -1), y)
-    right = lambda forest, x: float(np.mean(forest.predict(x.reshape(n, -1)) == y[~train]))
+    def fit(x, y):
+        return ExtraTreesClassifier(trees, random_state=seed).fit(x.reshape(len(y), -1), y)
+    def right(forest, x): return float(np.mean(forest.predict(x.reshape(n, -1)) == y[~train]))
     single = fit(x[train].reshape(-1, x.shape[2]), y[train].repeat(frames))
     votes = single.predict_proba(x[~train].reshape(-1, x.shape[2])).reshape(n, frames, -1).mean(1)
     whole, sets, absent = fit(x[train], y[train]), np.sort(x, 1), x == -1
     return dict(vote=float(np.mean(single.classes_[votes.argmax(1)] == y[~train])),
-                set=right(fit(sets[train], y[train]), sets[~train]), ordered=right(whole, x[~train]),
-                shuffled=right(fit(shuffled[train], y[train]), shuffled[~train]),
-                probe=right(whole, shuffled[~train]),
-                missing=right(fit(absent[train], y[train]), absent[~train]))
+                set=right(fit(sets[train], y[train]), sets[~train]),
+                ordered=right(whole, x[~train]), shuffled=right(fit(shuffled[train], y[train]),
+                                                                shuffled[~train]),
+                probe=right(whole, shuffled[~train]), missing=right(fit(absent[train], y[train]),
+                                                                    absent[~train]))

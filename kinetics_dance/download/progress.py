@@ -10,12 +10,15 @@ import random, time
 from collections import Counter
 from datetime import timedelta
 import pandas as pd
+from fastcore.basics import patch
 from .cutting import lost
 
 # %% ../../nbs/download/05_progress.ipynb #ea4d2325
 class Pace:
     "Who may ask when: pauses after an answer that says too often"
-    def __init__(self, wait:float=60, # First pause, in seconds, where the server names none; doubles, with jitter
+    def __init__(
+        # First pause, in seconds, where the server names none; doubles, with jitter
+        self, wait:float=60,
                  longest:float=1800,  # Seconds in a row that may be spent in pauses
                  patience:int=5       # How many pauses in a row, where the server names none
                 ):
@@ -25,15 +28,22 @@ class Pace:
 
     def hit(self, retry_after:float=None, now:float=None):
         "A server said: too often"
-        if (now := time.monotonic() if now is None else now) < self.until: return # it was asked before the pause began
+        # it was asked before the pause began
+        if (now := time.monotonic() if now is None else now) < self.until: return
         pause = retry_after or self.wait*2**self.hits*random.uniform(.75, 1.25)
-        self.until, self.waited, self.hits = now + pause, self.waited + pause, self.hits + (not retry_after)
-        if self.waited > self.longest: self.why = f'the server wants to be left alone for {timedelta(seconds=round(self.waited))}'
+        self.until = now + pause
+        self.waited = self.waited + pause
+        self.hits = self.hits + (not retry_after)
+        if self.waited > self.longest:
+            self.why = ('the server wants to be left alone for '
+                        f'{timedelta(seconds=round(self.waited))}')
         elif self.hits > self.patience: self.why = f'rate-limited {self.hits} times in a row'
 
-    def fine(self):
-        "A server gave something"
-        if time.monotonic() >= self.until: self.hits, self.waited = 0, 0.
+# %% ../../nbs/download/05_progress.ipynb #8b5e0449
+@patch
+def fine(self:Pace):
+    "A server gave something"
+    if time.monotonic() >= self.until: self.hits, self.waited = 0, 0.
 
 # %% ../../nbs/download/05_progress.ipynb #bea10c33
 class Progress:
@@ -41,7 +51,8 @@ class Progress:
     def __init__(self, rows:list # Clips to do, as dicts with `clip_id` and `label`
                 ):
         self.label = {r['clip_id']: r.get('label') for r in rows}
-        self.total, self.left, self.ok, self.seen = len(rows), Counter(self.label.values()), Counter(), Counter()
+        self.total, self.left, self.ok, self.seen = len(rows), Counter(
+            self.label.values()), Counter(), Counter()
         self.start, self.bytes = time.monotonic(), 0
 
     def add(self, row:dict) -> str|None: # A line about a class that is done
@@ -61,26 +72,34 @@ class Progress:
         lost = f', {sum(not_had.values())} not ({why})' if not_had else ''
         return f"{self.seen['ok']} ok{lost}, {self.bytes/seconds/1e6:.2f} MB/s"
 
-    def line(self) -> str:
-        "The same with the number of clips"
-        return f'{self.seen.total()} of {self.total} clips: {self.words()}'
+# %% ../../nbs/download/05_progress.ipynb #67009622
+@patch
+def line(self:Progress) -> str:
+    "The same with the number of clips"
+    return f'{self.seen.total()} of {self.total} clips: {self.words()}'
 
 def status_table(clips:pd.DataFrame # A clip table's rows
-                ) -> pd.DataFrame:  # A row a class and one for all: clips, ok, not to be had, to do, MB
+                # A row a class and one for all: clips, ok, not to be had, to do, MB
+                ) -> pd.DataFrame:
     "How far a study's download is, at any time"
     ok, gone = clips.status == 'ok', lost(clips)
-    what = pd.DataFrame(dict(clips=1, ok=ok, lost=gone, todo=~(ok | gone), MB=clips.bytes.where(ok).astype(float)/1e6))
+    what = pd.DataFrame(
+        dict(clips=1, ok=ok, lost=gone, todo=~(ok | gone),
+             MB=clips.bytes.where(ok).astype(float)/1e6))
     out = what.groupby(clips.label).sum()
     out.loc['all'] = out.sum()
     return (out.astype(dict(clips=int, ok=int, lost=int, todo=int)).round(1)
             .rename(columns=dict(lost='not to be had', todo='to do')))
 
+# %% ../../nbs/download/05_progress.ipynb #eae90ced
 def status_line(clips:pd.DataFrame # A clip table's rows
                ) -> str:
     "The same in one line, with the speed of the last ten minutes"
     s, recent = status_table(clips).loc['all'], clips[(clips.updated.fillna(0) > time.time() - 600)]
     seconds = max(1., time.time() - recent.updated.min()) if len(recent) > 1 else 0
-    rate, speed = (len(recent)/seconds, recent.bytes.fillna(0).sum()/seconds/1e6) if seconds else (0, 0)
-    return (f"{int(s.ok)} of {int(s.clips)} clips are there ({s.MB:,.0f} MB), {int(s['not to be had'])} cannot be had, "
+    rate, speed = ((len(recent)/seconds, recent.bytes.fillna(0).sum()/seconds/1e6)
+                   if seconds else (0, 0))
+    return (f"{int(s.ok)} of {int(s.clips)} clips are there ({s.MB:,.0f} MB), "
+            f"{int(s['not to be had'])} cannot be had, "
             f"{int(s['to do'])} to do" + (f"; {speed:.2f} MB of clips a second, about "
             f"{timedelta(seconds=round(s['to do']/rate))} left" if rate and s['to do'] else ''))

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Callable
+from fastcore.basics import patch
 from .cutting import outcome
 from ..clips.table import ClipTable
 from ..core.base import StudyError
@@ -26,80 +27,120 @@ from ..core.processes import TOO_LARGE, is_too_large, memory_limit, worker_pool
 class _Round:
     "One pass over the clips that are to be fetched"
     def __init__(self, pool, folder, jobs, timeout, pace, **options):
-        self.pool, self.folder, self.jobs, self.timeout, self.pace, self.options = pool, folder, jobs, timeout, pace, options
-        self.news, self.slots, self.stop = queue.Queue(), threading.Semaphore(jobs), threading.Event()
+        self.pool = pool
+        self.folder = folder
+        self.jobs = jobs
+        self.timeout = timeout
+        self.pace = pace
+        self.options = options
+        self.news = queue.Queue()
+        self.slots = threading.Semaphore(jobs)
+        self.stop = threading.Event()
         self.busy, self.lock = 0, threading.Lock() # jobs handed to workers and not yet done
 
     def grow(self):
-        "More slots where workers have joined since; fewer are not taken back, the clips would only wait elsewhere"
-        room = getattr(self.pool, 'room', lambda: self.jobs)() # asks the scheduler, so not with the lock: `done` needs it too
+        """More slots where workers have joined since; fewer are not taken back, the clips would
+        only wait elsewhere"""
+        # asks the scheduler, so not with the lock: `done` needs it too
+        room = getattr(self.pool, 'room', lambda: self.jobs)()
         with self.lock:
             if (more := room - self.jobs) > 0:
                 self.jobs += more
                 self.slots.release(more)
 
-    def submit(self, fn, rows, *args, after=None):
-        "Give a job to a worker once one is nearly free; False if the round has ended"
-        while not self.slots.acquire(timeout=.1):
-            if self.stop.is_set(): return False
-            self.grow()
-        while time.monotonic() < self.pace.until and not self.stop.wait(.1): pass
+# %% ../../nbs/download/06_scheduler.ipynb #d32b0fef
+@patch
+def submit(self:_Round, fn, rows, *args, after=None):
+    "Give a job to a worker once one is nearly free; False if the round has ended"
+    while not self.slots.acquire(timeout=.1):
         if self.stop.is_set(): return False
-        future = self.pool.schedule(fn, args=args, timeout=self.timeout,
-                                    kwargs=self.options | dict(timeout=.9*self.timeout))
-        with self.lock: self.busy += 1
-        def done(f):
-            try:
-                if after: after()
-            finally:
-                with self.lock: self.busy -= 1
-                self.news.put(_finished(f, rows))
-                self.slots.release() # after the news, so that a pause that follows from it is seen by the next
-        future.add_done_callback(done)
-        return True
-
-    def uploads(self, units, settings):
-        "Hand out uploads, one a job"
-        from kinetics_dance.download import cutting as lib # a worker imports the module, so it is sent the module's function
-        for name, rows in units:
-            # what others fetch they keep on their own disk: a shared one is for clips
-            fn = partial(lib.fetch_upload, own_disk=True) if hasattr(self.pool, 'room') else lib.fetch_upload
-            if not self.submit(fn, rows, rows, self.folder, name, settings): return
-
-    def stream(self, name, rows, settings):
-        "Hand out the clips of one transfer as they come"
-        from kinetics_dance.download import cutting as lib
-        left, cut = {r['clip_id']: r for r in rows}, []
+        self.grow()
+    while time.monotonic() < self.pace.until and not self.stop.wait(.1): pass
+    if self.stop.is_set(): return False
+    future = self.pool.schedule(fn, args=args, timeout=self.timeout,
+                                kwargs=self.options | dict(timeout=.9*self.timeout))
+    with self.lock: self.busy += 1
+    def done(f):
         try:
-            beside = None if is_remote(self.folder) else self.folder/'videos'
-            with tempfile.TemporaryDirectory(prefix='.part-', dir=beside, ignore_cleanup_errors=True) as part:
-                try:
-                    for row, got in get_source(name, settings).stream(rows, Path(part), self.stop):
-                        if isinstance(got, Exception): self.news.put(_noted([outcome(row, got)], [row]))
-                        else:
-                            event, size = threading.Event(), got.path.stat().st_size
-                            def after(path=got.path, event=event): event.set(), path.unlink(missing_ok=True)
-                            if not self.submit(lib.cut_clip, [row | dict(fetched=size)], row, *got, self.folder, after=after): return
-                            cut.append(event)
-                        del left[row['clip_id']]
-                finally: # the workers still need the files
-                    for event in cut:
-                        while not event.wait(.1) and not self.stop.is_set(): pass
-        except OSError as e: self.news.put(_noted([outcome(r, e) for r in left.values()], left.values()))
+            if after: after()
+        finally:
+            with self.lock: self.busy -= 1
+            self.news.put(_finished(f, rows))
+            # after the news, so that a pause that follows from it is seen by the next
+            self.slots.release()
+    future.add_done_callback(done)
+    return True
 
+# %% ../../nbs/download/06_scheduler.ipynb #c787ba30
+@patch
+def uploads(self:_Round, units, settings):
+    "Hand out uploads, one a job"
+    # a worker imports the module, so it is sent the module's function
+    from kinetics_dance.download import cutting as lib
+    for name, rows in units:
+        # what others fetch they keep on their own disk: a shared one is for clips
+        fn = (partial(lib.fetch_upload, own_disk=True)
+              if hasattr(self.pool, 'room') else lib.fetch_upload)
+        if not self.submit(fn, rows, rows, self.folder, name, settings): return
+
+# %% ../../nbs/download/06_scheduler.ipynb #4a57f542
+@patch
+def stream(self:_Round, name, rows, settings):
+    "Hand out the clips of one transfer as they come"
+    from kinetics_dance.download import cutting as lib
+    left, cut = {r['clip_id']: r for r in rows}, []
+    try:
+        beside = None if is_remote(self.folder) else self.folder/'videos'
+        with tempfile.TemporaryDirectory(prefix='.part-', dir=beside,
+                                         ignore_cleanup_errors=True) as part:
+            try:
+                for row, got in get_source(name, settings).stream(rows, Path(part), self.stop):
+                    if isinstance(got, Exception): self.news.put(_noted([outcome(row, got)], [row]))
+                    else:
+                        event, size = threading.Event(), got.path.stat().st_size
+                        def after(path=got.path, event=event):
+                            event.set(), path.unlink(missing_ok=True)
+
+                        if not self.submit(lib.cut_clip, [row | dict(fetched=size)], row, *got,
+                                           self.folder, after=after):
+                            return
+                        cut.append(event)
+                    del left[row['clip_id']]
+            finally: # the workers still need the files
+                for event in cut:
+                    while not event.wait(.1) and not self.stop.is_set(): pass
+    except OSError as e:
+        self.news.put(_noted([outcome(r, e) for r in left.values()], left.values()))
+
+# %% ../../nbs/download/06_scheduler.ipynb #d63479cc
 def _finished(future, rows):
     "Rows for the table out of what a worker returned, or out of its end"
     try: out = future.result()
-    except TimeoutError: out = [outcome(r, Unavailable('timeout', 'the worker was killed')) for r in rows]
+    except TimeoutError:
+        out = [outcome(r, Unavailable('timeout', 'the worker was killed')) for r in rows]
     except OSError as e: out = [outcome(r, e) for r in rows]
     except BaseException as e: # it died, or was cancelled
-        why = Unavailable('too large', TOO_LARGE) if is_too_large(e) else Unavailable('other', repr(e))
+        why = (Unavailable('too large', TOO_LARGE)
+               if is_too_large(e) else Unavailable('other', repr(e)))
         out = [outcome(r, why) for r in rows]
     return _noted(out if isinstance(out, list) else [out], rows)
 
 def _noted(out, rows):
-    return [dict(fetched=r.get('fetched', 0)) | o | dict(attempts=r['attempts'] + 1, made_of=r['made_of'])
-            for o, r in zip(out, rows)]
+    return [
+        dict(fetched=r.get('fetched', 0)) | o
+        | dict(attempts=r['attempts'] + 1, made_of=r['made_of']) for o, r in zip(out, rows)
+    ]
+
+# %% ../../nbs/download/06_scheduler.ipynb #b3fd1a9f
+def _listen(r, heard, pace, timeout):
+    "Rows of the next upload, if one is done, and when the last news came"
+    try: rows = r.news.get(timeout=.2)
+    except queue.Empty: rows = []
+    # a transfer may be silent for long; a worker that holds a job may not
+    heard = time.monotonic() if rows or not r.busy else max(heard, pace.until)
+    if time.monotonic() > heard + 1.5*timeout + 60:
+        raise RuntimeError('the workers do not answer any more')
+    return rows, heard
 
 # %% ../../nbs/download/06_scheduler.ipynb #5be42461
 def one_round(table:ClipTable, # The study's clips
@@ -118,26 +159,16 @@ def one_round(table:ClipTable, # The study's clips
     heard = written # when the last news came
     progress = Progress([r for _, rows in uploads for r in rows])
     hands = nullcontext(workers) if workers else worker_pool(jobs, memory_limit(jobs))
-    with follow('download', progress.total, 'clips') as task, hands as pool, ThreadPoolExecutor(jobs) as threads:
+    with follow('download', progress.total,
+                'clips') as task, hands as pool, ThreadPoolExecutor(jobs) as threads:
         r = _Round(pool, folder, workers.room() if workers else jobs, timeout, pace, **options)
         try:
             feeders = _feed(r, threads, uploads, settings)
             while progress.seen.total() < progress.total:
-                try: rows = r.news.get(timeout=.2)
-                except queue.Empty: rows = []
-                # a transfer may be silent for long; a worker that holds a job may not
-                heard = time.monotonic() if rows or not r.busy else max(heard, pace.until)
-                if time.monotonic() > heard + 1.5*timeout + 60: raise RuntimeError('the workers do not answer any more')
-                for row in rows:
-                    details[row['clip_id']], after = row.pop('detail'), row.pop('retry_after', None)
-                    if done := progress.add(row): log(done)
-                    batch.append(row)
-                if rows:
-                    limited = after or rows[-1]['reason'] == 'rate-limited'
-                    pace.hit(after) if limited else pace.fine() if rows[-1]['status'] == 'ok' else None
-                if any(row['reason'] == 'disk full' for row in rows):
-                    raise StudyError(f'{folder.name}: the disk is full; make room and run this again '
-                                     f'({progress.line()})')
+                rows, heard = _listen(r, heard, pace, timeout)
+                details |= {row['clip_id']: row.pop('detail') for row in rows}
+                batch += rows
+                _take(rows, progress, pace, log, folder)
                 if batch and (len(batch) >= 50 or time.monotonic() - written > 1):
                     _note(table, batch)
                     batch, written = [], time.monotonic()
@@ -153,12 +184,28 @@ def one_round(table:ClipTable, # The study's clips
             if progress.seen.total() < progress.total: pool.stop()
     return details
 
+# %% ../../nbs/download/06_scheduler.ipynb #fcb5717c
+def _take(rows, progress, pace, log, folder):
+    """Count the rows of one upload, and learn from the last whether its server wants to be left
+    alone"""
+    if not rows: return
+    after = [row.pop('retry_after', None) for row in rows][-1]
+    for row in rows:
+        if done := progress.add(row): log(done)
+    if after or rows[-1]['reason'] == 'rate-limited': pace.hit(after)
+    elif rows[-1]['status'] == 'ok': pace.fine()
+    if any(row['reason'] == 'disk full' for row in rows):
+        raise StudyError(f'{folder.name}: the disk is full; make room and run this again '
+                         f'({progress.line()})')
+
 def _note(table, batch):
     try: table.update(batch)
     except sqlite3.OperationalError as e:
         if 'full' not in str(e): raise
-        raise StudyError(f'{table.path.parent.name}: the disk is full; make room and run this again') from None
+        raise StudyError(
+            f'{table.path.parent.name}: the disk is full; make room and run this again') from None
 
+# %% ../../nbs/download/06_scheduler.ipynb #a30283bd
 def _feed(r, threads, uploads, settings):
     "Start the threads that hand out work: one for uploads, one for each transfer of many clips"
     single, units = [], {}
@@ -166,9 +213,12 @@ def _feed(r, threads, uploads, settings):
         source = get_source(name, settings)
         if not hasattr(source, 'stream'): single.append((name, rows))
         elif is_remote(r.folder) and not getattr(r.pool, 'here', True):
-            raise StudyError(f'source {name}: its clips come in one transfer, and workers elsewhere cannot see where it ends up; '
+            raise StudyError(f'source {name}: its clips come in one transfer, '
+                             'and workers elsewhere cannot see where it ends up; '
                              '--storage must be a folder that all of them share')
         else:
             for row in rows: units.setdefault((name, source.unit(row)), []).append(row)
     feeders = [threads.submit(r.uploads, single, settings)] if single else []
-    return feeders + [threads.submit(r.stream, name, rows, settings) for (name, _), rows in units.items()]
+    return feeders + [
+        threads.submit(r.stream, name, rows, settings) for (name, _), rows in units.items()
+    ]

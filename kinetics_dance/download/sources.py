@@ -13,6 +13,7 @@ from typing import Callable, NamedTuple
 from urllib.parse import urlsplit
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
+from fastcore.basics import patch
 from ..clips.splits import rooted
 from ..core.base import StudyError, nearest
 from ..core.base import Unavailable
@@ -25,16 +26,20 @@ REASONS = FINAL + TEMPORARY
 
 _SIGNS = [ # (reason, what a message that means it looks like), first match wins
     ('rate-limited', r'HTTP Error 429|not a bot|rate.?limit|try again later'),
-    ('removed', r'HTTP Error (404|410)|removed by|has been removed|been terminated|no longer available|does not exist'),
+    ('removed', r'HTTP Error (404|410)|removed by|has been removed|been terminated|no longer '
+                r'available|does not exist'),
     ('private', r'private video|is private'),
     ('age', r'confirm your age|age.restricted|inappropriate for some users'),
     ('region', r'(your|this) (country|location|region)|geo.?(block|restrict)'),
     ('removed', r'video (is )?(unavailable|not available)|content is(n.t| not) available'),
     ('disk full', r'no space left|quota exceeded'),
     ('timeout', r'timed? ?out'),
-    ('truncated', r'bytes read, \d+ more expected|incomplete ?read|content too short|got \d+ bytes|data blocks'),
-    ('not a video', r'unsupported url|no video formats|is not a video|requested format is not available|file is empty')]
+    ('truncated', r'bytes read, \d+ more expected|incomplete ?read|content too short|got '
+                  r'\d+ bytes|data blocks'),
+    ('not a video', r'unsupported url|no video formats|is not a video|requested format is not '
+                    r'available|file is empty')]
 
+# %% ../../nbs/download/00_sources.ipynb #708e44ed
 def reason_of(error:Exception|str # What was raised, or its message
              ) -> str:            # One of `REASONS`, or `http-<code>`
     "The reason that an error message of yt-dlp, ffmpeg or the system stands for"
@@ -45,14 +50,17 @@ def reason_of(error:Exception|str # What was raised, or its message
     code = re.search(r'HTTP Error (\d{3})', text)
     return f'http-{code[1]}' if code else 'other'
 
+# %% ../../nbs/download/00_sources.ipynb #f935e025
 def is_final(reason:str) -> bool:
     "Is there no use in asking again?"
-    return reason in FINAL or bool(re.fullmatch('http-4..', str(reason))) and reason not in ('http-403', 'http-408')
+    return reason in FINAL or bool(re.fullmatch(
+        'http-4..', str(reason))) and reason not in ('http-403', 'http-408')
 
 # %% ../../nbs/download/00_sources.ipynb #44464836
 def unavailable(reason:str,  # One of `REASONS`, or `http-<code>`
                 detail='',   # The words behind it
-                headers=None # Headers of the answer, if it was an answer: its `Retry-After` is noted
+                # Headers of the answer, if it was an answer: its `Retry-After` is noted
+                headers=None
                ) -> Unavailable: # With `retry_after`: seconds to wait before asking again, or None
     "An `Unavailable` to raise that knows how long the server wants to be left alone"
     error = Unavailable(reason, detail)
@@ -80,7 +88,8 @@ class Source:
     def checked_id(self, clip) -> str:
         "The clip's id; `StudyError` if it does not match the rule"
         if self.id_rule.fullmatch(name := str(clip['youtube_id'])): return name
-        raise StudyError(f"clip {name!r}: not an id of the source {type(self).__name__} ({self.id_rule.pattern})")
+        raise StudyError(f"clip {name!r}: not an id of the source {type(self).__name__} "
+                         f"({self.id_rule.pattern})")
 
 # %% ../../nbs/download/00_sources.ipynb #cf0a514c
 class Folder(Source):
@@ -97,7 +106,8 @@ class Folder(Source):
 
 # %% ../../nbs/download/00_sources.ipynb #5afaeea4
 def js_runtimes() -> dict: # Name → what yt-dlp says of it: `path`, `version`, `supported`
-    "The programs on this machine that could run YouTube's JavaScript: beside python, or on the PATH"
+    """The programs on this machine that could run YouTube's JavaScript: beside python, or on the
+    PATH"""
     os.environ['YTDLP_NO_PLUGINS'] = '1'
     import yt_dlp # registers the kinds of runtime
     found = {name: kind().info for name, kind in yt_dlp.globals.supported_js_runtimes.value.items()}
@@ -107,10 +117,12 @@ def check_runtime() -> str|None:
     "None if yt-dlp can run YouTube's JavaScript, else one line that says what is missing"
     found = js_runtimes()
     if not importlib.util.find_spec('yt_dlp_ejs'):
-        return "YouTube needs the package yt-dlp-ejs, which is missing: pip install 'yt-dlp[default]'"
+        return ("YouTube needs the package yt-dlp-ejs, which is missing: "
+                "pip install 'yt-dlp[default]'")
     if any(info.supported for info in found.values()): return None
     old = ''.join(f'; {info.name} {info.version} is too old' for info in found.values())
-    return ('YouTube needs a JavaScript runtime and none was found: pip install deno (or have node 22, bun or quickjs '
+    return ('YouTube needs a JavaScript runtime and none was found: '
+            'pip install deno (or have node 22, bun or quickjs '
             f'on the PATH){old}')
 
 # %% ../../nbs/download/00_sources.ipynb #95eafb17
@@ -126,18 +138,21 @@ def check_numbers(ratelimit=None, # Bytes a second; None: as fast as it goes
                   **seconds       # Other settings: seconds
                  ):
     "`StudyError` for a setting that is not the number it should be"
-    for name, x in dict(ratelimit=ratelimit, retries=retries, max_filesize=max_filesize, **seconds).items():
-        least, unit = dict(ratelimit=(1, 'bytes a second'), retries=(0, 'attempts'), max_filesize=(1, 'bytes')).get(
-            name, (0, 'seconds'))
+    for name, x in dict(ratelimit=ratelimit, retries=retries, max_filesize=max_filesize,
+                        **seconds).items():
+        least, unit = dict(ratelimit=(1, 'bytes a second'), retries=(0, 'attempts'),
+                           max_filesize=(1, 'bytes')).get(name, (0, 'seconds'))
         if x is not None and not (isinstance(x, (int, float)) and x >= least):
             raise StudyError(f'{name}: {x!r} is not a number of {unit}')
 
+# %% ../../nbs/download/00_sources.ipynb #596f0f8e
 def _polite(cookies, proxy, ratelimit, sleep, retries, wait):
     "Settings of a study file as options of yt-dlp"
     check_numbers(ratelimit=ratelimit, retries=retries, sleep=sleep, wait=wait)
-    if cookies and not Path(rooted(cookies)).is_file(): raise StudyError(f'cookies: {cookies}: no such file')
-    out = dict(cookiefile=cookies and str(rooted(cookies)), proxy=proxy, ratelimit=ratelimit, sleep_interval=sleep,
-               max_sleep_interval=sleep and 2*sleep)
+    if cookies and not Path(rooted(cookies)).is_file():
+        raise StudyError(f'cookies: {cookies}: no such file')
+    out = dict(cookiefile=cookies and str(rooted(cookies)), proxy=proxy, ratelimit=ratelimit,
+               sleep_interval=sleep, max_sleep_interval=sleep and 2*sleep)
     pause = dict.fromkeys(('http', 'fragment', 'file_access', 'extractor'), backoff(wait))
     return {k: v for k, v in out.items() if v is not None} | dict(
         retries=retries, fragment_retries=retries, extractor_retries=retries, file_access_retries=0,
@@ -146,78 +161,114 @@ def _polite(cookies, proxy, ratelimit, sleep, retries, wait):
 # %% ../../nbs/download/00_sources.ipynb #61c67eae
 class YouTube(Source):
     "Uploads that yt-dlp can fetch"
-    def __init__(self, url_template:str='https://www.youtube.com/watch?v={id}', # `{id}` stands for the upload's id
-                 sections:bool=None,   # Fetch only the seconds that are needed? (default: from YouTube itself)
+    def __init__(
+        # `{id}` stands for the upload's id
+        self, url_template:str='https://www.youtube.com/watch?v={id}',
+                 # Fetch only the seconds that are needed? (default: from YouTube itself)
+                 sections:bool=None,
                  height:int=360,       # Preferred number of lines
                  cookies:str=None,     # File of cookies, as browsers export them (Netscape format)
                  proxy:str=None,       # Address of a proxy; '' for none
                  ratelimit:float=None, # Bytes a second, each worker
-                 sleep:float=None,     # Pause before each download, in seconds; up to twice that (default: YouTube 10)
+                 # Pause before each download, in seconds; up to twice that (default: YouTube 10)
+                 sleep:float=None,
                  retries:int=2,        # Further attempts after a broken transfer
-                 wait:float=1,         # Pause before the first of these, in seconds; doubles, with jitter
+                 wait:float=1, # Pause before the first of these, in seconds; doubles, with jitter
                  max_filesize:int=2**31, # Bytes; what is larger is given up as `too large`
                  options:dict=None,    # More options of yt-dlp
                 ):
         if re.sub(r'\{id\}', '', url_template).count('{') or '{id}' not in url_template:
-            raise StudyError(f'url_template: {url_template!r} must hold {{id}}, where the id of an upload goes, and no other braces')
+            raise StudyError(f'url_template: {url_template!r} must hold {{id}}, '
+                             'where the id of an upload goes, and no other braces')
         host = urlsplit(url_template).hostname or ''
         self.url_template, self.height, self.max_filesize = url_template, height, max_filesize
         self.youtube = bool(re.search(r'(^|\.)youtube\.com$|^youtu\.be$', host))
         self.sections = self.youtube if sections is None else sections
         if proxy is None and host in ('127.0.0.1', 'localhost', '::1'): proxy = ''
         if sleep is None and self.youtube: sleep = 10 # YouTube blocks who asks faster
-        self.options = _polite(cookies, proxy, ratelimit, sleep, retries, wait) | dict(options or {})
+        self.options = _polite(cookies, proxy, ratelimit, sleep, retries, wait) | dict(options
+                                                                                       or {})
 
-    def check(self) -> str|None:
-        "What would make every clip fail: no JavaScript runtime for YouTube, an unreadable file of cookies"
-        import yt_dlp
-        try:
-            if cookies := self.options.get('cookiefile'): yt_dlp.cookies.YoutubeDLCookieJar(cookies).load()
-        except (yt_dlp.cookies.http.cookiejar.LoadError, OSError, UnicodeDecodeError):
-            return f'cookies: {Path(cookies).name} is not a file of cookies in Netscape format'
-        return check_runtime() if self.youtube else None
+# %% ../../nbs/download/00_sources.ipynb #15a610ce
+@patch
+def check(self:YouTube) -> str|None:
+    """What would make every clip fail: no JavaScript runtime for YouTube, an unreadable file of
+    cookies"""
+    import yt_dlp
+    try:
+        if cookies := self.options.get('cookiefile'):
+            yt_dlp.cookies.YoutubeDLCookieJar(cookies).load()
+    except (yt_dlp.cookies.http.cookiejar.LoadError, OSError, UnicodeDecodeError):
+        return f'cookies: {Path(cookies).name} is not a file of cookies in Netscape format'
+    return check_runtime() if self.youtube else None
 
-    def fetch(self, clip:dict, # `youtube_id`, `time_start`, `time_end`
-              folder:Path      # Where the file goes
-             ) -> Upload:
-        "Fetch an upload, or only the part of it that `clip` needs"
-        name = self.checked_id(clip)
-        yt_dlp, y = self._ydl()
-        part = self.sections and clip.get('time_end')
-        y.params.update(paths={'home': str(folder)}, force_keyframes_at_cuts=bool(part),
-                        download_ranges=yt_dlp.utils.download_range_func(None, [(clip['time_start'], clip['time_end'])])
-                                        if part else lambda *_: [{}])
-        try:
-            info = y.extract_info(self.url_template.format(id=name))
-            path = Path(info['requested_downloads'][0]['filepath'])
-        except (yt_dlp.utils.YoutubeDLError, OSError, KeyError, IndexError) as e:
-            raise unavailable(reason_of(e), e, _headers_of(e)) from None
-        if not path.is_file(): raise Unavailable('other', 'yt-dlp left no file')
-        self._bounded(dict(downloaded_bytes=path.stat().st_size))
-        if part: _whole(path, clip, info.get('duration'))
-        return Upload(path, clip['time_start'] if part else 0.)
+# %% ../../nbs/download/00_sources.ipynb #2a3523d0
+@patch
+def fetch(self:YouTube, clip:dict, # `youtube_id`, `time_start`, `time_end`
+          folder:Path      # Where the file goes
+         ) -> Upload:
+    "Fetch an upload, or only the part of it that `clip` needs"
+    name = self.checked_id(clip)
+    yt_dlp, y = self._ydl()
+    part = self.sections and clip.get('time_end')
+    y.params.update(
+        paths={'home': str(folder)},
+        force_keyframes_at_cuts=bool(part), download_ranges=yt_dlp.utils.download_range_func(
+            None, [(clip['time_start'], clip['time_end'])]) if part else lambda *_: [{}])
+    try:
+        info = y.extract_info(self.url_template.format(id=name))
+        path = Path(info['requested_downloads'][0]['filepath'])
+    except (yt_dlp.utils.YoutubeDLError, OSError, KeyError, IndexError) as e:
+        raise unavailable(reason_of(e), e, _headers_of(e)) from None
+    if not path.is_file(): raise Unavailable('other', 'yt-dlp left no file')
+    self._bounded(dict(downloaded_bytes=path.stat().st_size))
+    if part: _whole(path, clip, info.get('duration'))
+    return Upload(path, clip['time_start'] if part else 0.)
 
-    def _bounded(self, progress):
-        n = max(progress.get(k) or 0 for k in ('downloaded_bytes', 'total_bytes'))
-        if n > self.max_filesize: raise Unavailable('too large', f'{n} bytes, {self.max_filesize} are allowed')
+# %% ../../nbs/download/00_sources.ipynb #2b25d2da
+@patch
+def _bounded(self:YouTube, progress):
+    n = max(progress.get(k) or 0 for k in ('downloaded_bytes', 'total_bytes'))
+    if n > self.max_filesize:
+        raise Unavailable('too large', f'{n} bytes, {self.max_filesize} are allowed')
 
-    def _ydl(self):
-        "yt-dlp and one downloader that is kept: making one costs as much as fetching a short video"
-        if not hasattr(self, '_kept'):
-            os.environ['YTDLP_NO_PLUGINS'] = '1'
-            import yt_dlp, imageio_ffmpeg
-            if self.youtube and (found := {k: dict(path=i.path) for k, i in js_runtimes().items() if i.supported}):
-                self.options.setdefault('js_runtimes', found)
-            # whether ffmpeg is there is asked without looking at the option below; the command line sets this, too
-            yt_dlp.postprocessor.FFmpegPostProcessor._ffmpeg_location.set(imageio_ffmpeg.get_ffmpeg_exe())
-            self._kept = yt_dlp, _bounded_pages(yt_dlp.YoutubeDL)(dict(
-                quiet=True, no_warnings=True, noprogress=True, logger=_Silent(), color='no_color', cachedir=False,
-                outtmpl='upload.%(ext)s', noplaylist=True, overwrites=True, updatetime=False, fixup='never',
-                format_sort=[f'res:{self.height}', 'codec:h264:aac'], ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(),
-                progress_hooks=[self._bounded], external_downloader_args={'ffmpeg_i': ['-rw_timeout', '20000000'], # microseconds without a byte
-                                          'ffmpeg_o': ['-fs', str(self.max_filesize)]},
+# %% ../../nbs/download/00_sources.ipynb #4bafe776
+@patch
+def _ydl(self:YouTube):
+    "yt-dlp and one downloader that is kept: making one costs as much as fetching a short video"
+    if not hasattr(self, '_kept'):
+        os.environ['YTDLP_NO_PLUGINS'] = '1'
+        import yt_dlp, imageio_ffmpeg
+        if self.youtube and (found := {
+                k: dict(path=i.path) for k, i in js_runtimes().items() if i.supported
+        }):
+            self.options.setdefault('js_runtimes', found)
+        # whether ffmpeg is there is asked without looking at the option below; the command line
+        # sets this, too
+        yt_dlp.postprocessor.FFmpegPostProcessor._ffmpeg_location.set(
+            imageio_ffmpeg.get_ffmpeg_exe())
+        self._kept = yt_dlp, _bounded_pages(yt_dlp.YoutubeDL)(
+            dict(
+                quiet=True,
+                no_warnings=True,
+                noprogress=True,
+                logger=_Silent(),
+                color='no_color',
+                cachedir=False,
+                outtmpl='upload.%(ext)s',
+                noplaylist=True,
+                overwrites=True,
+                updatetime=False,
+                fixup='never',
+                format_sort=[f'res:{self.height}', 'codec:h264:aac'],
+                ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(),
+                progress_hooks=[self._bounded],
+                external_downloader_args={
+                    'ffmpeg_i': ['-rw_timeout', '20000000'], # microseconds without a byte
+                    'ffmpeg_o': ['-fs', str(self.max_filesize)]
+                },
                 socket_timeout=20) | self.options)
-        return self._kept
+    return self._kept
 
 # %% ../../nbs/download/00_sources.ipynb #9a01c0d7
 LARGEST_PAGE = 2**26 # bytes of a page, a list of fragments or an answer of an interface
@@ -234,7 +285,8 @@ def _bounded_pages(downloader):
                 while part := piece(1 << 18):
                     data += part
                     if len(data) > LARGEST_PAGE:
-                        raise Unavailable('too large', f'a page of more than {LARGEST_PAGE/1e6:.0f} MB')
+                        raise Unavailable('too large', 'a page of more than '
+                                                       f'{LARGEST_PAGE/1e6:.0f} MB')
                 return bytes(data)
             answer.read = read
             return answer
@@ -244,7 +296,8 @@ def _bounded_pages(downloader):
 def _whole(path, clip, duration):
     "A section whose transfer broke looks like a short video; that is no reason to give a clip up"
     end = min(clip['time_end'], duration or clip['time_end'])
-    if probe(path)['seconds'] < .9*(end - clip['time_start']): raise Unavailable('truncated', 'the transfer ended early')
+    if probe(path)['seconds'] < .9*(end - clip['time_start']):
+        raise Unavailable('truncated', 'the transfer ended early')
 
 class _Silent:
     def debug(self, message): pass
@@ -258,7 +311,10 @@ def _headers_of(error):
         if not isinstance(e, BaseException) or e in seen: continue
         if hasattr(getattr(e, 'response', None), 'headers'): return e.response.headers
         seen.append(e)
-        todo += [e.__context__, e.__cause__, getattr(e, 'cause', None), *(getattr(e, 'exc_info', None) or ())]
+        todo += [
+            e.__context__, e.__cause__,
+            getattr(e, 'cause', None), *(getattr(e, 'exc_info', None) or ())
+        ]
 
 # %% ../../nbs/download/00_sources.ipynb #3f43daa9
 SOURCES = {'youtube': YouTube, 'demo': YouTube, 'folder': Folder}
@@ -267,10 +323,14 @@ _made = {}
 def get_source(name:str,      # A name in `SOURCES`
                settings:dict={} # What its class takes
               ):
-    "A source by name; one is kept for each name and settings. `StudyError` for a setting that is none."
-    if name not in SOURCES: raise StudyError(f"source: there is no {name!r}{nearest(name, SOURCES)}")
+    """A source by name; one is kept for each name and settings. `StudyError` for a setting that is
+    none."""
+    if name not in SOURCES:
+        raise StudyError(f"source: there is no {name!r}{nearest(name, SOURCES)}")
     key = name, repr(sorted(settings.items()))
     if key not in _made:
         try: _made[key] = SOURCES[name](**settings)
-        except TypeError as e: raise StudyError(f'settings of the source {name!r}: {str(e).split("() ")[-1]}') from None
+        except TypeError as e:
+            raise StudyError(
+                f'settings of the source {name!r}: {str(e).split("() ")[-1]}') from None
     return _made[key]

@@ -20,7 +20,8 @@ from .predictions import Predictions, load_predictions
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #74234df7
 def confusion(p:Predictions,
-              model:str)->pd.DataFrame: # (K,K) counts summed over seeds, true classes down, answers across
+              # (K,K) counts summed over seeds, true classes down, answers across
+              model:str)->pd.DataFrame:
     "Which class is taken for which."
     m = sum(confusion_matrix(p.y_true, y, labels=range(len(p.classes))) for y in p.y_pred(model))
     return pd.DataFrame(m, index=p.classes, columns=p.classes)
@@ -35,7 +36,8 @@ def per_class(
     rows = []
     for m in p.probs:
         y = p.y_pred(m)
-        precision = precision_score(np.tile(p.y_true, len(y)), y.ravel(), labels=range(len(p.classes)),
+        precision = precision_score(np.tile(p.y_true,
+                                            len(y)), y.ravel(), labels=range(len(p.classes)),
                                     average=None, zero_division=np.nan)
         for k, c in enumerate(p.classes):
             e = boot[m]['recall'][c]
@@ -111,7 +113,8 @@ def temporal_gain(
 def heterogeneity(
     boot:dict, baseline:str, confidence:float=.95 # As for `temporal_gain`
 )->pd.DataFrame: # One row a model: model, mean, low, high, Q, df, p, tau
-    "Do classes differ in what time buys them? Cochran's Q (1954, *Biometrics* 10, 101); spread tau."
+    """Do classes differ in what time buys them? Cochran's Q (1954, *Biometrics* 10, 101); spread
+    tau."""
     models = [m for m in boot if m != baseline and baseline in boot]
     rows = [dict(model=m) | _effects(boot, m, baseline, confidence)[1] for m in models]
     return pd.DataFrame(rows, columns='model mean low high Q df p tau'.split())
@@ -121,11 +124,13 @@ def resolved(
     p:Predictions,
     baseline:str, # The model that sees single frames
     model:str # A model with time
-)->pd.DataFrame: # One row a pair of classes: true, said, baseline, model, resolved; shares, largest `resolved` first
+    # One row a pair of classes: true, said, baseline, model, resolved; shares, largest `resolved`
+    # first
+)->pd.DataFrame:
     "Confusions of the baseline that another model does not make."
     a, b = (confusion(p, m) for m in (baseline, model))
-    a, b = (x.div(x.sum(axis=1).clip(lower=1), axis=0).rename_axis('true').rename_axis('said', axis=1).stack()
-            for x in (a, b))
+    a, b = (x.div(x.sum(axis=1).clip(lower=1),
+                  axis=0).rename_axis('true').rename_axis('said', axis=1).stack() for x in (a, b))
     df = pd.DataFrame({'baseline': a, 'model': b, 'resolved': a - b}).reset_index()
     df = df[(df.true != df.said) & ((df.baseline > 0) | (df.model > 0))]
     return df.sort_values('resolved', ascending=False, kind='stable', ignore_index=True)
@@ -146,7 +151,7 @@ def load_probes(
     "Predictions from tampered frames; `over_time` is a table of another kind and not among them."
     names = {d.name for d in (Path(folder)/'predictions').glob('*/*/') if d.name != 'over_time'
              and any(d.glob('seed*.parquet'))}
-    rank = lambda s: (PROBES.index(s) if s in PROBES else len(PROBES), frames_of(s) or 0, s)
+    def rank(s): return (PROBES.index(s) if s in PROBES else len(PROBES), frames_of(s) or 0, s)
     return {s: x for s in sorted(names, key=rank) if (x := load_predictions(folder, s))}
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #04e5f98f
@@ -154,7 +159,8 @@ def perturbation_effects(
     boots:dict, # `{(probe, question): bootstrap}`, the frames as they are under 'normal'
     question:str='classes', # Which predictions, see `views` of the comparison
     confidence:float=.95
-)->pd.DataFrame: # Rows of probe, model, frames, accuracy, low, high, change, change_low, change_high, p
+    # Rows of probe, model, frames, accuracy, low, high, change, change_low, change_high, p
+)->pd.DataFrame:
     "What tampering does to accuracy."
     rows = []
     for probe, b in ((k, b) for (k, q), b in boots.items() if q == question):
@@ -172,22 +178,35 @@ def perturbation_effects(
         {'frames': 'Int64', 'change': float, 'change_low': float, 'change_high': float, 'p': float})
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #a33f5bd2
-def agreement(p:Predictions)->pd.DataFrame: # (M,M) shares; diagonal: between runs of one model, NaN for one run
+def agreement(
+    p:Predictions,
+    # (M,M) shares; diagonal: between runs of one model, NaN for one run
+)->pd.DataFrame:
     "How often two models give the same answer, right or wrong, over all pairs of runs."
     said = {m: p.y_pred(m) for m in p.probs}
     def same(a, b, own):
-        x = [(i == j).mean() for k, i in enumerate(said[a]) for l, j in enumerate(said[b]) if not own or k < l]
+        x = [(i == j).mean() for k, i in enumerate(said[a]) for l, j in enumerate(said[b])
+             if not own or k < l]
         return np.mean(x) if x else np.nan
-    return pd.DataFrame([[same(a, b, a == b) for b in said] for a in said], index=list(said), columns=list(said))
 
-def crowd(p:Predictions)->Predictions: # Two models: 'average' and 'oracle', with as many runs as all models have
-    "Run by run, the average of all models and the best that any choice among their answers could do."
+    return pd.DataFrame([[same(a, b, a == b) for b in said] for a in said], index=list(said),
+                        columns=list(said))
+
+# %% ../../nbs/evaluation/04_analysis.ipynb #66e17863
+def crowd(
+    p:Predictions,
+    # Two models: 'average' and 'oracle', with as many runs as all models have
+)->Predictions:
+    """Run by run, the average of all models and the best that any choice among their answers could
+    do."""
     s = min(map(len, p.probs.values()))
     average = np.mean([x[:s] for x in p.probs.values()], axis=0)
     right = np.any([p.y_pred(m)[:s] == p.y_true for m in p.probs], axis=0)
     oracle = np.where(right[..., None], np.eye(len(p.classes))[p.y_true], average)
-    hide = (~right & (average.argmax(-1) == p.y_true))[..., None] & (np.arange(len(p.classes)) == p.y_true[:, None])
-    oracle = np.where(hide, 0, oracle) # the average may be right where none of the models is; the oracle may not
+    hide = (~right & (average.argmax(-1) == p.y_true))[..., None] & (np.arange(len(p.classes))
+                                                                     == p.y_true[:, None])
+    # the average may be right where none of the models is; the oracle may not
+    oracle = np.where(hide, 0, oracle)
     seen = next((x for x in p.pretraining.values() if 'kinetics' in str(x)), None)
     return replace(p, probs={'average': average, 'oracle': oracle},
                    seeds={k: list(range(s)) for k in ('average', 'oracle')},
@@ -199,7 +218,9 @@ def together(
     boot:dict, # As `bootstrap` gives it for `p`
     n_resamples:int=2000, seed:int=0, # As they were for `boot`
     confidence:float=.95
-)->pd.DataFrame: # A row a model, then average and oracle: model, accuracy, low, high, gain (over the best), its low, high
+    # A row a model, then average and oracle: model, accuracy, low, high, gain (over the best), its
+    # low, high
+)->pd.DataFrame:
     "Models alone and together."
     both, rows = boot | bootstrap(crowd(p), n_resamples, seed), []
     best = max(p.probs, key=lambda m: boot[m]['accuracy'].value)
@@ -208,7 +229,7 @@ def together(
         e = b['accuracy']
         row = dict(model=m, accuracy=e.value, **dict(zip(('low', 'high'), e.interval(confidence))))
         if m not in p.probs: # run s of the average is made of run s of each model
-            first = lambda x: {0: next(iter(x.values()))[:s]}
+            def first(x): return {0: next(iter(x.values()))[:s]}
             runs = [replace(x, parts=first(x.parts), pulls=first(x.pulls))
                     for x in (e, both[best]['accuracy'])]
             d = runs[0] - runs[1]

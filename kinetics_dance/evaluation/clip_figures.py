@@ -19,7 +19,8 @@ from .predictions import Predictions
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #733b869f
 def load_costs(
     folder:str|Path # Folder of a study; reads `models/<model>/cost.json` in it
-)->pd.DataFrame: # One row a model that was measured: model, parameters, gflops_per_clip, ms_per_clip ...
+    # One row a model that was measured: model, parameters, gflops_per_clip, ms_per_clip ...
+)->pd.DataFrame:
     "What each model costs, as measured when it was trained."
     files = sorted((Path(folder)/'models').glob('*/cost.json'))
     return pd.DataFrame([dict(model=f.parent.name) | json.loads(f.read_text()) for f in files])
@@ -43,14 +44,17 @@ def plot_cost(
     fig, axes = plt.subplots(2, 1, figsize=(5, 5.4), sharey=True)
     for ax, c, label in zip(axes, ('ms_per_clip', 'parameters'),
                             ('milliseconds from the video file to the answer', 'parameters')):
-        for r in t.to_dict('records'): look.bar(ax, r[c], r['mean'], r['low'], r['high'], r['model'], across=False,
-                                                label=look.drawn(r['model']))
+        for r in t.to_dict('records'):
+            look.bar(ax, r[c], r['mean'], r['low'], r['high'], r['model'], across=False,
+                     label=look.drawn(r['model']))
         front = t[pareto(t[c].to_numpy(), t['mean'].to_numpy())].sort_values(c)
         ax.step(front[c], front['mean'], where='post', color=GREY, lw=1, zorder=0)
         ax.set(xlabel=label, ylabel='accuracy', xlim=(0, 1.12*t[c].max()) if len(t) else None)
         ax.margins(y=.12)
-    axes[1].xaxis.set_major_formatter(lambda x, _: f'{x/1e6:g} M' if x >= 1e6 else f'{x/1e3:g} k' if x else '0')
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(2, max(len(t), 1)))
+    axes[1].xaxis.set_major_formatter(lambda x, _: f'{x/1e6:g} M' if x >= 1e6 else f'{x/1e3:g} k'
+                                      if x else '0')
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center',
+               ncols=min(2, max(len(t), 1)))
     return fig
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #c8773c05
@@ -58,29 +62,37 @@ def disagreements(
     p:Predictions,
     a:str, b:str, # Two models
     n:int=2 # Clips of each kind
-)->list: # Clip ids: `n` that only `b` gets right, then `n` that only `a` does; fewer where there are fewer
+    # Clip ids: `n` that only `b` gets right, then `n` that only `a` does; fewer where there are
+    # fewer
+)->list:
     "Clips that one model gets right in every run and the other in none."
     right = {m: (p.y_pred(m) == p.y_true) for m in (a, b)}
     sure = {m: p.probs[m].mean(0)[np.arange(len(p.clips)), p.y_true] for m in (a, b)}
     found = []
     for good, bad in ((b, a), (a, b)):
         only = np.flatnonzero(right[good].all(0) & ~right[bad].any(0))
-        found += p.clips[only[np.argsort(-(sure[good] - sure[bad])[only], kind='stable')[:n]]].tolist()
+        found += p.clips[only[np.argsort(-(sure[good] - sure[bad])[only],
+                                         kind='stable')[:n]]].tolist()
     return found
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #25397d6f
 def load_over_time(
     folder:str|Path, # Folder of a study; reads `predictions/<model>/over_time/seed<k>.parquet`
     clip_ids:list # Of these clips
-)->pd.DataFrame: # model, seed, clip_id, frame (from 1), seconds, p_<class> ...; empty where there are none
+    # model, seed, clip_id, frame (from 1), seconds, p_<class> ...; empty where there are none
+)->pd.DataFrame:
     "What the models would say if a clip ended after each frame."
     out = []
     for f in sorted((Path(folder)/'predictions').glob('*/over_time/seed*.parquet')):
-        t = pd.read_parquet(f, filters=[('clip_id', 'in', list(clip_ids))]) if len(clip_ids) else pd.DataFrame()
-        if len(t) and not {'clip_id', 'frame'} <= set(t): raise StudyError(f'{f}: has no columns clip_id and frame')
+        t = (pd.read_parquet(f, filters=[('clip_id', 'in', list(clip_ids))])
+             if len(clip_ids) else pd.DataFrame())
+        if len(t) and not {'clip_id', 'frame'} <= set(t):
+            raise StudyError(f'{f}: has no columns clip_id and frame')
         if len(t): out.append(t.assign(model=f.parent.parent.name, seed=int(f.stem[4:])))
-    return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=['model', 'seed', 'clip_id', 'frame'])
+    return (pd.concat(out, ignore_index=True)
+            if out else pd.DataFrame(columns=['model', 'seed', 'clip_id', 'frame']))
 
+# %% ../../nbs/evaluation/08_clip_figures.ipynb #2dd3db9f
 def plot_clip(
     frames:np.ndarray, # (T,H,W,3) uint8
     label:str, # True class
@@ -89,7 +101,8 @@ def plot_clip(
     title:str='', # What the models said, in one or two lines
     other:str=None # Another class whose probability is drawn dashed
 ): # The figure
-    "A film strip, and under it the probability of the true class as the clip goes on, one line a training run"
+    """A film strip, and under it the probability of the true class as the clip goes on, one line a
+    training run"""
     pick = frames[(2*np.arange(8) + 1)*len(frames)//16] if len(frames) > 8 else frames
     fig, (top, ax) = plt.subplots(2, 1, figsize=(5, 4.4), height_ratios=[1.15, 1])
     film_strip(pick, ncols=4, ax=top)
@@ -99,10 +112,12 @@ def plot_clip(
             x = t.seconds if 'seconds' in t else t.frame
             ax.plot(x, t[f'p_{label}'], color=look.colour[m], marker=look.marker[m], ms=4, lw=1.4,
                     label=look.drawn(m) if k == 0 else None)
-            if other and f'p_{other}' in t: ax.plot(x, t[f'p_{other}'], color=look.colour[m], ls='--', lw=1)
+            if other and f'p_{other}' in t:
+                ax.plot(x, t[f'p_{other}'], color=look.colour[m], ls='--', lw=1)
     ax.set(xlabel='seconds' if 'seconds' in over_time else 'frames', ylim=(-.03, 1.03),
            ylabel=f'"{look.drawn(label)}"')
-    fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=min(2, max(len(look.models), 1)))
+    fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center',
+               ncols=min(2, max(len(look.models), 1)))
     return fig
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #bc351628
@@ -122,10 +137,13 @@ def load_histories(
 )->pd.DataFrame: # model, seed, epoch, train_loss, valid_loss, top1
     "Learning curves of all models."
     files = sorted((Path(folder)/'models').glob('*/seed*/history.csv'))
-    return pd.concat([pd.read_csv(f).assign(model=f.parent.parent.name, seed=int(f.parent.name[4:])) for f in files],
-                     ignore_index=True) if files else pd.DataFrame(columns=['model', 'seed', 'epoch', 'train_loss',
-                                                                            'valid_loss', 'top1'])
+    return pd.concat([
+        pd.read_csv(f).assign(model=f.parent.parent.name, seed=int(f.parent.name[4:]))
+        for f in files
+    ], ignore_index=True) if files else pd.DataFrame(
+        columns=['model', 'seed', 'epoch', 'train_loss', 'valid_loss', 'top1'])
 
+# %% ../../nbs/evaluation/08_clip_figures.ipynb #5533da4e
 def plot_histories(
     histories:pd.DataFrame, # As `load_histories`
     look:Look
@@ -136,15 +154,18 @@ def plot_histories(
         for k, (_, h) in enumerate(histories[histories.model == m].groupby('seed')):
             a.plot(h.epoch + 1, h.train_loss, color=look.colour[m], lw=.8, alpha=.7)
             a.plot(h.epoch + 1, h.valid_loss, color=look.colour[m], lw=1.8)
-            b.plot(h.epoch + 1, h.top1, color=look.colour[m], lw=1.8, label=look.drawn(m) if k == 0 else None)
+            b.plot(h.epoch + 1, h.top1, color=look.colour[m], lw=1.8,
+                   label=look.drawn(m) if k == 0 else None)
     a.set(ylabel='loss', ylim=(0, None))
     b.set(xlabel='epoch', ylabel='accuracy on valid', ylim=(0, 1.03))
-    fig.legend(*b.get_legend_handles_labels(), loc='outside upper center', ncols=min(2, max(len(look.models), 1)))
+    fig.legend(*b.get_legend_handles_labels(), loc='outside upper center',
+               ncols=min(2, max(len(look.models), 1)))
     return fig
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #25922e25
 def plot_contrast(
-    table:pd.DataFrame, # study, scene_bias, ceiling, model, mean, low, high: the studies from left to right
+    # study, scene_bias, ceiling, model, mean, low, high: the studies from left to right
+    table:pd.DataFrame,
     look:Look
 ): # The figure
     "Accuracy of each model in two studies, with the most that single frames can give in each"
@@ -159,8 +180,14 @@ def plot_contrast(
         at = np.array([studies.index(s) for s in t.study]) + .12*(j - (len(look.models) - 1)/2)
         ax.plot(at, t['mean'], color=look.colour[m], lw=1, alpha=.6)
         for k, (x, r) in enumerate(zip(at, t.to_dict('records'))):
-            look.bar(ax, x, r['mean'], r['low'], r['high'], m, across=False, label=look.drawn(m) if k == 0 else None)
-    ax.set(xticks=range(len(studies)), xlim=(-.5, len(studies) - .5), ylim=(0, 1.03), ylabel='accuracy',
-           xticklabels=[f'{for_figure(s)}\nbackdrop tells {100*table[table.study == s].scene_bias.iloc[0]:.0f} %' for s in studies])
+            look.bar(ax, x, r['mean'], r['low'], r['high'], m, across=False,
+                     label=look.drawn(m) if k == 0 else None)
+    ax.set(
+        xticks=range(len(studies)), xlim=(-.5, len(studies) - .5), ylim=(0, 1.03),
+        ylabel='accuracy', xticklabels=[
+            f'{for_figure(s)}\nbackdrop tells '
+            f'{100*table[table.study == s].scene_bias.iloc[0]:.0f} %'
+            for s in studies
+        ])
     fig.legend(loc='outside upper center', ncols=2)
     return fig

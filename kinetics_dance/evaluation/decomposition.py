@@ -52,7 +52,7 @@ def frame_rules(
     def only(x, **kw): return replace(p, probs={model: x}, seeds={model: p.seeds[model]}, **kw)
     each = only(frames.reshape(s, n*t, k), clips=p.clips.repeat(t), group=p.group.repeat(t),
                 y_true=p.y_true.repeat(t))
-    pick = lambda at: np.take_along_axis(frames, at[:, :, None, None], 2)[:, :, 0]
+    def pick(at): return np.take_along_axis(frames, at[:, :, None, None], 2)[:, :, 0]
     sure = frames.max(-1).argmax(-1)                                        # (S,N)
     right = frames.argmax(-1) == p.y_true[:, None]                          # (S,N,T)
     best = np.where(right.any(-1), right.argmax(-1), sure)
@@ -163,7 +163,8 @@ def question_title(
     return question if question == 'all classes' else f'pairs that differ in {question}'
 
 def _rows(gains):
-    "{(question, ladder): label}: questions by the first ladder; ladders where there is one question"
+    """{(question, ladder): label}: questions by the first ladder; ladders where there is one
+    question"""
     asked, found = list(dict.fromkeys(gains.question)), list(dict.fromkeys(gains.ladder))
     if len(asked) > 1: return {(q, found[0]): question_title(q) for q in asked}
     return {(q, m): model_title(m) for q in asked for m in found}
@@ -216,7 +217,8 @@ def decomposition_sentences(
     for (q, ladder), t in gains.groupby(['question', 'ladder'], sort=False):
         span = [f' ({points(r.low)} to {points(r.high)})' if np.isfinite(r.low) else ''
                 for r in t.itertuples()]
-        steps = ', '.join(f'{r.step} {points(r.gain)} points{s}' for r, s in zip(t.itertuples(), span))
+        steps = ', '.join(f'{r.step} {points(r.gain)} points{s}'
+                          for r, s in zip(t.itertuples(), span))
         first = f'from {100*t.start.iloc[0]:.1f} % to {100*t.end.iloc[-1]:.1f} %'
         out.append(f'{question_title(q)}, by the {model_title(ladder)}, {first}: {steps}.')
     return out

@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from matplotlib.patches import Rectangle
+from fastcore.basics import patch
 from ..core.base import writing
 from ..core.text import for_figure
 from .analysis import confusion
@@ -20,20 +21,26 @@ from ..models.registry import CONTROLS, MODELS, model_title
 
 # %% ../../nbs/evaluation/07_figures.ipynb #b361a725
 GREY, BLUE, ORANGE = '#555555', '#0072B2', '#D55E00'
-THEME = {'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 130, 'font.size': 11,
-         'axes.titlesize': 11,
-         'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#e3e3e3',
-         'axes.axisbelow': True, 'legend.frameon': False, 'legend.fontsize': 10, 'figure.constrained_layout.use': True}
+THEME = {
+    'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 130, 'font.size': 11,
+    'axes.titlesize': 11, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
+    'grid.color': '#e3e3e3', 'axes.axisbelow': True, 'legend.frameon': False, 'legend.fontsize': 10,
+    'figure.constrained_layout.use': True
+}
 
+# %% ../../nbs/evaluation/07_figures.ipynb #2391e14b
 class Look:
-    "Name, colour and sign of each model, the same in all figures; models that saw Kinetics before wear a mark"
+    """Name, colour and sign of each model, the same in all figures; models that saw Kinetics before
+    wear a mark"""
     def __init__(self,
         models, # Names of the models, in their order
         pretraining:dict=None # As `Predictions.pretraining`
     ):
         n = max(len(models), 1)
         self.models, self.marks = list(models), marked(pretraining or {})
-        self.colour = dict(zip(models, sns.color_palette('colorblind', n) if n <= 10 else sns.color_palette('husl', n)))
+        self.colour = dict(
+            zip(models,
+                sns.color_palette('colorblind', n) if n <= 10 else sns.color_palette('husl', n)))
         self.marker = dict(zip(models, 'osD^vPX*<>'*n))
 
     def __call__(self, s:str)->str: # As a reader should see it
@@ -47,11 +54,14 @@ class Look:
         "The same in a figure"
         return for_figure(self(s))
 
-    def bar(self, ax, at, mean, low, high, model, across=True, ms=7, **kw):
-        "A mean with its interval, along x or along y"
-        err = None if np.isnan(low) else np.array([[max(mean - low, 0)], [max(high - mean, 0)]])
-        where = dict(x=mean, y=at, xerr=err) if across else dict(x=at, y=mean, yerr=err)
-        return ax.errorbar(**where, fmt=self.marker[model], color=self.colour[model], ms=ms, lw=2.2, capsize=0, **kw)
+# %% ../../nbs/evaluation/07_figures.ipynb #305eee65
+@patch
+def bar(self:Look, ax, at, mean, low, high, model, across=True, ms=7, **kw):
+    "A mean with its interval, along x or along y"
+    err = None if np.isnan(low) else np.array([[max(mean - low, 0)], [max(high - mean, 0)]])
+    where = dict(x=mean, y=at, xerr=err) if across else dict(x=at, y=mean, yerr=err)
+    return ax.errorbar(**where, fmt=self.marker[model], color=self.colour[model], ms=ms, lw=2.2,
+                       capsize=0, **kw)
 
 # %% ../../nbs/evaluation/07_figures.ipynb #2d81ca0f
 def theme():
@@ -62,9 +72,11 @@ def save_figure(
     fig, # A matplotlib figure
     path:str|Path # Without suffix: `.png` and `.svg` are added
 ):
-    "Save a figure twice, without the date and random names that matplotlib adds: the same figure gives the same bytes."
+    """Save a figure twice, without the date and random names that matplotlib adds: the same figure
+    gives the same bytes."""
     from matplotlib import rc_context
-    for kind, kw in (('png', dict(dpi=150, metadata={'Software': None})), ('svg', dict(metadata={'Date': None}))):
+    for kind, kw in (('png', dict(dpi=150, metadata={'Software': None})), ('svg',
+                     dict(metadata={'Date': None}))):
         with rc_context({'svg.hashsalt': Path(path).name}), io.BytesIO() as f:
             fig.savefig(f, format=kind, bbox_inches='tight', facecolor='white', **kw)
             with writing(Path(path).with_suffix(f'.{kind}')) as out: out.write_bytes(f.getvalue())
@@ -82,15 +94,15 @@ def plot_accuracy(
         own = runs.accuracy[runs.model == r.model]
         ax.plot(own, [i + .22]*len(own), 'o', mfc='none', mec=look.colour[r.model], ms=5)
         look.bar(ax, i, r.mean, r.low, r.high, r.model)
-        ax.annotate(f'{100*r.mean:.1f} %', (r.mean, i), xytext=(0, 8), textcoords='offset points', ha='center',
-                    fontsize=10.5)
+        ax.annotate(f'{100*r.mean:.1f} %', (r.mean, i), xytext=(0, 8), textcoords='offset points',
+                    ha='center', fontsize=10.5)
     if ceiling is not None:
         ax.axvline(ceiling, ls='--', color=GREY, lw=1.5)
-        ax.annotate('most that single frames can give', (ceiling, 1), xycoords=('data', 'axes fraction'), xytext=(0, 3),
-                    textcoords='offset points', fontsize=10, color=GREY, va='bottom',
-                    ha='center' if ceiling < .7 else 'right')
-    ax.set(yticks=range(len(scores)), yticklabels=map(look.drawn, scores.model), ylim=(len(scores) - .45, -.65),
-           xlabel='accuracy', xlim=(0, 1.03))
+        ax.annotate('most that single frames can give', (ceiling, 1),
+                    xycoords=('data', 'axes fraction'), xytext=(0, 3), textcoords='offset points',
+                    fontsize=10, color=GREY, va='bottom', ha='center' if ceiling < .7 else 'right')
+    ax.set(yticks=range(len(scores)), yticklabels=map(look.drawn, scores.model),
+           ylim=(len(scores) - .45, -.65), xlabel='accuracy', xlim=(0, 1.03))
     ax.grid(axis='y', visible=False)
     return fig
 
@@ -100,27 +112,32 @@ def plot_differences(
     look:Look,
     level:float=.05 # Largest p that is called a difference
 ): # The figure
-    "Forest plot of paired differences; full dots are real, grey ticks the least that could be found"
+    """Forest plot of paired differences; full dots are real, grey ticks the least that could be
+    found"""
     n = max(len(pairs), 1)
     fig, ax = plt.subplots(figsize=(5, 1.1 + .8*n))
     for i, r in enumerate(pairs.itertuples()):
         sure = r.p < level
-        err = None if np.isnan(r.low) else 100*np.array([[max(r.diff - r.low, 0)], [max(r.high - r.diff, 0)]])
+        err = (None if np.isnan(r.low) else 100
+               *np.array([[max(r.diff - r.low, 0)], [max(r.high - r.diff, 0)]]))
         if np.isfinite(r.detectable):
-            ax.plot([-100*r.detectable, 100*r.detectable], [i + .28]*2, '|-', color=GREY, ms=7, lw=.8, alpha=.8,
-                    label='could not be told from 0' if i == 0 else None)
-        ax.errorbar(100*r.diff, i, xerr=err, fmt='o', mfc=BLUE if sure else 'white', color=BLUE if sure else GREY,
-                    ms=8, lw=2.2)
-        ax.annotate(f'{100*r.diff:+.1f}'.replace('-', '−'), (100*r.diff, i), xytext=(0, 8), textcoords='offset points',
-                    ha='center', fontsize=10.5)
+            ax.plot([-100*r.detectable, 100*r.detectable], [i + .28]*2, '|-', color=GREY, ms=7,
+                    lw=.8, alpha=.8, label='could not be told from 0' if i == 0 else None)
+        ax.errorbar(100*r.diff, i, xerr=err, fmt='o', mfc=BLUE if sure else 'white',
+                    color=BLUE if sure else GREY, ms=8, lw=2.2)
+        ax.annotate(f'{100*r.diff:+.1f}'.replace('-', '−'), (100*r.diff, i), xytext=(0, 8),
+                    textcoords='offset points', ha='center', fontsize=10.5)
     ax.axvline(0, color='black', lw=1.2)
     if 'margin' in pairs and len(pairs):
         margin = 100*pairs.margin.iloc[0]
         ax.axvspan(-margin, margin, color=BLUE, alpha=.1, lw=0, label='within the margin')
-    if not len(pairs): ax.text(.5, .5, 'one model, nothing to compare it with', transform=ax.transAxes, ha='center',
-                               color=GREY)
-    elif pairs.detectable.notna().any(): ax.legend(loc='upper center', bbox_to_anchor=(.5, -.22 - .12/n))
-    ax.set(yticks=range(len(pairs)), yticklabels=[f'{look.drawn(r.b)}\nminus {look.drawn(r.a)}' for r in pairs.itertuples()],
+    if not len(pairs):
+        ax.text(.5, .5, 'one model, nothing to compare it with', transform=ax.transAxes,
+                ha='center', color=GREY)
+    elif pairs.detectable.notna().any():
+        ax.legend(loc='upper center', bbox_to_anchor=(.5, -.22 - .12/n))
+    ax.set(yticks=range(len(pairs)),
+           yticklabels=[f'{look.drawn(r.b)}\nminus {look.drawn(r.a)}' for r in pairs.itertuples()],
            ylim=(n - .45, -.6), xlabel='difference in accuracy, points')
     ax.grid(axis='y', visible=False)
     return fig
@@ -137,12 +154,13 @@ def plot_gain(
     fig, ax = plt.subplots(figsize=(5, 1.2 + max(.17*len(models) + .12, .3)*len(order)))
     for r in gains.itertuples():
         j, i = models.index(r.model), order.index(r[2])
-        if r.clips: look.bar(ax, i + step*(j - (len(models) - 1)/2), 100*r.gain, 100*r.low, 100*r.high, r.model, ms=5,
-                             label=look.drawn(r.model) if i == 0 else None)
+        if r.clips:
+            look.bar(ax, i + step*(j - (len(models) - 1)/2), 100*r.gain, 100*r.low, 100*r.high,
+                     r.model, ms=5, label=look.drawn(r.model) if i == 0 else None)
     for i in range(1, len(order)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
     ax.axvline(0, color='black', lw=1.2)
-    ax.set(yticks=range(len(order)), yticklabels=map(look.drawn, order), ylim=(len(order) - .5, -.5),
-           xlabel=f'points won over {look.drawn(baseline)}')
+    ax.set(yticks=range(len(order)), yticklabels=map(look.drawn, order),
+           ylim=(len(order) - .5, -.5), xlabel=f'points won over {look.drawn(baseline)}')
     ax.grid(axis='y', visible=False)
     if models: fig.legend(loc='outside upper center', ncols=min(2, len(models)))
     return fig
@@ -154,20 +172,25 @@ def plot_confusion(
     look:Look,
     pairs:list|tuple=() # Lists of two class names that are put side by side and outlined
 ): # The figure
-    "Two confusion matrices, and what the second answers more often (purple) and less often (orange)"
+    """Two confusion matrices, and what the second answers more often (purple) and less often
+    (orange)"""
     order = sum(map(list, pairs), []) + [k for k in p.classes if k not in sum(map(list, pairs), [])]
     k = len(order)
-    x, y = ((m := confusion(p, i).loc[order, order]).div(m.sum(axis=1).clip(lower=1), axis=0) for i in (a, b))
+    x, y = ((m := confusion(p, i).loc[order, order]).div(m.sum(axis=1).clip(lower=1), axis=0)
+            for i in (a, b))
     size = 9.5 if k <= 16 else 7 if k <= 30 else 4
     fig, axes = plt.subplots(3, 1, figsize=(4.6, 3*max(.17*k + .5, 1.6)))
     first, second = look.drawn(a), look.drawn(b)
     for ax, m, title, kind in zip(axes, (x, y, y - x), (first, second, f'{second} minus {first}'),
-                                  (dict(vmin=0, vmax=1, cmap='Blues'), dict(vmin=0, vmax=1, cmap='Blues'),
+                                  (dict(vmin=0, vmax=1,
+                                        cmap='Blues'), dict(vmin=0, vmax=1, cmap='Blues'),
                                    dict(vmin=-1, vmax=1, cmap='PuOr'))):
-        sns.heatmap(m, ax=ax, square=True, xticklabels=False, yticklabels=[look.drawn(n) for n in order], linewidths=.4,
-                    linecolor='#dddddd', cbar_kws=dict(shrink=.8), **kind)
-        for i in range(len(pairs)): ax.add_patch(Rectangle((2*i, 2*i), 2, 2, fill=False, ec=ORANGE, lw=1.8,
-                                                           clip_on=False))
+        sns.heatmap(m, ax=ax, square=True, xticklabels=False,
+                    yticklabels=[look.drawn(n) for n in order], linewidths=.4, linecolor='#dddddd',
+                    cbar_kws=dict(shrink=.8), **kind)
+        for i in range(len(pairs)):
+            ax.add_patch(Rectangle((2*i, 2*i), 2, 2, fill=False, ec=ORANGE, lw=1.8,
+                                   clip_on=False))
         ax.set(title=title, xlabel='', ylabel='')
         ax.tick_params(length=0, labelsize=size)
         ax.tick_params(axis='y', rotation=0)
@@ -179,17 +202,19 @@ def plot_reliability(
     look:Look,
     bins:int=10
 ): # The figure
-    "Reliability diagram, all runs of a model together; dots are as large as the share of clips in the bin"
+    """Reliability diagram, all runs of a model together; dots are as large as the share of clips in
+    the bin"""
     fig, ax = plt.subplots(figsize=(4.4, 4.7))
     ax.plot([0, 1], [0, 1], color=GREY, ls=':', lw=1.5)
     for m, x in p.probs.items():
         r = reliability(x.reshape(-1, x.shape[-1]), np.tile(p.y_true, len(x)), bins).dropna()
         ax.plot(r.confidence, r.right, color=look.colour[m], lw=1.2)
-        ax.scatter(r.confidence, r.right, 12 + 160*r.clips/r.clips.sum(), color=look.colour[m], marker=look.marker[m],
-                   label=look.drawn(m))
-    ax.set(xlabel='how sure the model says it is', ylabel='share that is right', xlim=(0, 1.03), ylim=(-.03, 1.03),
-           aspect='equal')
-    for h in fig.legend(loc='outside upper center', ncols=min(2, len(p.probs))).legend_handles: h.set_sizes([45])
+        ax.scatter(r.confidence, r.right, 12 + 160*r.clips/r.clips.sum(), color=look.colour[m],
+                   marker=look.marker[m], label=look.drawn(m))
+    ax.set(xlabel='how sure the model says it is', ylabel='share that is right', xlim=(0, 1.03),
+           ylim=(-.03, 1.03), aspect='equal')
+    for h in fig.legend(loc='outside upper center', ncols=min(2, len(p.probs))).legend_handles:
+        h.set_sizes([45])
     return fig
 
 # %% ../../nbs/evaluation/07_figures.ipynb #2f182fb9
@@ -201,15 +226,16 @@ def plot_probes(
 ): # The figure
     "Accuracy for each way to tamper with the frames, one panel a question"
     probes = [x for x in probes if any((t.probe == x).any() for t in panels.values())]
-    fig, axes = plt.subplots(len(panels), 1,
-                             figsize=(5, .7 + (1 + .22*len(probes) + .1*len(look.models)*len(probes))*len(panels)),
-                             sharex=True, squeeze=False)
+    fig, axes = plt.subplots(
+        len(panels), 1,
+        figsize=(5, .7 + (1 + .22*len(probes) + .1*len(look.models)*len(probes))*len(panels)),
+        sharex=True, squeeze=False)
     for ax, (title, t) in zip(axes.flat, panels.items()):
         for j, m in enumerate(look.models):
             for i, x in enumerate(probes):
                 for r in t[(t.probe == x) & (t.model == m)].itertuples():
-                    look.bar(ax, i + .2*(j - (len(look.models) - 1)/2), r.accuracy, r.low, r.high, m, ms=6,
-                             label=look.drawn(m) if i == 0 and ax is axes[0, 0] else None)
+                    look.bar(ax, i + .2*(j - (len(look.models) - 1)/2), r.accuracy, r.low, r.high,
+                             m, ms=6, label=look.drawn(m) if i == 0 and ax is axes[0, 0] else None)
         if chance is not None: ax.axvline(chance, ls=':', color=GREY)
         for i in range(1, len(probes)): ax.axhline(i - .5, color='#e3e3e3', lw=.8)
         ax.set(yticks=range(len(probes)), ylim=(len(probes) - .5, -.5), xlim=(-.03, 1.03))
@@ -221,6 +247,7 @@ def plot_probes(
     fig.legend(loc='outside upper center', ncols=min(2, len(look.models)))
     return fig
 
+# %% ../../nbs/evaluation/07_figures.ipynb #7134a06f
 def plot_frames(
     effects:pd.DataFrame, # As `perturbation_effects` gives it
     look:Look,
@@ -232,13 +259,14 @@ def plot_frames(
         t = effects[(effects.model == m) & effects.frames.notna()].sort_values('frames')
         at = t.frames.astype(float)*1.04**(j - (len(look.models) - 1)/2)
         ax.plot(at, t.accuracy, color=look.colour[m], lw=1.2)
-        for i, (x, r) in enumerate(zip(at, t.itertuples())): look.bar(ax, x, r.accuracy, r.low, r.high, m,
-                                                                      across=False, ms=6,
-                                                                      label=look.drawn(m) if i == 0 else None)
+        for i, (x, r) in enumerate(zip(at, t.itertuples())):
+            look.bar(ax, x, r.accuracy, r.low, r.high, m,
+                     across=False, ms=6,
+                     label=look.drawn(m) if i == 0 else None)
     ax.set_xscale('log', base=2)
     ticks = sorted(effects.frames.dropna().astype(int).unique())
-    ax.set(xticks=ticks, xticklabels=ticks, xlabel='frames of the clip, spread over it', ylabel='accuracy',
-           ylim=(0, 1.03))
+    ax.set(xticks=ticks, xticklabels=ticks, xlabel='frames of the clip, spread over it',
+           ylabel='accuracy', ylim=(0, 1.03))
     ax.minorticks_off()
     if ceiling is not None: ax.axhline(ceiling, ls='--', color=GREY, lw=1.5)
     fig.legend(loc='outside upper center', ncols=min(2, len(look.models)))

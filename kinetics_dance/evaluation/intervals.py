@@ -20,10 +20,13 @@ def upload_weights(
     n:int, # Uploads, G
     n_resamples:int=2000, # R
     seed:int=0 # Same seed, same weights
-)->np.ndarray: # (G,1+R) uint8: how often each upload was drawn; column 0 is the sample itself, all ones
-    "Multinomial weights of the bootstrap over uploads (Efron and Tibshirani 1993, *The Bootstrap*, chapter 6)."
+    # (G,1+R) uint8: how often each upload was drawn; column 0 is the sample itself, all ones
+)->np.ndarray:
+    """Multinomial weights of the bootstrap over uploads (Efron and Tibshirani 1993, *The
+    Bootstrap*, chapter 6)."""
     rng, w = np.random.default_rng([seed, 0]), np.ones((n, 1 + n_resamples), np.uint8)
-    for i in range(1, 1 + n_resamples, 64): # 64 resamples at a time, so that the integers stay small beside `w`
+    # 64 resamples at a time, so that the integers stay small beside `w`
+    for i in range(1, 1 + n_resamples, 64):
         k = min(64, 1 + n_resamples - i)
         drawn = rng.integers(0, n, (n, k))*k + np.arange(k)
         w[:, i:i+k] = np.bincount(drawn.ravel(), minlength=n*k).reshape(n, k)
@@ -38,12 +41,16 @@ def _minus(a, b):
 # %% ../../nbs/evaluation/01_intervals.ipynb #ac5e61bb
 @dataclass
 class Estimate:
-    "A score of each training run, in the sample and in every resample; sums and differences of such."
-    parts:dict # `{runs: array}`: one array of (S,1+R) for each set of training runs, column 0 is the sample itself
+    """A score of each training run, in the sample and in every resample; sums and differences of
+    such."""
+    # `{runs: array}`: one array of (S,1+R) for each set of training runs, column 0 is the sample
+    # itself
+    parts:dict
     n:int # Uploads behind it
     clips:int # Clips behind it
     bounds:tuple=(0, 1) # Smallest and largest value that are possible
-    uneven:float|None=None # Sum of squared upload sizes over their squared sum; 1/n if all are alike
+    # Sum of squared upload sizes over their squared sum; 1/n if all are alike
+    uneven:float|None=None
     pulls:dict|None=None # `{runs: (S,G)}`: how far each upload pulls each run's score, where known
     given:bool=False # Take the runs as given: about these trained models, whatever their number
     biased:bool=False # Has no interval, because the value is not right on average
@@ -56,13 +63,20 @@ class Estimate:
     def draws(self)->np.ndarray: # (R,): the value in each resample
         return sum(x[:, 1:].mean(0, dtype=float) for x in self.parts.values())
 
-    @property
-    def about_recipes(self)->bool: # False where a model was trained once: about these trained models
-        return not self.given and all(len(x) > 1 for x in self.parts.values())
+# %% ../../nbs/evaluation/01_intervals.ipynb #dfe3e3f8
+@patch(as_prop=True)
+def about_recipes(
+    self:Estimate,
+    # False where a model was trained once: about these trained models
+)->bool:
+    return not self.given and all(len(x) > 1 for x in self.parts.values())
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #c6fced2c
 @patch
-def __sub__(self:Estimate, other:Estimate)->Estimate: # Paired by upload; by run where runs are the same
+def __sub__(
+    self:Estimate, other:Estimate,
+    # Paired by upload; by run where runs are the same
+)->Estimate:
     "The difference of two estimates"
     (a, b), (c, d) = self.bounds, other.bounds
     uneven = None if None in (self.uneven, other.uneven) else max(self.uneven, other.uneven)
@@ -75,24 +89,35 @@ def __sub__(self:Estimate, other:Estimate)->Estimate: # Paired by upload; by run
 # %% ../../nbs/evaluation/01_intervals.ipynb #0ddcba37
 def _sums(row, value, group, shape, dense):
     "Sum of `value` for each row and upload, as a matrix that can be multiplied by weights"
-    if dense: return np.bincount(row*shape[1] + group, value, shape[0]*shape[1]).reshape(shape).astype(np.float32)
+    if dense:
+        return np.bincount(row*shape[1] + group, value,
+                           shape[0]*shape[1]).reshape(shape).astype(np.float32)
     return csr_array((value.astype(np.float32), (row, group)), shape=shape)
 
 def _uneven(sizes):
-    "Sum of squares over the square of the sum: of a share's variance, what uploads alike would have"
+    """Sum of squares over the square of the sum: of a share's variance, what uploads alike would
+    have"""
     sizes = np.asarray(sizes.toarray() if hasattr(sizes, 'toarray') else sizes, float)
     return float((sizes**2).sum()/max(sizes.sum(), 1)**2)
 
+# %% ../../nbs/evaluation/01_intervals.ipynb #a7e6cbac
 def _by_upload(p, x):
-    "Of one run, per upload: answers and right ones of each class, right in three, loss, gap in each bin"
+    """Of one run, per upload: answers and right ones of each class, right in three, loss, gap in
+    each bin"""
     k, n, g, y = len(p.classes), p.group.max() + 1, p.group, x.argmax(-1)
     mine, sure = x[np.arange(len(y)), p.y_true], x.max(-1)
     right, third = y == p.y_true, rank_of_truth(x, p.y_true) < 3
     loss = -np.log(np.maximum(mine, np.finfo(np.float64).eps, dtype=np.float64))
     bins = np.ceil(sure*BINS).clip(1, BINS).astype(int)
-    row = np.concatenate([y, k + y[right], np.full(third.sum(), 2*k), np.full(len(y), 2*k + 1), 2*k + 1 + bins])
-    value = np.concatenate([np.ones(len(y) + right.sum() + third.sum()), loss, sure.astype(np.float64) - right])
-    return _sums(row, value, np.concatenate([g, g[right], g[third], g, g]), (2*k + 2 + BINS, n), k <= 64)
+    row = np.concatenate(
+        [y, k + y[right],
+         np.full(third.sum(), 2*k),
+         np.full(len(y), 2*k + 1), 2*k + 1 + bins])
+    value = np.concatenate(
+        [np.ones(len(y) + right.sum() + third.sum()), loss,
+         sure.astype(np.float64) - right])
+    return _sums(row, value, np.concatenate([g, g[right], g[third], g, g]), (2*k + 2 + BINS, n), k
+                 <= 64)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #a414fbff
 def _pull(sums, sizes):
@@ -102,7 +127,7 @@ def _pull(sums, sizes):
 
 def _row_sums(tables, rows):
     "(S,G): some rows of each run's table added up"
-    add = lambda t: np.asarray(t[rows].sum(0), dtype=np.float64).ravel()
+    def add(t): return np.asarray(t[rows].sum(0), dtype=np.float64).ravel()
     return np.stack([add(t) for t in tables])
 
 def _pulls(tables, own, k):
@@ -118,14 +143,38 @@ def _recall_pulls(tables, own, k, i):
     there = sizes > 0
     return _pull(_row_sums(tables, slice(k + i, k + i + 1))[:, there], sizes[there])
 
+# %% ../../nbs/evaluation/01_intervals.ipynb #276ba894
+def _score_block(true, sums, exact, k, at, scores, recall):
+    "Scores of some resamples, from weighted counts: clips of each class, and what was answered"
+    size, sums = true.sum(0, dtype=np.float64), sums.astype(np.float64)
+    # the sample itself to the last digit, whatever the threads
+    if exact is not None: sums[:, :, 0] = exact
+    said, hits, third, loss, gaps = np.split(sums, [k, 2*k, 2*k + 1, 2*k + 2], axis=1)
+    with np.errstate(invalid='ignore'): # NaN: a class that is not in the resample
+        r, f1 = hits/true, 2*hits/(said + true)
+    recall[..., at] = r.swapaxes(0, 1)
+    scores['accuracy'][:, at] = hits.sum(1)/size
+    scores['top3'][:, at] = third[:, 0]/size
+    scores['macro_f1'][:, at] = np.nanmean(f1, 1)
+    scores['balanced_accuracy'][:, at] = np.nanmean(r, 1)
+    scores['log_loss'][:, at] = loss[:, 0]/size
+    scores['calibration_error'][:, at] = np.abs(gaps).sum(1)/size
+
+# %% ../../nbs/evaluation/01_intervals.ipynb #bce8f5cb
+_COMPUTED = ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')
+_BOUNDS = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
+
 # %% ../../nbs/evaluation/01_intervals.ipynb #eddc6a85
 def bootstrap(
     p:Predictions,
     n_resamples:int=2000, # R
     seed:int=0, # Same seed, same resamples, whatever the models
     block:int=256 # Resamples at a time: memory
-)->dict: # `{model: {score: Estimate, ..., 'recall': {class: Estimate}}}`, scores as in `SCORES`, top3 above three classes
-    "Scores of every run in resamples of uploads, crossed as in Owen (2007, *Annals of Applied Statistics* 1, 386)."
+    # `{model: {score: Estimate, ..., 'recall': {class: Estimate}}}`, scores as in `SCORES`, top3
+    # above three classes
+)->dict:
+    """Scores of every run in resamples of uploads, crossed as in Owen (2007, *Annals of Applied
+    Statistics* 1, 386)."""
     n, k, total = int(p.group.max()) + 1, len(p.classes), 1 + n_resamples
     w = upload_weights(n, n_resamples, seed)
     own = _sums(p.y_true, np.ones(len(p.y_true)), p.group, (k, n), k <= 64)
@@ -137,28 +186,17 @@ def bootstrap(
         exact = np.stack([x.sum(1, dtype=np.float64) for x in tables])
         stacked = np.concatenate(tables) if k <= 64 else vstack(tables, format='csr')
         shape = (len(probs), total)
-        scores = {s: np.empty(shape)
-                  for s in ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')}
+        scores = {s: np.empty(shape) for s in _COMPUTED}
         recall = np.empty((k, *shape), np.float32)
         for i in range(0, total, block):
             at = slice(i, i + block)
             w32 = w[:, at].astype(np.float32)
-            true = own @ w32
-            size = true.sum(0, dtype=np.float64)
-            sums = (stacked @ w32).reshape(len(probs), rows, -1).astype(np.float64)
-            if i == 0: sums[:, :, 0] = exact # the sample itself to the last digit, whatever the threads
-            said, hits, third, loss, gaps = np.split(sums, [k, 2*k, 2*k + 1, 2*k + 2], axis=1)
-            with np.errstate(invalid='ignore'): # NaN: a class that is not in the resample
-                r, f1 = hits/true, 2*hits/(said + true)
-            recall[..., at] = r.swapaxes(0, 1)
-            scores['accuracy'][:, at], scores['top3'][:, at] = hits.sum(1)/size, third[:, 0]/size
-            scores['macro_f1'][:, at], scores['balanced_accuracy'][:, at] = np.nanmean(f1, 1), np.nanmean(r, 1)
-            scores['log_loss'][:, at], scores['calibration_error'][:, at] = loss[:, 0]/size, np.abs(gaps).sum(1)/size
-        bounds = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
+            _score_block(own @ w32, (stacked @ w32).reshape(len(probs), rows, -1),
+                         exact if i == 0 else None, k, at, scores, recall)
         if k <= 3: del scores['top3']
         key = (p.studies.get(m, ''), m, *p.seeds[m])
         pulls = {s: {key: x} for s, x in _pulls(tables, own, k).items()}
-        out[m] = {s: Estimate({key: x}, n, len(p.clips), bounds.get(s, (0, 1)), uneven,
+        out[m] = {s: Estimate({key: x}, n, len(p.clips), _BOUNDS.get(s, (0, 1)), uneven,
                               pulls.get(s), biased=s == 'calibration_error')
                   for s, x in scores.items()}
         out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), (0, 1),
@@ -177,9 +215,14 @@ def _moved(self:Estimate)->tuple: # Variances by uploads: of the mean over runs,
     apart = {k: add(x - x.mean(0)).sum()/max(len(x) - 1, 1)/len(x) for k, x in tables.items()}
     return few*float(add(sum(x.mean(0) for x in tables.values()))), few*float(sum(apart.values()))
 
+# %% ../../nbs/evaluation/01_intervals.ipynb #d54f72f0
 @patch
-def spread(self:Estimate)->tuple: # Variances: uploads, runs, both; degrees of freedom of runs (0: none trained twice)
-    "Variance components of a crossed table (Searle, Casella and McCulloch 1992, *Variance Components*, 4.5)."
+def spread(
+    self:Estimate,
+    # Variances: uploads, runs, both; degrees of freedom of runs (0: none trained twice)
+)->tuple:
+    """Variance components of a crossed table (Searle, Casella and McCulloch 1992, *Variance
+    Components*, 4.5)."""
     if hasattr(self, '_spread'): return self._spread
     uploads, both = self._moved()
     v = [(x[:, 0].astype(np.float64).var(ddof=1)/len(x), len(x) - 1) for x in self.parts.values()
@@ -200,7 +243,7 @@ def half_widths(
 )->tuple: # By uploads alone, by runs alone (0 if trained once), order of the norm that joins them
     "Half-widths from two sources of spread (Student 1908, *Biometrika* 6, 1-25)."
     many = np.clip(np.asarray(df, float) - 2, 0, 1)
-    t = lambda df: student.ppf(1 - level/2, np.maximum(df, 1))
+    def t(df): return student.ppf(1 - level/2, np.maximum(df, 1))
     own = np.maximum(runs - (SHARED + (1 - SHARED)*many)*both, 0)**.5*(np.asarray(df) > 0)
     with np.errstate(divide='ignore'): return t(n - 1)*np.asarray(uploads)**.5, t(df)*own, 2/many
 
@@ -224,7 +267,8 @@ def distances(self:Estimate,
 def distance(self:Estimate,
     level:float=.05 # 1 minus the confidence
 )->float: # How far the truth may be away, before the interval is fitted between the bounds
-    "Half-width of the interval; the sum of squares as in Zou and Donner (2008, *Statistics in Medicine* 27, 1693)."
+    """Half-width of the interval; the sum of squares as in Zou and Donner (2008, *Statistics in
+    Medicine* 27, 1693)."""
     return float(joined(*self.distances(level)))
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #dcd8aaae

@@ -17,14 +17,16 @@ def upload_overlap(
 )->pd.DataFrame: # One row an upload that is in more than one split: group, splits, clips
     "Uploads whose clips are in more than one split."
     g = clips.groupby('group', sort=True)
-    df = pd.DataFrame({'splits': g.split.agg(lambda s: ' and '.join(sorted(set(s)))), 'clips': g.clip_id.count()})
+    df = pd.DataFrame(
+        {'splits': g.split.agg(lambda s: ' and '.join(sorted(set(s)))), 'clips': g.clip_id.count()})
     return df[g.split.nunique() > 1].reset_index()
 
 # %% ../../nbs/evaluation/06_leakage.ipynb #e0010324
 def frame_hash(
     frame:np.ndarray # (H,W,3) uint8
 )->np.uint64: # 64 bits
-    "Perceptual hash (Zauner 2010, *Implementation and benchmarking of perceptual image hash functions*), by imagehash."
+    """Perceptual hash (Zauner 2010, *Implementation and benchmarking of perceptual image hash
+    functions*), by imagehash."""
     return np.packbits(phash(Image.fromarray(frame)).hash.ravel()).view(np.uint64)[0]
 
 # %% ../../nbs/evaluation/06_leakage.ipynb #bec7a4d9
@@ -35,25 +37,34 @@ def near_duplicates(
     limit:int=8, # Bits of 64 that may differ
     frames:int=2, # How many frames of a clip must be found in the other
     block:int=256 # Clips at a time: memory
-)->pd.DataFrame: # One row a pair of clips, nearest first: a, b (row numbers), frames, bits (of the nearest two)
+    # One row a pair of clips, nearest first: a, b (row numbers), frames, bits (of the nearest two)
+)->pd.DataFrame:
     "Pairs of clips in two splits that show nearly the same pictures."
     flat = np.abs(np.bitwise_count(hashes).astype(int) - 32) > 24
-    split, group, f, out = np.asarray(split), np.asarray(group), hashes.shape[1], [np.empty((0, 4), int)]
+    split = np.asarray(split)
+    group = np.asarray(group)
+    f = hashes.shape[1]
+    out = [np.empty((0, 4), int)]
     for s in ('test', 'valid'):
-        mine, rest = np.flatnonzero(split == s), np.flatnonzero((split != s) & ((s == 'test') | (split != 'test')))
+        mine = np.flatnonzero(split == s)
+        rest = np.flatnonzero((split != s) & ((s == 'test') | (split != 'test')))
         other, bad = hashes[rest].ravel(), flat[rest].ravel()
         for i in range(0, len(mine) if len(rest) else 0, block):
             at = mine[i:i + block]
             # (F,block,rest): bits between a frame of mine and the nearest frame of each other clip
-            d = np.stack([np.where(bad | flat[at, k, None], 64, np.bitwise_count(hashes[at, k, None] ^ other))
-                          .reshape(len(at), -1, f).min(2) for k in range(f)])
+            d = np.stack([
+                np.where(bad | flat[at, k, None], 64,
+                         np.bitwise_count(hashes[at, k, None] ^ other)).reshape(len(at), -1,
+                                                                                f).min(2)
+                for k in range(f)
+            ])
             n = (d <= limit).sum(0)
             rows, cols = np.nonzero(n >= frames)
             out.append(np.c_[at[rows], rest[cols], n[rows, cols], d.min(0)[rows, cols]])
     df = pd.DataFrame(np.concatenate(out), columns=['a', 'b', 'frames', 'bits'])
     df = df[group[df.a] != group[df.b]]
-    return df.sort_values(['bits', 'frames', 'a', 'b'], ascending=[True, False, True, True], kind='stable',
-                          ignore_index=True)
+    return df.sort_values(['bits', 'frames', 'a', 'b'], ascending=[True, False, True, True],
+                          kind='stable', ignore_index=True)
 
 # %% ../../nbs/evaluation/06_leakage.ipynb #5ebc4d0d
 def hash_clips(
@@ -73,18 +84,22 @@ def likeness(
     a:np.ndarray, b:np.ndarray # Two frames, (H,W,3) uint8, of any size
 )->float: # In [-1,1]; above 0.92 they are the same picture
     "Correlation of two thumbnails in colour."
-    a, b = (np.asarray(Image.fromarray(np.asarray(x)).resize((16, 16), Image.Resampling.BOX), float).ravel()
+    a, b = (np.asarray(
+        Image.fromarray(np.asarray(x)).resize((16, 16), Image.Resampling.BOX), float).ravel()
             for x in (a, b))
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b/np.sqrt(max((a @ a)*(b @ b), 1e-12)))
 
+# %% ../../nbs/evaluation/06_leakage.ipynb #6066685a
 def confirm_twins(
     pairs:pd.DataFrame, # As `near_duplicates` gives it
     clip_ids:list, read, # As for `hash_clips`
     frames:int=3, # As for `hash_clips`
     least:float=.92, # Likeness that counts
     most:int=2000 # Only the nearest so many candidates are looked at
-)->pd.DataFrame: # Pairs of which at least two frames are alike, with `likeness` of the second best, most alike first
+    # Pairs of which at least two frames are alike, with `likeness` of the second best, most alike
+    # first
+)->pd.DataFrame:
     "Keep the candidates that are the same recording."
     def some(c):
         x = read(clip_ids[c])
@@ -94,4 +109,5 @@ def confirm_twins(
         return sorted(max(likeness(x, y) for y in b) for x in some(a))[-min(2, frames)]
     df = pairs.head(most)
     df = df.assign(likeness=[alike(r.a, r.b) for r in df.itertuples()])
-    return df[df.likeness >= least].sort_values('likeness', ascending=False, kind='stable', ignore_index=True)
+    return df[df.likeness >= least].sort_values('likeness', ascending=False, kind='stable',
+                                                ignore_index=True)

@@ -30,16 +30,21 @@ def list_perturbations(
     possible = [p for p, can in several.items() if can]
     return ['normal', 'shuffled', 'reversed', 'frozen', *possible, *counts]
 
+# %% ../../nbs/evaluation/03_perturbations.ipynb #c4bd260e
 def perturbed_frames(
     probe:str,  # One of `list_perturbations`
     stored:int, # N
     t:int,      # T
-    clip_ids,   # Names of the clips, `(B,)`: a shuffle is drawn by name, so it is the same for every model
-    seed:int=0, # ... and by the seed of the training: three seeds then see three orders, and their mean depends less on a lucky one
+    # Names of the clips, `(B,)`: a shuffle is drawn by name, so it is the same for every model
+    clip_ids,
+    # ... and by the seed of the training: three seeds then see three orders, and their mean depends
+    # less on a lucky one
+    seed:int=0,
 )->np.ndarray: # Places among the stored frames, `(B,T')`; T' is T but for halved and frames_k
     "Which stored frames of each clip are shown, in which order"
     known = list_perturbations(stored, t)
-    if probe not in known: raise StudyError(f"probe: {probe!r} is none of {', '.join(known)}{nearest(probe, known)}")
+    if probe not in known:
+        raise StudyError(f"probe: {probe!r} is none of {', '.join(known)}{nearest(probe, known)}")
     normal = spread(stored, t, np.full(len(clip_ids), .5))                                 # (B,T)
     if probe == 'reversed': return normal[:, ::-1]
     if probe == 'frozen': return np.repeat(normal[:, :1], t, axis=1)
@@ -47,7 +52,8 @@ def perturbed_frames(
     if probe == 'half_speed': return stored//4 + spread(stored//2, t, np.full(len(clip_ids), .5))
     if probe == 'double_speed': return normal[:, np.arange(t) % ((t+1)//2) * 2]
     if probe == 'consecutive': return np.tile((stored-t)//2+np.arange(t), (len(clip_ids), 1))
-    if probe.startswith('frames_'): return spread(stored, int(probe[7:]), np.full(len(clip_ids), .5))
+    if probe.startswith('frames_'):
+        return spread(stored, int(probe[7:]), np.full(len(clip_ids), .5))
     if probe == 'shuffled': return np.take_along_axis(normal, frame_orders(clip_ids, t, seed), 1)
     return normal
 
@@ -85,14 +91,17 @@ def borrowed_moments(
 # %% ../../nbs/evaluation/03_perturbations.ipynb #4a6e7800
 def _seen(model, clips, at, index=None):
     "Stored frames, as far as a model sees each by itself: `(B,N,P,C)`, or frames `(B,N,3,h,w)`"
-    top,left = (np.full(len(at), (n-c+1)//2) for n,c in ((clips.h, clips.crop[0]), (clips.w, clips.crop[1])))
+    top, left = (np.full(len(at), (n - c + 1) // 2)
+                 for n, c in ((clips.h, clips.crop[0]), (clips.w, clips.crop[1])))
     x = torch.from_numpy(clips.store.batch(clips.ids[at], index, top, left, clips.crop))
     x = x.to(next(model.parameters()).device)
-    if x.dtype != torch.uint8: return x.squeeze(2).float()      # a store of features (see `features`)
+    # a store of features (see `features`)
+    if x.dtype != torch.uint8: return x.squeeze(2).float()
     x = normalise(x)
     return model.features(x) if getattr(model, 'features', None) is not None else x
 
-def _scores(model, x): return model.score(x) if getattr(model, 'features', None) is not None else model(x)
+def _scores(model, x):
+    return model.score(x) if getattr(model, 'features', None) is not None else model(x)
 
 def _with_borrowed(model, x, probe, clips, at, pool, seed):
     "Frames as they are, `(B,T,...)`, with some of another clip in their places"
@@ -117,7 +126,8 @@ def predict_perturbed(
     out = {p: [] for p in probes}
     for i in range(0, len(clips), bs):
         at = np.arange(i, min(i+bs, len(clips)))
-        x = _seen(model, clips, at)                                                         # (B,N,...)
+        # (B,N,...)
+        x = _seen(model, clips, at)
         rows = torch.arange(len(at), device=x.device)[:, None]
         for probe in probes:
             index = perturbed_frames(probe, clips.stored, clips.n_frames, clips.ids[at], seed)
@@ -131,6 +141,7 @@ def predict_perturbed(
             out[probe].append(p.cpu().double().numpy())
     return {p: np.concatenate(v) for p,v in out.items()}
 
+# %% ../../nbs/evaluation/03_perturbations.ipynb #d4ab85fb
 def predict(
     model:nn.Module,    # A trained model
     clips:Clips,        # What to predict
@@ -156,7 +167,8 @@ def predict_over_time(
         x = _seen(model, clips, at)
         x = x[torch.arange(len(at), device=x.device)[:, None], torch.from_numpy(index).to(x.device)]
         p = model.score(x)
-        if p.ndim == 2: p = torch.stack([model.score(x[:, :k+1]) for k in range(t)], 1)     # (B,T,K)
+        # (B,T,K)
+        if p.ndim == 2: p = torch.stack([model.score(x[:, :k+1]) for k in range(t)], 1)
         p = p.float().softmax(-1).cpu().double().numpy()
         for b,c in enumerate(clips.ids[at]):
             tables.append(pd.DataFrame(p[b], columns=[f'p_{k}' for k in clips.classes]).assign(
@@ -169,11 +181,12 @@ def write_predictions(
     path,               # e.g. runs/demo/predictions/cnn_lstm/seed0.parquet
     clips:Clips,        # What was predicted
     probs:np.ndarray,   # From `predict`
-    **about             # What a reader of the file should know: model, seed, probe, frames, pretraining
+    **about # What a reader of the file should know: model, seed, probe, frames, pretraining
 ):
     "Write clip_id, group, label, split and one `p_<class>` column a class, ordered by clip"
     if len(probs) != len(clips):
-        raise StudyError(f'{path}: {len(probs)} predictions of {len(clips)} clips; nothing was written')
+        raise StudyError(f'{path}: {len(probs)} predictions of {len(clips)} clips; '
+                         'nothing was written')
     df = clips.table[['clip_id', 'group', 'label', 'split']].join(
         pd.DataFrame(probs, columns=[f'p_{c}' for c in clips.classes])).sort_values('clip_id')
     df.attrs = about

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, f1_score
+from fastcore.basics import patch
 from ..core.base import StudyError
 from ..core.storage import system_error
 
@@ -22,7 +23,8 @@ def _check_predictions(df, path):
     def bad(what): raise StudyError(f'{path}: {what}')
     for c in ('clip_id', 'label'):
         if c not in df:
-            bad(f"column {c!r} is missing; a predictions file has clip_id, label and one column 'p_<class>' a class")
+            bad(f"column {c!r} is missing; a predictions file has clip_id, "
+                "label and one column 'p_<class>' a class")
         if df[c].isna().any(): bad(f'column {c!r} has an empty cell')
     p = df.filter(regex='^p_')
     if p.empty:
@@ -43,20 +45,27 @@ def _check_predictions(df, path):
 # %% ../../nbs/evaluation/00_predictions.ipynb #d97b8407
 def read_predictions(
     source:str|Path|pd.DataFrame # Predictions: a parquet or csv file, or a table
-)->pd.DataFrame: # Test clips sorted by `clip_id`: clip_id, group (the upload), label, then `p_<class>` a class
-    "Read one model's predictions; raises `StudyError` that names the file and what in it cannot be right."
+    # Test clips sorted by `clip_id`: clip_id, group (the upload), label, then `p_<class>` a class
+)->pd.DataFrame:
+    """Read one model's predictions; raises `StudyError` that names the file and what in it cannot
+    be right."""
     is_table, text = isinstance(source, pd.DataFrame), {'clip_id': str, 'label': str, 'group': str}
     path = source.attrs.get('path', 'table') if is_table else Path(source)
-    try: df = source if is_table else pd.read_csv(path, dtype=text) if path.suffix == '.csv' else pd.read_parquet(path)
+    try:
+        df = (source if is_table else
+              pd.read_csv(path, dtype=text) if path.suffix == '.csv' else pd.read_parquet(path))
     except FileNotFoundError: raise StudyError(f'{path}: no such predictions file') from None
     except Exception as e:
         raise (system_error(e, path) or StudyError(
             f'{path}: cannot be read as predictions ({type(e).__name__})')) from None
-    attrs = {'path': str(path), 'pretraining': df.attrs.get('pretraining'), 'named': 'group' not in df}
+    attrs = {
+        'path': str(path), 'pretraining': df.attrs.get('pretraining'), 'named': 'group' not in df
+    }
     if 'pretraining' in df and len(df): attrs['pretraining'] = str(df.pretraining.iloc[0])
     if 'split' in df: df = df[df.split == 'test']
     _check_predictions(df, path)
-    df = df.assign(clip_id=df.clip_id.astype(str), label=df.label.astype(str)).sort_values('clip_id', ignore_index=True)
+    df = df.assign(clip_id=df.clip_id.astype(str),
+                   label=df.label.astype(str)).sort_values('clip_id', ignore_index=True)
     if attrs['named']: df['group'] = df.clip_id.str.replace(r'_\d{6,}_\d{6,}$', '', regex=True)
     df.attrs = attrs
     return df[['clip_id', 'group', 'label', *sorted(df.filter(regex='^p_'))]]
@@ -71,32 +80,41 @@ class Predictions:
     y_true:np.ndarray # True class, (N,), an index into `classes`
     probs:dict # `{model: array}`, class probabilities, (S,N,K), one slice a seed
     seeds:dict # `{model: list of S seeds}`
-    pretraining:dict = field(default_factory=dict) # `{model: 'none', 'imagenet', 'kinetics-400' ...}` where it is known
+    # `{model: 'none', 'imagenet', 'kinetics-400' ...}` where it is known
+    pretraining:dict = field(default_factory=dict)
     left_out:int = 0 # Clips that not every table has
     studies:dict = field(default_factory=dict) # `{model: where its runs come from}`: see `study_of`
 
-    def y_pred(self, model:str)->np.ndarray: # (S,N), an index into `classes`; the first of several equals
+    def y_pred(
+        self, model:str,
+        # (S,N), an index into `classes`; the first of several equals
+    )->np.ndarray:
         "The class that each run of `model` chose for each clip."
         return self.probs[model].argmax(-1)
 
-    def take(self, keep:np.ndarray)->'Predictions': # The same models on fewer clips
-        "Only the clips where `keep`, (N,) of bool, is true."
-        group = np.unique(self.group[keep], return_inverse=True)[1]
-        probs = {m: p[:, keep] for m, p in self.probs.items()}
-        return replace(self, clips=self.clips[keep], group=group, y_true=self.y_true[keep], probs=probs)
+# %% ../../nbs/evaluation/00_predictions.ipynb #6060e6ff
+@patch
+def take(self:Predictions, keep:np.ndarray)->'Predictions': # The same models on fewer clips
+    "Only the clips where `keep`, (N,) of bool, is true."
+    group = np.unique(self.group[keep], return_inverse=True)[1]
+    probs = {m: p[:, keep] for m, p in self.probs.items()}
+    return replace(self, clips=self.clips[keep], group=group, y_true=self.y_true[keep],
+                   probs=probs)
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #95210130
 def _same(runs, of):
     "Complain about the first table that is not about the same classes or clips as the one before"
     first = first_df = None
     for name, df in runs:
-        if first is not None and of == 'clips' and df.clip_id.equals(first_df.clip_id): continue # sorted
+        # sorted
+        if first is not None and of == 'clips' and df.clip_id.equals(first_df.clip_id): continue
         has = set(df.clip_id if of == 'clips' else df.filter(regex='^p_').columns.str[2:])
         if first is None: first, first_name, first_df = has, name, df
         if extra := sorted(has ^ first):
             gone, extra = sorted(first - has), sorted(has - first)
             hint = "; clips='shared' compares what they share" if of == 'clips' else ''
-            raise StudyError(f'{name}: other {of} than {first_name}: {len(gone)} missing {gone[:5]}, '
+            raise StudyError(f'{name}: other {of} than {first_name}: '
+                             f'{len(gone)} missing {gone[:5]}, '
                              f'{len(extra)} extra {extra[:5]}{hint}')
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #a7570542
@@ -109,59 +127,89 @@ def study_of(
     if 'predictions' not in parts: return str(Path(path).absolute())
     return str(Path(*parts[:len(parts) - 1 - parts[::-1].index('predictions')]))
 
-# %% ../../nbs/evaluation/00_predictions.ipynb #bfcc08b7
-def stack_predictions(
-    runs:dict, # `{model: {seed: table}}`, tables as `read_predictions` gives them
-    clips:str='same' # 'same': all tables must hold the same clips; 'shared': compare on those that all of them hold
-)->Predictions: # Aligned; raises `StudyError` listing the difference where two tables are not about the same clips
-    "Line up tables of several models and seeds."
-    if clips not in ('same', 'shared'): raise StudyError(f"clips: {clips!r} is neither 'same' nor 'shared'")
-    names = [(d.attrs.get('path') or f'{m} (seed {s})', d) for m, r in runs.items() for s, d in r.items()]
-    names = [(f'{m} (seed {s})' if n == 'table' else n, d)
-             for (n, d), (m, s) in zip(names, [(m, s) for m, r in runs.items() for s in r])]
-    _same(names, 'classes')
-    if clips == 'same': _same(names, 'clips')
-    everyone, keep = set(names[0][1].clip_id), set(names[0][1].clip_id)
-    for _, d in names if clips == 'shared' else ():
-        everyone, keep = everyone | set(d.clip_id), keep & set(d.clip_id)
-    if not keep: raise StudyError(f'{names[0][0]} and {names[-1][0]} share no clip')
-    cut = {id(d): d if len(d) == len(keep) else d[d.clip_id.isin(keep)].reset_index(drop=True) for _, d in names}
-    trusted = next((d for _, d in names if not d.attrs.get('named')), names[0][1])
-    name = next(n for n, d in names if d is trusted)
-    first, classes = cut[id(trusted)], list(trusted.filter(regex='^p_').columns.str[2:])
+# %% ../../nbs/evaluation/00_predictions.ipynb #0ae7d0cf
+def _named(runs):
+    "(name for messages, table) of every training run"
+    found = [(m, s, d) for m, r in runs.items() for s, d in r.items()]
+    names = [d.attrs.get('path') or f'{m} (seed {s})' for m, s, d in found]
+    return [(f'{m} (seed {s})' if name == 'table' else name, d)
+            for name, (m, s, d) in zip(names, found)]
+
+def _check_facts(names, cut, first, name):
+    "`StudyError` where two tables disagree about a clip"
     for other, d in names:
         for col in ('label', 'group'):
             x = first.clip_id[cut[id(d)][col].to_numpy() != first[col].to_numpy()]
             if len(x) and not (col == 'group' and d.attrs.get('named')):
                 raise StudyError(f'{other}: {len(x)} clips have another {col} than in {name}, '
                                  f'the first is {x.iloc[0]!r}')
-    probs = {m: np.stack([cut[id(d)].filter(regex='^p_').to_numpy() for d in r.values()]) for m, r in runs.items()}
-    said = {m: next((d.attrs['pretraining'] for d in r.values() if d.attrs.get('pretraining')), None)
-            for m, r in runs.items()}
-    return Predictions(classes, first.clip_id.to_numpy(str), pd.factorize(first.group)[0],
-                       np.searchsorted(classes, first.label.to_numpy(str)), probs,
-                       {m: list(s) for m, s in runs.items()},
-                       {m: x for m, x in said.items() if x}, len(everyone) - len(keep),
-                       {m: study_of(next(iter(r.values())).attrs.get('path')) for m, r in runs.items()})
+
+def _pretraining(runs):
+    "What the runs of a model were pretrained on; None where no table says it"
+    return next((d.attrs['pretraining'] for d in runs.values() if d.attrs.get('pretraining')), None)
+
+# %% ../../nbs/evaluation/00_predictions.ipynb #bfcc08b7
+def stack_predictions(
+    runs:dict, # `{model: {seed: table}}`, tables as `read_predictions` gives them
+    # 'same': all tables must hold the same clips; 'shared': compare on those that all of them hold
+    clips:str='same'
+    # Aligned; raises `StudyError` listing the difference where two tables are not about the same
+    # clips
+)->Predictions:
+    "Line up tables of several models and seeds."
+    if clips not in ('same', 'shared'):
+        raise StudyError(f"clips: {clips!r} is neither 'same' nor 'shared'")
+    names = _named(runs)
+    _same(names, 'classes')
+    if clips == 'same': _same(names, 'clips')
+    everyone, keep = set(names[0][1].clip_id), set(names[0][1].clip_id)
+    for _, d in names if clips == 'shared' else ():
+        everyone, keep = everyone | set(d.clip_id), keep & set(d.clip_id)
+    if not keep: raise StudyError(f'{names[0][0]} and {names[-1][0]} share no clip')
+    cut = {
+        id(d): d if len(d) == len(keep) else d[d.clip_id.isin(keep)].reset_index(drop=True)
+        for _, d in names
+    }
+    trusted = next((d for _, d in names if not d.attrs.get('named')), names[0][1])
+    name = next(n for n, d in names if d is trusted)
+    first, classes = cut[id(trusted)], list(trusted.filter(regex='^p_').columns.str[2:])
+    _check_facts(names, cut, first, name)
+    probs = {
+        m: np.stack([cut[id(d)].filter(regex='^p_').to_numpy() for d in r.values()])
+        for m, r in runs.items()
+    }
+    said = {m: _pretraining(r) for m, r in runs.items()}
+    return Predictions(
+        classes, first.clip_id.to_numpy(str),
+        pd.factorize(first.group)[0], np.searchsorted(classes, first.label.to_numpy(str)), probs,
+        {m: list(s) for m, s in runs.items()}, {m: x for m, x in said.items() if x},
+        len(everyone) - len(keep),
+        {m: study_of(next(iter(r.values())).attrs.get('path')) for m, r in runs.items()})
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #c60f94e8
 def load_predictions(
     folder:str|Path, # Folder of a study; reads `predictions/<model>/seed<k>.parquet` in it
-    probe:str|None=None # `'shuffled'`, `'frozen'`, `'frames_4'`...: made from tampered frames, one folder deeper
+    # `'shuffled'`, `'frozen'`, `'frames_4'`...: made from tampered frames, one folder deeper
+    probe:str|None=None
 )->dict: # `{model: {seed: table}}`, without the models that have no such predictions
     "All predictions of a study; raises `StudyError` where there are none."
     found = {}
     for d in sorted((Path(folder)/'predictions').glob('*/')):
-        files = {int(f.stem[4:]): f for f in (d/(probe or '')).glob('seed*.parquet') if f.stem[4:].isdigit()}
+        files = {
+            int(f.stem[4:]): f for f in (d/(probe or '')).glob('seed*.parquet')
+            if f.stem[4:].isdigit()
+        }
         if files: found[d.name] = {k: read_predictions(files[k]) for k in sorted(files)}
     if not found and probe is None:
-        raise StudyError(f'{folder}: no predictions/<model>/seed<k>.parquet; run the notebooks of the models first')
+        raise StudyError(f'{folder}: no predictions/<model>/seed<k>.parquet; '
+                         'run the notebooks of the models first')
     return found
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #11fb19f1
 TOY_PAIRS = [{'classes': ['left dancing', 'right dancing'], 'differs': 'order'},
              {'classes': ['fast dancing', 'slow dancing'], 'differs': 'tempo'}]
 
+# %% ../../nbs/evaluation/00_predictions.ipynb #42245494
 def simulate(
     rng:np.random.Generator, # Where the draws come from
     accuracy:dict, # `{model: true accuracy}`
@@ -171,15 +219,20 @@ def simulate(
     "Predictions of models of known accuracy"
     classes, n = sorted(sum((p['classes'] for p in TOY_PAIRS), [])), uploads*clips
     partner = np.array([
-        classes.index({a: b for p in TOY_PAIRS for a, b in (p['classes'], p['classes'][::-1])}[c]) for c in classes])
+        classes.index({a: b for p in TOY_PAIRS for a, b in (p['classes'], p['classes'][::-1])}[c])
+        for c in classes
+    ])
     group, probs = np.repeat(np.arange(uploads), clips), {}
     y, total = group % 4, upload + clip + run + luck
     hard = rng.normal(size=uploads)[group]*upload**.5 + rng.normal(size=n)*clip**.5
     for m, a in accuracy.items():
-        z = norm.ppf(a)*total**.5 + hard + rng.normal(size=(seeds, 1))*run**.5 + rng.normal(size=(seeds, n))*luck**.5
-        wrong = np.where(rng.random(z.shape) < .9, partner[y], (y + 1 + rng.integers(0, 3, z.shape)) % 4)
+        z = norm.ppf(a)*total**.5 + hard + rng.normal(size=(seeds, 1))*run**.5 + rng.normal(
+            size=(seeds, n))*luck**.5
+        wrong = np.where(
+            rng.random(z.shape) < .9, partner[y], (y + 1 + rng.integers(0, 3, z.shape)) % 4)
         said = np.where(z > 0, y, wrong)
-        x = .02 + .01*rng.random((*said.shape, 4)) + .68*np.eye(4)[said] + .24*np.eye(4)[partner[said]]
+        x = .02 + .01*rng.random(
+            (*said.shape, 4)) + .68*np.eye(4)[said] + .24*np.eye(4)[partner[said]]
         probs[m] = x/x.sum(-1, keepdims=True)
     ids = np.array([f'u{g:03d}_{i%clips*10:06d}_{i%clips*10+10:06d}' for i, g in enumerate(group)])
     return Predictions(classes, ids, group, y, probs, {m: list(range(seeds)) for m in accuracy})
@@ -190,17 +243,21 @@ def as_table(
     s:int # Which of its runs, from 0
 )->pd.DataFrame: # As a predictions file holds it
     "One run of one model as a table"
-    return pd.DataFrame({'clip_id': p.clips, 'group': p.group, 'label': np.array(p.classes)[p.y_true],
-                         **{f'p_{c}': p.probs[model][s, :, k] for k, c in enumerate(p.classes)}})
+    return pd.DataFrame({
+        'clip_id': p.clips, 'group': p.group, 'label': np.array(p.classes)[p.y_true],
+        **{f'p_{c}': p.probs[model][s, :, k] for k, c in enumerate(p.classes)}
+    })
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #cbb629e1
 def rank_of_truth(
     probs:np.ndarray, # Class probabilities, (N,K)
     y_true:np.ndarray # True class, (N,)
 )->np.ndarray: # (N,): 0 where the true class is the most likely one
-    "How many classes a model holds for likelier than the true one; of equal ones the first, as for argmax."
+    """How many classes a model holds for likelier than the true one; of equal ones the first, as
+    for argmax."""
     mine = np.take_along_axis(probs, y_true[:, None], 1)
-    return (probs > mine).sum(1) + ((probs == mine) & (np.arange(probs.shape[1]) < y_true[:, None])).sum(1)
+    return (probs > mine).sum(1) + ((probs == mine) &
+                                    (np.arange(probs.shape[1]) < y_true[:, None])).sum(1)
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #628b6d98
 BINS = 15
@@ -209,8 +266,11 @@ def reliability(
     probs:np.ndarray, # Class probabilities, (N,K)
     y_true:np.ndarray, # True class, (N,)
     bins:int=BINS # Equal stretches of [0,1]
-)->pd.DataFrame: # One row a bin: clips, confidence (mean probability of the answer), right (share); NaN where empty
-    "The reliability diagram (Guo et al. 2017, *ICML*, section 2, after Niculescu-Mizil and Caruana 2005)."
+    # One row a bin: clips, confidence (mean probability of the answer), right (share); NaN where
+    # empty
+)->pd.DataFrame:
+    """The reliability diagram (Guo et al. 2017, *ICML*, section 2, after Niculescu-Mizil and
+    Caruana 2005)."""
     sure, right = probs.max(1), probs.argmax(1) == y_true
     at = np.ceil(sure*bins).clip(1, bins).astype(int) - 1
     n = np.bincount(at, minlength=bins)
@@ -218,12 +278,14 @@ def reliability(
         mean, share = (np.bincount(at, x, bins)/n for x in (sure, right))
     return pd.DataFrame({'clips': n, 'confidence': mean, 'right': share})
 
+# %% ../../nbs/evaluation/00_predictions.ipynb #a15345c4
 def calibration_error(
     probs:np.ndarray, # Class probabilities, (N,K)
     y_true:np.ndarray, # True class, (N,)
     bins:int=BINS
 )->float: # In [0,1]
-    "Expected calibration error (Naeini et al. 2015, *AAAI*): mean gap between confidence and share right."
+    """Expected calibration error (Naeini et al. 2015, *AAAI*): mean gap between confidence and
+    share right."""
     r = reliability(probs, y_true, bins)
     return float((r.clips*(r.confidence - r.right).abs()).sum()/len(y_true))
 
@@ -254,4 +316,7 @@ def seed_scores(
                                                      for c in np.unique(p.y_true)])),
                     log_loss=-np.log(mine.clip(np.finfo(np.float64).eps)).mean(),
                     calibration_error=calibration_error(x, p.y_true))
-    return pd.DataFrame([dict(model=m, seed=s, **score(x)) for m in p.probs for s, x in zip(p.seeds[m], p.probs[m])])
+
+    return pd.DataFrame([
+        dict(model=m, seed=s, **score(x)) for m in p.probs for s, x in zip(p.seeds[m], p.probs[m])
+    ])

@@ -25,11 +25,13 @@ def read_prereg(
     path = Path(path)
     try: data = path.read_bytes()
     except FileNotFoundError: return None
-    except OSError as e: raise (system_error(e, path) or StudyError(f'{path.name}: cannot be read')) from None
+    except OSError as e:
+        raise (system_error(e, path) or StudyError(f'{path.name}: cannot be read')) from None
     try: found = yaml.safe_load(data.decode('utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise StudyError(f'{path.name}: not YAML ({type(e).__name__})') from None
-    if not isinstance(found, dict): raise StudyError(f'{path.name}: expected keys: {", ".join(KEYS)}')
+    if not isinstance(found, dict):
+        raise StudyError(f'{path.name}: expected keys: {", ".join(KEYS)}')
     _check(found, path.name, models)
     return found | dict(hash=hashlib.sha256(data).hexdigest()[:16])
 
@@ -83,11 +85,12 @@ def log_look(
     now = (prereg or {}).get('hash')
     if not looks or (looks[-1]['predictions'], looks[-1]['prereg']) != (seen, now):
         same = any(x['predictions'] == seen for x in looks)
-        look = dict(when=datetime.now(timezone.utc).isoformat(timespec='seconds'), predictions=seen, prereg=now,
-                    new=not same, changed=bool(looks) and looks[-1]['prereg'] != now,
+        look = dict(when=datetime.now(timezone.utc).isoformat(timespec='seconds'), predictions=seen,
+                    prereg=now, new=not same, changed=bool(looks) and looks[-1]['prereg'] != now,
                     runs={m: len(s) for m, s in predictions.seeds.items()})
         looks.append(look)
-        with (Path(folder)/'looks.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(look) + '\n')
+        with (Path(folder)/'looks.jsonl').open('a', encoding='utf-8') as f:
+            f.write(json.dumps(look) + '\n')
     return looks
 
 # %% ../../nbs/evaluation/10_preregistration.ipynb #9d83829a

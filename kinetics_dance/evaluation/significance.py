@@ -74,13 +74,15 @@ def smallest(self:Variances,
 )->float: # Smallest such difference
     "Minimum detectable difference (Bloom 1995, *Evaluation Review* 19, 547-556)."
     w = self.half_widths(level)
-    share = lambda x: (norm.cdf((x - w)/self.error) + norm.cdf((-x - w)/self.error)).mean() - power
+    def share(x):
+        return (norm.cdf((x - w)/self.error) + norm.cdf((-x - w)/self.error)).mean() - power
     return float(brentq(share, 0, w.max() + 5*self.error)) if self.error > 0 else float(w.max())
 
 # %% ../../nbs/evaluation/02_significance.ipynb #e01e045d
 @patch
 def variances(self:Estimate)->Variances:
-    "Those of another study like this one; of runs, an estimate that is as often too large as too small."
+    """Those of another study like this one; of runs, an estimate that is as often too large as too
+    small."""
     uploads, runs, both, _ = self.spread()
     counts = tuple(len(x) for x in self.parts.values()) if self.about_recipes else ()
     df = sum(counts) - len(counts)
@@ -114,7 +116,7 @@ def needed(self:Variances,
         return replace(self, uploads=max(self.uploads - self.both, 0) + both, both=both,
                        counts=(s,)*len(self.runs),
                        runs=tuple(r*c/s for r, c in zip(self.runs, self.counts)))
-    gap = lambda log: clips(np.exp(log)).power(margin, level) - power
+    def gap(log): return clips(np.exp(log)).power(margin, level) - power
     few, many = np.log(3/self.n), np.log(1e4)
     times = None
     if gap(many) >= 0: times = np.exp(brentq(gap, few, many, xtol=.01) if gap(few) < 0 else few)
@@ -147,7 +149,8 @@ def planned(
 def check_margin(margin:float):
     "`StudyError` where it cannot be one"
     if not 0 < margin <= .5:
-        raise StudyError(f'margin: {margin} is not a difference in accuracy above 0 and at most 0.5')
+        raise StudyError(
+            f'margin: {margin} is not a difference in accuracy above 0 and at most 0.5')
 
 def two_digits(x:float)->float:
     "Rounded up to two digits"
@@ -243,11 +246,14 @@ def paired_differences(
 PRETRAINING_MARK = '†'
 
 def marked(
-    pretraining:dict # `{model: what its network was trained on before}`, as in `Predictions.pretraining`
+    # `{model: what its network was trained on before}`, as in `Predictions.pretraining`
+    pretraining:dict
 )->dict: # `{model: name}`, with the mark where Kinetics is in it
     "Models that saw Kinetics videos before the study."
-    return {m: f'{m} {PRETRAINING_MARK}' for m, x in pretraining.items() if 'kinetics' in str(x).lower()}
-
+    return {
+        m: f'{m} {PRETRAINING_MARK}' for m, x in pretraining.items()
+        if 'kinetics' in str(x).lower()
+    }
 
 # %% ../../nbs/evaluation/02_significance.ipynb #381e8148
 def _settle(row, margin):
@@ -278,7 +284,7 @@ def verdict(
         return (f'{better} against {worse}: {points[0]:+.1f} points on {n} clip{"s"*(n != 1)} '
                 f'of one upload, which allow no test.')
     after = f' after {correction} for {tests} pairs' if tests > 1 else ''
-    small = lambda p: 'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'
+    def small(p): return 'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'
     span = f'the difference of {points[0]:+.1f} points lies in [{points[1]:.1f}, {points[2]:.1f}]'
     return _in_words(row, kind, better, worse, n, span, margin, small(row['p']) + after,
                      row['p'] < level)
@@ -313,6 +319,7 @@ def clips_to_tell_apart(
     a:float, b:float, # Two shares, each measured on clips of its own
     level:float=.05, power:float=.8
 )->int: # Clips for each of the two
-    "Sample size for two independent shares (Fleiss, Levin and Paik 2003, *Rates and Proportions*, 4.14)."
+    """Sample size for two independent shares (Fleiss, Levin and Paik 2003, *Rates and Proportions*,
+    4.14)."""
     z, y, mean = norm.ppf(1 - level/2), norm.ppf(power), (a + b)/2
     return int(np.ceil((z*(2*mean*(1 - mean))**.5 + y*(a*(1 - a) + b*(1 - b))**.5)**2/(a - b)**2))

@@ -26,6 +26,7 @@ def colour_matrix(
     A = b*c*(s*torch.eye(3, device=mean.device) + (1-s)*g.expand(3, 3))
     return A, (b*(1-c))[:, 0]*(mean*g).sum(-1, keepdim=True).expand(-1, 3)
 
+# %% ../../nbs/loading/02_augment.ipynb #e3fb2da4
 def change_colour(
     x:Tensor,          # Clips `(B,T,3,h,w)`, normalised
     brightness:Tensor, # Strengths, `(B,)`; 1 leaves it as it is
@@ -35,12 +36,15 @@ def change_colour(
     "Change the colours of each clip, the same for all of its frames"
     m,S = x.new_tensor(MEAN),x.new_tensor(STD)
     pixels = x.permute(0, 1, 3, 4, 2)                                               # (B,T,h,w,3)
-    mean = pixels.flatten(3).flatten(1, 2).mean(1).unflatten(1, (-1, 3)).mean(1)    # rows of pixels first: twice as fast
+    # rows of pixels first: twice as fast
+    mean = pixels.flatten(3).flatten(1, 2).mean(1).unflatten(1, (-1, 3)).mean(1)
     A,o = colour_matrix(mean*S+m, brightness, contrast, saturation)
     A,o = A*S/S[:, None], ((A*m).sum(-1)+o-m)/S             # the same map for normalised colours
-    # four pixels side by side where that comes out even: a matrix of 12 rows is multiplied four times as fast as one of 3
+    # four pixels side by side where that comes out even: a matrix of 12 rows is multiplied four
+    # times as fast as one of 3
     k = 4 if x.shape[3]*x.shape[4] % 4 == 0 else 1
-    blocks = (torch.eye(k, device=x.device)[:, None, :, None]*A.mT[:, None, :, None]).reshape(-1, 3*k, 3*k)
+    blocks = (torch.eye(k, device=x.device)[:, None, :, None]
+              *A.mT[:, None, :, None]).reshape(-1, 3*k, 3*k)
     return (torch.baddbmm(o.repeat(1, k)[:, None], pixels.reshape(len(x), -1, 3*k), blocks)
             .view(pixels.shape).permute(0, 1, 4, 2, 3))
 
@@ -54,7 +58,8 @@ def zoom_in(
     theta = x.new_zeros(len(x), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1/zoom
     theta[:, :, 2] = (1-1/zoom)[:, None]*(2*place-1)
-    grid = F.affine_grid(theta, (len(x), 1, *x.shape[3:]), align_corners=False).repeat_interleave(x.shape[1], 0)
+    grid = F.affine_grid(theta, (len(x), 1, *x.shape[3:]),
+                         align_corners=False).repeat_interleave(x.shape[1], 0)
     frames = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     return F.grid_sample(frames, grid, padding_mode='border', align_corners=False).view(x.shape)
 
@@ -64,7 +69,8 @@ DRAWS = 6 # random numbers that `augment` takes for a clip
 def augment(
     x:Tensor,       # Clips `(B,T,3,h,w)`, normalised, on any device
     u:Tensor,       # Random numbers in [0,1), `(B,6)`: one row a clip
-    color_jitter:float=.2, # How much brightness, contrast and saturation change: strengths lie in [1-light, 1+light]
+    # How much brightness, contrast and saturation change: strengths lie in [1-light, 1+light]
+    color_jitter:float=.2,
     zoom:float=0.,  # How much larger things become at most: up to 1+zoom times
 )->Tensor: # The same shape
     "Change the light, the colours and the size of each clip by one draw for all of its frames"

@@ -12,6 +12,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import to_detach
+from fastcore.basics import patch
 from .augment import DRAWS, augment
 from .reader import FrameStore, normalise, pictures
 from ..clips.splits import hash_order
@@ -41,49 +42,59 @@ class Clips:
         n_frames:int=8,     # Frames a model sees of a clip
         crop=(44, 60),      # Height and width a model sees, pixels
         seed:int=0,         # Draws crops, sampling phase, mirror and light
-        flip:bool=False,    # Mirror half of the clips in training? Only where no class is another one's mirror image
+        # Mirror half of the clips in training? Only where no class is another one's mirror image
+        flip:bool=False,
         shuffle_frames:bool=False, # Show the frames of a clip in random order?
     ):
         unknown = sorted(set(table.label)-set(classes))
         if unknown:
-            raise StudyError(f'class {unknown[0]!r} of clip {table.clip_id[table.label == unknown[0]].iloc[0]} '
+            raise StudyError(f'class {unknown[0]!r} of clip '
+                             f'{table.clip_id[table.label == unknown[0]].iloc[0]} '
                              f'is not among the {len(classes)} classes')
         self.store,self.table,self.classes,self.n_frames,self.crop,self.seed,self.flip = (
             store, table.reset_index(drop=True), list(classes), n_frames, tuple(crop), seed, flip)
-        self.ids,self.y = table.clip_id.to_numpy(object), torch.tensor([self.classes.index(l) for l in table.label])
+        self.ids, self.y = table.clip_id.to_numpy(object), torch.tensor(
+            [self.classes.index(l) for l in table.label])
         self.stored,self.h,self.w,_ = store.shape
         self._drawn,self.shuffle_frames = (None,None),shuffle_frames
         if crop[0] > self.h or crop[1] > self.w:
-            raise StudyError(f'crop {tuple(crop)} is larger than the stored frames ({self.h}, {self.w})')
+            raise StudyError(f'crop {tuple(crop)} is larger than the stored frames '
+                             f'({self.h}, {self.w})')
         if n_frames > self.stored:
-            raise StudyError(f'clip_frames: {n_frames} frames a clip, but the store holds {self.stored}; '
+            raise StudyError(f'clip_frames: {n_frames} frames a clip, '
+                             f'but the store holds {self.stored}; '
                              'ask for fewer or build it with more')
 
     def __len__(self): return len(self.table)
 
-    def draws(self, epoch):
-        "Phase, crop and mirror of every clip in an epoch, `(n,4)` in [0,1)"
-        if self._drawn[0] != epoch:
-            self._drawn = epoch,np.random.default_rng((self.seed, epoch, 2)).random((len(self), 4))
-        return self._drawn[1]
+# %% ../../nbs/loading/04_dataloader.ipynb #19bd7cda
+@patch
+def draws(self:Clips, epoch):
+    "Phase, crop and mirror of every clip in an epoch, `(n,4)` in [0,1)"
+    if self._drawn[0] != epoch:
+        self._drawn = epoch,np.random.default_rng((self.seed, epoch, 2)).random((len(self), 4))
+    return self._drawn[1]
 
-    def batch(self,
-        at,              # Positions of the clips, `(B,)`
-        epoch:int|None=None, # Draw crop, sampling phase and mirror for this epoch; None: centre of both, as it is
-        order=None,      # Order of the frames, `(B,T)` positions, or None
-    )->tuple: # Frames `(B,T,h,w,3)` uint8, labels `(B,)`
-        "Frames and labels of some clips"
-        at = np.asarray(at, int)
-        u = np.full((len(at), 4), .5) if epoch is None else self.draws(epoch)[at]
-        index = spread(self.stored, self.n_frames, u[:,0])                          # (B,T)
-        if order is None and self.shuffle_frames:
-            when = () if epoch is None else (epoch,)
-            order = frame_orders(self.ids[at], self.n_frames, self.seed, *when)
-        if order is not None: index = np.take_along_axis(index, np.asarray(order), 1)
-        top,left = ((u[:,k]*(n-c+1)).astype(int)
-                    for k,n,c in ((1, self.h, self.crop[0]), (2, self.w, self.crop[1])))
-        x = self.store.batch(self.ids[at], index, top, left, self.crop, self.flip & (u[:,3] < .5))
-        return torch.from_numpy(x), self.y[torch.from_numpy(at)]
+# %% ../../nbs/loading/04_dataloader.ipynb #82c0697d
+@patch
+def batch(self:Clips,
+    at,              # Positions of the clips, `(B,)`
+    # Draw crop, sampling phase and mirror for this epoch; None: centre of both, as it is
+    epoch:int|None=None,
+    order=None,      # Order of the frames, `(B,T)` positions, or None
+)->tuple: # Frames `(B,T,h,w,3)` uint8, labels `(B,)`
+    "Frames and labels of some clips"
+    at = np.asarray(at, int)
+    u = np.full((len(at), 4), .5) if epoch is None else self.draws(epoch)[at]
+    index = spread(self.stored, self.n_frames, u[:,0])                          # (B,T)
+    if order is None and self.shuffle_frames:
+        when = () if epoch is None else (epoch,)
+        order = frame_orders(self.ids[at], self.n_frames, self.seed, *when)
+    if order is not None: index = np.take_along_axis(index, np.asarray(order), 1)
+    top,left = ((u[:,k]*(n-c+1)).astype(int)
+                for k,n,c in ((1, self.h, self.crop[0]), (2, self.w, self.crop[1])))
+    x = self.store.batch(self.ids[at], index, top, left, self.crop, self.flip & (u[:,3] < .5))
+    return torch.from_numpy(x), self.y[torch.from_numpy(at)]
 
 # %% ../../nbs/loading/04_dataloader.ipynb #44c74344
 def share(
@@ -94,6 +105,7 @@ def share(
     "One of several parts of about the same length"
     return n*rank//size,n*(rank+1)//size
 
+# %% ../../nbs/loading/04_dataloader.ipynb #04d24d2f
 class ClipLoader(Counted, DataLoader):
     "Batches of a `Clips`; in training shuffled and augmented, the same for any number of workers"
     def __init__(self,
@@ -102,74 +114,30 @@ class ClipLoader(Counted, DataLoader):
         train:bool=False, # Shuffle, augment, drop the incomplete last batch
         num_workers:int|str=0, # Processes that fetch; `auto`: as many as help and fit
         device=None,      # Where batches go
-        color_jitter:float=.2,   # How much brightness, contrast and saturation of a clip may change in training
+        # How much brightness, contrast and saturation of a clip may change in training
+        color_jitter:float=.2,
         start:str|None=None, # How workers start: `fork`, `spawn`, or None: as the system does it
         zoom:float=0.,    # How much larger things may become in training
     ):
         self.clips,self.train,self.color_jitter,self.zoom = clips,train,color_jitter,zoom
-        self.epoch,self.step = -1,0 # epoch: of the batches that come, or came last; step: those of it that are out
+        # epoch: of the batches that come, or came last; step: those of it that are out
+        self.epoch,self.step = -1,0
         self.part = 0,1 # which process this is, and of how many
         self.resume = -1,0 # an epoch, and the batch of it to begin with
         self.plan = [] # places of the clips of this epoch, in the order in which they come
         self.why_none = '' # where `auto` found no room for workers: what is too small
-        if num_workers == 'auto': num_workers,self.why_none = fit_workers(self.batch_bytes(bs), device)
-        pin = num_workers > 0 and str(device).startswith('cuda') # then copies to the device start from locked memory
+        if num_workers == 'auto':
+            num_workers,self.why_none = fit_workers(self.batch_bytes(bs), device)
+        # then copies to the device start from locked memory
+        pin = num_workers > 0 and str(device).startswith('cuda')
         super().__init__(range(len(clips)), bs=min(bs, len(clips)), shuffle=train, drop_last=train,
                          num_workers=num_workers, device=device, pin_memory=pin)
         self.fake_l = Fetcher(self, pin, num_workers, start)
-        self.fake_l.generator = torch.Generator() # else each epoch would take a number from the model's
-
-    def batch_bytes(self, bs):
-        "Bytes of a batch on its way here"
-        return min(bs, len(self.clips))*self.clips.n_frames*self.clips.crop[0]*self.clips.crop[1]*3
-
-    def _rng(self, *what): return np.random.default_rng((self.clips.seed, self.epoch, *what))
-    def wif(self): self.clips.store.threads = 1 # a worker is one of several already
-    def before_iter(self):
-        self.epoch += 1
-        self.step = self.first = self.resume[1] if self.resume[0] == self.epoch else 0
-    def shuffle_fn(self, idxs): return self._rng(1).permutation(idxs).tolist()
+        # else each epoch would take a number from the model's
+        self.fake_l.generator = torch.Generator()
     def get_idxs(self):
         self.plan = super().get_idxs()[self.step*self.bs:]
         return self.plan
-    def create_item(self, i): return i
-    def create_batch(self, idxs):
-        lo,hi = share(len(idxs), *self.part)
-        x,_ = self.clips.batch(idxs[lo:hi] or idxs[:1], self.epoch if self.train else None) # no network takes none
-        return x,self.clips.y[torch.tensor(idxs)],np.array(idxs).tobytes() # plain bytes stay where they are
-    def after_batch(self, b):
-        x,y,which = b
-        at = (self.step - self.first)*self.bs
-        if which != np.array(self.plan[at:at+self.bs]).tobytes():
-            raise StudyError(f'batch {self.step} of epoch {self.epoch} holds other clips than it should; set workers: 0')
-        self.step += 1
-        return self.finish(x, y)
-    def finish(self, x, y):
-        "A batch that has arrived, as a model takes it"
-        x = normalise(x)    # (B,T,3,h,w)
-        if not self.train: return x,y
-        u = self._rng(3, self.step).random((len(y), DRAWS))[slice(*share(len(y), *self.part))]
-        return augment(x, torch.from_numpy(u).float(), self.color_jitter, self.zoom),y # not every device has doubles
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False) # what all have need not be gathered
-
-    def batch_ids(self,
-        step:int, # Number of a batch in the current epoch, from 0
-    )->list: # Names of its clips
-        "Which clips are in a batch"
-        order = self.shuffle_fn(range(len(self.clips))) if self.train else range(len(self.clips))
-        return self.clips.ids[list(order[step*self.bs:(step+1)*self.bs])].tolist()
-
-    def state(self)->dict: # epoch, step: plain numbers
-        "How far the loader is; ask it after a batch"
-        return dict(epoch=self.epoch, step=self.step)
-
-    def load_state(self,
-        state:dict, # From `state`
-    ):
-        "Go on after the batch at which `state` was asked for, with exactly what is left of that epoch"
-        done = state['step'] >= len(self)
-        self.epoch = state['epoch']-(not done)
-        self.resume = (-1,0) if done else (state['epoch'],state['step'])
 
     def one_batch(self):
         "A batch to look at; it does not count as the beginning of an epoch"
@@ -178,19 +146,100 @@ class ClipLoader(Counted, DataLoader):
         try: return super().one_batch()
         finally: vars(self).update(kept)
 
-    def show_batch(self,
-        max_n:int=4,  # Most clips
-        ncols:int=8,  # Frames in a row
-    ): # The figure
-        "Draw clips of a batch as film strips, as a model sees them, with their labels"
-        import matplotlib.pyplot as plt
-        x,y = self.one_batch()
-        n,t = min(max_n, len(x)),x.shape[1]
-        tall = 8/min(ncols, t)*-(-t//ncols)*x.shape[3]/x.shape[4]+.3
-        fig,axs = plt.subplots(n, figsize=(8, tall*n), layout='constrained', squeeze=False)
-        for ax,frames,k in zip(axs.flat, pictures(x), y):
-            film_strip(frames, title=self.clips.classes[k], ncols=ncols, ax=ax)
-        return fig
+# %% ../../nbs/loading/04_dataloader.ipynb #6f626175
+@patch
+def batch_bytes(self:ClipLoader, bs):
+    "Bytes of a batch on its way here"
+    return min(bs, len(self.clips))*self.clips.n_frames*self.clips.crop[0]*self.clips.crop[1]*3
+
+@patch
+def _rng(self:ClipLoader, *what): return np.random.default_rng((self.clips.seed, self.epoch, *what))
+
+@patch
+def wif(self:ClipLoader): self.clips.store.threads = 1 # a worker is one of several already
+
+@patch
+def before_iter(self:ClipLoader):
+    self.epoch += 1
+    self.step = self.first = self.resume[1] if self.resume[0] == self.epoch else 0
+
+@patch
+def shuffle_fn(self:ClipLoader, idxs): return self._rng(1).permutation(idxs).tolist()
+
+@patch
+def create_item(self:ClipLoader, i): return i
+
+# %% ../../nbs/loading/04_dataloader.ipynb #29911580
+@patch
+def create_batch(self:ClipLoader, idxs):
+    lo,hi = share(len(idxs), *self.part)
+    # no network takes none
+    x,_ = self.clips.batch(idxs[lo:hi] or idxs[:1], self.epoch if self.train else None)
+    # plain bytes stay where they are
+    return x,self.clips.y[torch.tensor(idxs)],np.array(idxs).tobytes()
+
+@patch
+def after_batch(self:ClipLoader, b):
+    x,y,which = b
+    at = (self.step - self.first)*self.bs
+    if which != np.array(self.plan[at:at+self.bs]).tobytes():
+        raise StudyError(f'batch {self.step} of epoch {self.epoch} holds other clips than it '
+                         'should; set workers: 0')
+    self.step += 1
+    return self.finish(x, y)
+
+# %% ../../nbs/loading/04_dataloader.ipynb #b8c94aab
+@patch
+def finish(self:ClipLoader, x, y):
+    "A batch that has arrived, as a model takes it"
+    x = normalise(x)    # (B,T,3,h,w)
+    if not self.train: return x,y
+    u = self._rng(3, self.step).random((len(y), DRAWS))[slice(*share(len(y), *self.part))]
+    # not every device has doubles
+    return augment(x, torch.from_numpy(u).float(), self.color_jitter, self.zoom),y
+
+@patch
+# what all have need not be gathered
+def to_detach(self:ClipLoader, b, cpu=True, gather=True): return to_detach(b, cpu, False)
+
+# %% ../../nbs/loading/04_dataloader.ipynb #80b67d1a
+@patch
+def batch_ids(self:ClipLoader,
+    step:int, # Number of a batch in the current epoch, from 0
+)->list: # Names of its clips
+    "Which clips are in a batch"
+    order = self.shuffle_fn(range(len(self.clips))) if self.train else range(len(self.clips))
+    return self.clips.ids[list(order[step*self.bs:(step+1)*self.bs])].tolist()
+
+@patch
+def state(self:ClipLoader)->dict: # epoch, step: plain numbers
+    "How far the loader is; ask it after a batch"
+    return dict(epoch=self.epoch, step=self.step)
+
+@patch
+def load_state(self:ClipLoader,
+    state:dict, # From `state`
+):
+    "Go on after the batch at which `state` was asked for, with exactly what is left of that epoch"
+    done = state['step'] >= len(self)
+    self.epoch = state['epoch']-(not done)
+    self.resume = (-1,0) if done else (state['epoch'],state['step'])
+
+# %% ../../nbs/loading/04_dataloader.ipynb #ee75f404
+@patch
+def show_batch(self:ClipLoader,
+    max_n:int=4,  # Most clips
+    ncols:int=8,  # Frames in a row
+): # The figure
+    "Draw clips of a batch as film strips, as a model sees them, with their labels"
+    import matplotlib.pyplot as plt
+    x,y = self.one_batch()
+    n,t = min(max_n, len(x)),x.shape[1]
+    tall = 8/min(ncols, t)*-(-t//ncols)*x.shape[3]/x.shape[4]+.3
+    fig,axs = plt.subplots(n, figsize=(8, tall*n), layout='constrained', squeeze=False)
+    for ax,frames,k in zip(axs.flat, pictures(x), y):
+        film_strip(frames, title=self.clips.classes[k], ncols=ncols, ax=ax)
+    return fig
 
 # %% ../../nbs/loading/04_dataloader.ipynb #bf1da470
 class ClipDataLoaders(DataLoaders):
@@ -198,14 +247,16 @@ class ClipDataLoaders(DataLoaders):
     @classmethod
     def from_store(cls,
         store:FrameStore,   # Where the frames lie
-        table:pd.DataFrame, # clip_id, label, split (`train`, `valid`), one row a clip; other splits are left alone
+        # clip_id, label, split (`train`, `valid`), one row a clip; other splits are left alone
+        table:pd.DataFrame,
         classes:list|None=None, # All class names (default: the labels of the table, sorted)
         n_frames:int=8,     # Frames a model sees of a clip
         crop=(44, 60),      # Height and width a model sees, pixels
         bs:int=8,           # Clips a batch in training; four times as many in validation
         seed:int=0,         # Draws the order of the clips, crops, sampling phase, mirror and light
         flip:bool=False,    # Mirror half of the clips in training?
-        color_jitter:float=.2,     # How much brightness, contrast and saturation of a clip may change in training
+        # How much brightness, contrast and saturation of a clip may change in training
+        color_jitter:float=.2,
         num_workers:int|str=0, # Processes that fetch batches; `auto`: as many as help and fit
         start:str|None=None, # How they start: `fork`, `spawn`, or None: as the system does it
         device='cpu',       # Where batches go
@@ -221,7 +272,8 @@ class ClipDataLoaders(DataLoaders):
             if not len(rows): raise StudyError(f'the table has no {split} clip; take more clips')
             clips = Clips(store, rows, classes, n_frames, crop, seed, flip, shuffle_frames)
             kind = getattr(store, 'train_loader', ClipLoader) if split == 'train' else ClipLoader
-            loaders.append(kind(clips, bs if split == 'train' else 4*bs, split == 'train', num_workers, device,
-                                color_jitter, start, zoom))
+            loaders.append(
+                kind(clips, bs if split == 'train' else 4*bs, split == 'train', num_workers, device,
+                     color_jitter, start, zoom))
         if log and (why := loaders[0].why_none): log(f'workers: 0, because {why}')
         return cls(*loaders, device=device)

@@ -58,10 +58,12 @@ class CropClip(RandTransform):
         self.do,self.u = True,np.random.random(3) if split_idx == 0 else np.full(3, .5)
     def encodes(self, o:TensorClip):
         (h,w),(t,H,W) = self.crop,o.shape[:3]
-        if h > H or w > W: raise StudyError(f'crop {self.crop} is larger than the stored frames ({H}, {W})')
+        if h > H or w > W:
+            raise StudyError(f'crop {self.crop} is larger than the stored frames ({H}, {W})')
         top,left = int(self.u[1]*(H-h+1)),int(self.u[2]*(W-w+1))
         return o[spread(t, self.n_frames, [self.u[0]])[0], top:top+h, left:left+w]
 
+# %% ../../nbs/loading/07_fastai_blocks.ipynb #226cedba
 class NormaliseClips(DisplayedTransform):
     "Bytes `(B,T,h,w,3)` to a model's input `(B,T,3,h,w)`, and back"
     order = 99
@@ -80,18 +82,21 @@ def ClipBlock(
     crop=(44, 60),    # Height and width it sees, pixels
 )->TransformBlock: # For a `DataBlock`
     "Clips as input: the block takes names of clips"
-    return TransformBlock(type_tfms=LoadClip(store), item_tfms=CropClip(n_frames, crop), batch_tfms=NormaliseClips(),
-                          dl_type=ClipDL)
+    return TransformBlock(type_tfms=LoadClip(store), item_tfms=CropClip(n_frames, crop),
+                          batch_tfms=NormaliseClips(), dl_type=ClipDL)
 
 # %% ../../nbs/loading/07_fastai_blocks.ipynb #080a49a9
 @dispatch
 def show_batch(x:TensorClip, y, samples, ctxs=None, max_n=4, ncols=8, **kwargs):
     "Clips of a batch as film strips, with their labels"
     if ctxs is None: ctxs = _strips(min(len(samples), max_n), samples[0][0], ncols)
-    return [clip.show(ctx=a, title=str(label), ncols=ncols) for a,(clip,label) in zip(ctxs, samples)]
+    return [
+        clip.show(ctx=a, title=str(label), ncols=ncols) for a, (clip, label) in zip(ctxs, samples)
+    ]
 
 @dispatch
-def show_results(x:TensorClip, y:TensorCategory, samples, outs, ctxs=None, max_n=4, ncols=8, **kwargs):
+def show_results(x:TensorClip, y:TensorCategory, samples, outs, ctxs=None, max_n=4, ncols=8,
+                 **kwargs):
     "Clips as film strips, with their label and what the model says"
     if ctxs is None: ctxs = _strips(min(len(samples), max_n), samples[0][0], ncols)
     return [_judged(clip.show(ctx=a, ncols=ncols), str(label), str(out[0]))
@@ -105,9 +110,11 @@ def plot_top_losses(x:TensorClip, y:TensorCategory, samples, outs, raws, losses,
     return [_judged(clip.show(ctx=a, ncols=ncols), str(label), str(out[0]), more)
             for a,(clip,label),out,more in zip(axs, samples, outs, sure)]
 
+# %% ../../nbs/loading/07_fastai_blocks.ipynb #f5bffe17
 def _judged(ax, label, said, more=''):
     "A title that says whether a model is right"
-    title = (label if label == said else f'{label}, taken for {said}') + (f' ({more})' if more else '')
+    title = (label if label == said else f'{label}, taken for {said}') + (f' ({more})'
+                                                                          if more else '')
     colour = 'C2' if label == said else 'C3'
     ax.set_title(for_figure(title, 90), loc='left', fontsize=9, color=colour)
     return ax
@@ -131,8 +138,10 @@ def show_results(self:ClipLoader, b, out, max_n:int=4, ncols:int=8, **kwargs):
     said = out if isinstance(out, torch.Tensor) and out.ndim == 1 else _said(out).argmax(-1)
     shown = pictures(x[:max_n])
     for ax,frames,label,k in zip(_strips(len(shown), shown[0], ncols), shown, y, said):
-        _judged(film_strip(frames, ncols=ncols, ax=ax), self.clips.classes[label], self.clips.classes[k])
+        _judged(film_strip(frames, ncols=ncols, ax=ax), self.clips.classes[label],
+                self.clips.classes[k])
 
+# %% ../../nbs/loading/07_fastai_blocks.ipynb #5719f0ef
 @patch
 def plot_top_losses(self:ClipLoader, learn:Learner, k:int=4, ncols:int=8):
     "The `k` clips that a learner is most wrong about"
@@ -143,5 +152,5 @@ def plot_top_losses(self:ClipLoader, learn:Learner, k:int=4, ncols:int=8):
     worst = loss.topk(min(k, len(y))).indices
     shown = pictures(normalise(self.clips.batch(worst.numpy())[0]))
     for ax,frames,i in zip(_strips(len(worst), shown[0], ncols), shown, worst):
-        _judged(film_strip(frames, ncols=ncols, ax=ax), self.clips.classes[y[i]], self.clips.classes[p[i].argmax()],
-                f'loss {loss[i]:.2f}, {p[i].max():.0%} sure')
+        _judged(film_strip(frames, ncols=ncols, ax=ax), self.clips.classes[y[i]],
+                self.clips.classes[p[i].argmax()], f'loss {loss[i]:.2f}, {p[i].max():.0%} sure')

@@ -41,12 +41,16 @@ def with_room(read,  # What to do, e.g. map a file
 # %% ../../nbs/loading/01_reader.ipynb #c05fbf97
 class FrameStore:
     "The stored clips of a study, as memory-mapped files"
-    def __init__(self, folder:str|Path # What `build_store` wrote; from an address, each file is copied when needed
+    def __init__(
+        # What `build_store` wrote; from an address, each file is copied when needed
+        self, folder:str|Path
                 ):
         self.folder, self._open = as_path(folder), {}
-        if not (self.folder/'store.json').exists(): self.folder = home(self.folder.parent)/self.folder.name
+        if not (self.folder/'store.json').exists():
+            self.folder = home(self.folder.parent)/self.folder.name
         try:
-            head, index = (self.folder/'store.json').read_text(), (self.folder/'index.parquet').read_bytes()
+            head = (self.folder/'store.json').read_text()
+            index = (self.folder/'index.parquet').read_bytes()
             self.version = hashlib.sha256(head.encode() + index).hexdigest()
             head, self.index = json.loads(head), pd.read_parquet(io.BytesIO(index))
         except (OSError, ValueError) as e:
@@ -57,17 +61,23 @@ class FrameStore:
         self.params, self.clip_ids = head, self.index.clip_id.tolist()
         self.shape = head['n_frames'], head['height'], head['width'], 3
         self.packed = head['compression'] == 'jpeg'
-        self.threads = min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+        self.threads = min(
+            4,
+            len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
         self._bytes, self.most_maps = dict(zip(self.clip_ids, self.index.bytes)), most_maps()
 
     def __len__(self): return len(self.clip_ids)
     def __contains__(self, clip_id): return clip_id in self._bytes
-    def __getstate__(self): return self.__dict__ | {'_open': {}} # maps are opened anew in another process
+    # maps are opened anew in another process
+    def __getstate__(self): return self.__dict__ | {'_open': {}}
     def __repr__(self):
-        return (f"FrameStore: {len(self)} clips of {'×'.join(map(str, self.shape))}, {self.nbytes/1e6:.1f} MB"
+        return (f"FrameStore: {len(self)} clips of {'×'.join(map(str, self.shape))}, "
+                f"{self.nbytes/1e6:.1f} MB"
                 + (' as JPEG' if self.packed else ''))
-    @property
-    def nbytes(self): return sum(self._bytes.values())
+
+# %% ../../nbs/loading/01_reader.ipynb #bb1b223d
+@patch(as_prop=True)
+def nbytes(self:FrameStore): return sum(self._bytes.values())
 
 # %% ../../nbs/loading/01_reader.ipynb #7fd70088
 @patch
@@ -75,7 +85,8 @@ def _map(self:FrameStore, clip_id):
     "Pixels `(N,H,W,3)`; or, of a packed clip, its bytes and where each picture begins"
     if (x := self._open.get(clip_id)) is not None: return x
     if clip_id not in self:
-        raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
+        raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; '
+                         'run 01_frames')
     path = self.folder/f"{clip_id}{SUFFIX[self.params['compression']]}"
     try:
         path = cached(path, self.version)
@@ -88,18 +99,23 @@ def _map(self:FrameStore, clip_id):
             x = np.frombuffer(data, np.uint8, offset=head.tell())
     except (OSError, ValueError) as e:
         name = f'clip {clip_id}: {self.folder.name}/{path.name}'
-        raise (system_error(e, name) or StudyError(f'{name} is damaged; run 01_frames again')) from None
+        raise (system_error(e, name)
+               or StudyError(f'{name} is damaged; run 01_frames again')) from None
     if not self.packed:
         if what != (self.shape, False, np.uint8):
-            raise StudyError(f'clip {clip_id}: {self.folder.name}/{path.name} holds {what[2]} of shape {what[0]}, the rest '
-                             f'of the store has {self.shape}; delete the file and run 01_frames again')
+            raise StudyError(f'clip {clip_id}: {self.folder.name}/{path.name} holds {what[2]} of '
+                             f'shape {what[0]}, the rest '
+                             f'of the store has {self.shape}; delete the file and '
+                             'run 01_frames again')
         x = x.reshape(self.shape)
     if len(self._open) >= self.most_maps: self._open.pop(next(iter(self._open)), None)
     self._open[clip_id] = x
     return x
 
+# %% ../../nbs/loading/01_reader.ipynb #79a1d67e
 @patch
-def _note(self:FrameStore, clip_id): return cached(self.folder/f'{clip_id}.json', self.version).read_text()
+def _note(self:FrameStore, clip_id):
+    return cached(self.folder/f'{clip_id}.json', self.version).read_text()
 
 @patch
 def _frames(self:FrameStore, clip_id, index):
@@ -109,7 +125,8 @@ def _frames(self:FrameStore, clip_id, index):
     out = np.empty((len(index), *self.shape[1:]), np.uint8)
     try: unpack_jpeg(*x, index, out)
     except ValueError as e:
-        raise StudyError(f'clip {clip_id}: {e}; delete {self.folder.name}/{clip_id}{SUFFIX["jpeg"]} and run 01_frames '
+        raise StudyError(f'clip {clip_id}: {e}; delete '
+                         f'{self.folder.name}/{clip_id}{SUFFIX["jpeg"]} and run 01_frames '
                          'again') from None
     return out
 
@@ -129,7 +146,8 @@ def pictures(self:FrameStore, clip_id:str) -> list: # N JPEG pictures, as bytes
 def seconds(self:FrameStore, clip_id:str) -> np.ndarray: # (N,)
     "Second of its video at which each stored frame of a clip is shown"
     if clip_id not in self:
-        raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; run 01_frames')
+        raise StudyError(f'clip {clip_id} is not in the frame store {self.folder.name}/; '
+                         'run 01_frames')
     return np.array(json.loads(self._note(clip_id))['seconds'])
 
 # %% ../../nbs/loading/01_reader.ipynb #de96beee
@@ -144,10 +162,13 @@ def batch(self:FrameStore,
          ) -> np.ndarray:        # (B,T,h,w,3) uint8
     "Frames of several clips, cut to a window a clip"
     n, (h, w) = len(clip_ids), size or self.shape[1:3]
-    index = np.broadcast_to(np.arange(self.shape[0]), (n, self.shape[0])) if index is None else np.asarray(index)
+    index = (np.broadcast_to(np.arange(self.shape[0]), (n, self.shape[0]))
+             if index is None else np.asarray(index))
     top, left, flip = (np.zeros(n, int) if a is None else np.asarray(a) for a in (top, left, flip))
-    if n and (min(top.min(), left.min()) < 0 or top.max() + h > self.shape[1] or left.max() + w > self.shape[2]):
-        raise ValueError(f'a window of {h}×{w} lies partly outside of the {self.shape[1]}×{self.shape[2]} '
+    if n and (min(top.min(), left.min()) < 0 or top.max() + h > self.shape[1]
+              or left.max() + w > self.shape[2]):
+        raise ValueError(f'a window of {h}×{w} lies partly outside of the '
+                         f'{self.shape[1]}×{self.shape[2]} '
                          'that are stored')
     out = np.empty((n, index.shape[1], h, w, 3), np.uint8)
     if flip.any(): from torch import from_numpy
@@ -155,7 +176,8 @@ def batch(self:FrameStore,
         for a, frame in zip(o, self._frames(c, i)): a[:] = frame[y:y+h, x:x+w]
         if mirror: o[:] = from_numpy(o).flip(2).numpy() # several times faster than NumPy's
     if self.packed and self.threads > 1 and n > 1: # decoding lets other threads run
-        with ThreadPoolExecutor(self.threads) as pool: list(pool.map(fill, out, clip_ids, index, top, left, flip))
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(fill, out, clip_ids, index, top, left, flip))
     else:
         for a in zip(out, clip_ids, index, top, left, flip): fill(*a)
     return out

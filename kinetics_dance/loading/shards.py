@@ -11,7 +11,8 @@ import numpy as np
 from ..clips.splits import hash_order
 from ..core.base import StudyError, need_extra, pd
 from ..core.ownership import claim, remove_ours, sweep
-from ..core.storage import is_remote, local_copy, as_path, sizes, system_error, writing_to
+from ..core.storage import (is_remote, local_copy, as_path, sizes, system_error,
+                                         writing_to)
 from .store import SUFFIX
 
 # %% ../../nbs/loading/05_shards.ipynb #04d6233e
@@ -37,9 +38,11 @@ def write_shard(
 def _checked(files, name):
     for f in files:
         if f and not _MEMBER.fullmatch(f['fname']):
-            raise StudyError(f'{name}: holds {f["fname"]!r}, which is no file of a clip; pack the frames again')
+            raise StudyError(f'{name}: holds {f["fname"]!r}, which is no file of a clip; '
+                             'pack the frames again')
         yield f
 
+# %% ../../nbs/loading/05_shards.ipynb #5640ee2f
 def read_shard(
     path, # The tar file, as `place` gives it
 ): # Yields (clip_id, bytes of its array, bytes of its note)
@@ -47,18 +50,21 @@ def read_shard(
     tar,_ = _webdataset()
     try:
         with path.open('rb') as f:
-            for s in tar.group_by_keys(_checked(tar.tar_file_expander([dict(url=path.name, stream=f)]), path.name)):
+            for s in tar.group_by_keys(_checked(tar.tar_file_expander([dict(url=path.name,
+                                       stream=f)]), path.name)):
                 kind = next((k for k in ('npy', 'mjpeg') if k in s), None)
                 if kind is None or 'json' not in s: raise ValueError('half a clip')
                 yield s['__key__'].replace('%2E', '.'),s[kind],s['json']
     except StudyError: raise
     except (OSError, ValueError, tarfile.TarError, EOFError) as e:
         raise (system_error(e, path.name) or StudyError(
-            f'{path.name}: the shard is damaged or gone; kinetics-dance frames --pack makes it again')) from None
+            f'{path.name}: the shard is damaged or gone; kinetics-dance frames '
+            '--pack makes it again')) from None
 
 # %% ../../nbs/loading/05_shards.ipynb #e8afb223
 PACK = 1 # format of a pack; raised when what is written changes
 
+# %% ../../nbs/loading/05_shards.ipynb #2ce658c4
 def pack_store(
     folder,             # A finished frame store
     out,                # Where the shards go
@@ -82,15 +88,18 @@ def pack_store(
         if name not in there: write_shard(out/name, _samples(folder, clips, suffix), suffix)
         shards.append(dict(name=name, clips=_contents(out/name)))
         if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
-    made = dict(format=PACK, version=version, shard_mb=shard_mb, store=json.loads(head), shards=shards)
+    made = dict(format=PACK, version=version, shard_mb=shard_mb, store=json.loads(head),
+                shards=shards)
     with writing_to(out/'index.json') as p: p.write_text(json.dumps(made))
-    remove_ours(out, set(sizes(out)) - set(names), r'[0-9a-f]{10}-\d{6}\.tar') # of an earlier packing
+    # of an earlier packing
+    remove_ours(out, set(sizes(out)) - set(names), r'[0-9a-f]{10}-\d{6}\.tar')
     return made
 
 # %% ../../nbs/loading/05_shards.ipynb #584030a4
 def _plan(folder, size):
     "Clips of each shard, in an order drawn by their names"
-    with local_copy(folder/'index.parquet') as p: clips = pd.read_parquet(p)[['clip_id', 'bytes', 'sha256']]
+    with local_copy(folder/'index.parquet') as p:
+        clips = pd.read_parquet(p)[['clip_id', 'bytes', 'sha256']]
     if not len(clips): raise StudyError(f'{folder.name}: the frame store is empty; nothing to pack')
     clips = clips.iloc[np.argsort(hash_order(clips.clip_id, 'pack'), kind='stable')]
     at = (clips.bytes.cumsum()-1)//size
@@ -98,15 +107,20 @@ def _plan(folder, size):
 
 def _samples(folder, clips, suffix):
     for c in clips.itertuples():
-        try: data,note = (folder/f'{c.clip_id}{suffix}').read_bytes(),(folder/f'{c.clip_id}.json').read_bytes()
+        try:
+            data = (folder/f'{c.clip_id}{suffix}').read_bytes()
+            note = (folder/f'{c.clip_id}.json').read_bytes()
         except OSError as e:
-            if blame := system_error(e, f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix}'): raise blame from None
+            if blame := system_error(e, f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix}'):
+                raise blame from None
             data,note = b'',b''
         if hashlib.sha256(data).hexdigest() != c.sha256:
-            raise StudyError(f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix} is damaged or gone; '
+            raise StudyError(f'clip {c.clip_id}: {folder.name}/{c.clip_id}{suffix} '
+                             'is damaged or gone; '
                              'kinetics-dance frames makes it again')
         yield c.clip_id,data,note
 
+# %% ../../nbs/loading/05_shards.ipynb #191572f8
 def _contents(path):
     "[clip_id, place and length of its array, place and length of its note] of each clip in a shard"
     rows = {}
@@ -119,5 +133,6 @@ def _contents(path):
 def _check_room(out, need, log):
     if log and need: log(f'pack: {len(need)} shards to write, {sum(need)/1e6:,.1f} MB')
     if not is_remote(out) and (free := shutil.disk_usage(out).free) < sum(need):
-        raise StudyError(f'{out.name}: the pack needs {sum(need)/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; '
+        raise StudyError(f'{out.name}: the pack needs {sum(need)/1e9:.1f} GB, '
+                         f'the disk has {free/1e9:.1f} GB; '
                          'pack onto another disk')

@@ -21,7 +21,8 @@ from ..core.ownership import claim, sweep
 from ..video.reading import frame_times, read_frames
 from ..video.samplers import SAMPLERS
 from ..download.sources import reason_of
-from ..core.storage import is_remote, local_copy, as_path, read_all, system_error, writing_to
+from ..core.storage import (is_remote, local_copy, as_path, read_all, system_error,
+                                         writing_to)
 from ..core.base import Unavailable
 from ..core.processes import TOO_LARGE, is_too_large, memory_limit, worker_pool
 from ..core.progress import follow
@@ -33,12 +34,18 @@ QUALITY = 75 # of JPEG, 1 to 100: the usual one
 
 def pack_jpeg(frames:np.ndarray,   # (N,H,W,3) uint8
               quality:int=QUALITY, # 1 to 100
-             ) -> tuple:           # The pictures as bytes, one after the other; (N+1,) where each begins and the last ends
+             # The pictures as bytes, one after the other; (N+1,) where each begins and the last
+             # ends
+             ) -> tuple:
     "Frames as a motion JPEG stream"
     from simplejpeg import encode_jpeg
-    pictures = [encode_jpeg(np.ascontiguousarray(f), quality=quality, colorsubsampling='420') for f in frames]
+    pictures = [
+        encode_jpeg(np.ascontiguousarray(f), quality=quality, colorsubsampling='420')
+        for f in frames
+    ]
     return b''.join(pictures), np.cumsum([0] + [len(p) for p in pictures])
 
+# %% ../../nbs/loading/00_store.ipynb #c3d06836
 def unpack_jpeg(data,              # What `pack_jpeg` gave
                 offsets:np.ndarray,# Its second part
                 index,             # Which frames, (T,)
@@ -48,11 +55,13 @@ def unpack_jpeg(data,              # What `pack_jpeg` gave
     from simplejpeg import decode_jpeg
     for o, i in zip(out, index):
         x = decode_jpeg(data[offsets[i]:offsets[i+1]], buffer=o, fastdct=True, fastupsample=True)
-        if x.shape != o.shape: raise ValueError(f'a picture of {x.shape} where {o.shape} was stored')
+        if x.shape != o.shape:
+            raise ValueError(f'a picture of {x.shape} where {o.shape} was stored')
 
 # %% ../../nbs/loading/00_store.ipynb #2b4975af
 STORE_FORMAT = 2 # of the store; raised when what is written changes
 
+# %% ../../nbs/loading/00_store.ipynb #0266dc5d
 def store_clip(clip_id:str,   # Name of the clip: of its files, too
                path:str|Path, # Its video
                folder:Path,   # The store
@@ -65,9 +74,10 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     if not _says(note, params, source):
         for old in (note, array): old.unlink(missing_ok=True)
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
-    frames = read_frames(path, index, size=(params['height'], params['width']), reader=params['reader'])
-    out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)), index=index.tolist(),
-               seconds=times[index].round(6).tolist())
+    frames = read_frames(path, index, size=(params['height'], params['width']),
+                         reader=params['reader'])
+    out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)),
+               index=index.tolist(), seconds=times[index].round(6).tolist())
     if params['compression'] == 'jpeg':
         data, offsets = pack_jpeg(frames, params['quality'])
         out['offsets'] = offsets.tolist()
@@ -80,23 +90,30 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     with writing_to(note) as p: p.write_text(json.dumps(out))
     return out
 
+# %% ../../nbs/loading/00_store.ipynb #032b991d
 def _says(note, params, source):
     "Is there a note, of these parameters and of this video?"
     try: old = json.loads(note.read_text())
     except (OSError, ValueError) as e:
-        if blame := system_error(e, note.name): raise blame from None # a note that cannot be opened is not a bad one
+        # a note that cannot be opened is not a bad one
+        if blame := system_error(e, note.name): raise blame from None
         return False
-    return old.get('params') == params and all(old['source'][k] == source[k] for k in ('bytes', 'sha256'))
+    return old.get('params') == params and all(old['source'][k] == source[k]
+                                               for k in ('bytes', 'sha256'))
 
 # %% ../../nbs/loading/00_store.ipynb #28578f9d
 def _try_clip(clip_id, path, folder, params, source):
     try:
-        if is_remote(folder) and source and _valid_note(folder, clip_id, path, source, params): return None, ''
-        if not path.exists(): raise Unavailable('file gone', f'{path.name}: no such file any more; download again')
-        with warnings.catch_warnings(record=True) as said, local_copy(path) as file: # of frames that are missing at the end
+        if is_remote(folder) and source and _valid_note(folder, clip_id, path, source, params):
+            return None, ''
+        if not path.exists():
+            raise Unavailable('file gone', f'{path.name}: no such file any more; download again')
+        # of frames that are missing at the end
+        with warnings.catch_warnings(record=True) as said, local_copy(path) as file:
             warnings.simplefilter('always', UserWarning)
             if source and source != file_digest(file):
-                raise Unavailable('other', f'{path.name} is not what was downloaded; run 00_data again')
+                raise Unavailable('other', f'{path.name} is not what was downloaded; '
+                                           'run 00_data again')
             store_clip(clip_id, file, folder, params, source)
     except Exception as e: return getattr(e, 'reason', None) or reason_of(e), str(e)
     return None, '; '.join(str(w.message) for w in said)
@@ -105,7 +122,8 @@ def _finished(future):
     "(reason, detail) of a clip, also of one whose worker was killed or died"
     try: return future.result()
     except TimeoutError: return 'timeout', 'the worker was killed'
-    except Exception as e: return ('too large', TOO_LARGE) if is_too_large(e) else ('other', f'the worker died: {e}')
+    except Exception as e:
+        return ('too large', TOO_LARGE) if is_too_large(e) else ('other', f'the worker died: {e}')
 
 # %% ../../nbs/loading/00_store.ipynb #9a01c0da
 @contextmanager
@@ -118,45 +136,60 @@ def _alone(folder):
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(folder).with_name(f'.{Path(folder).name}.lock'))
     try: lock.acquire(timeout=0)
-    except Timeout: raise StudyError(f'{folder}: another process is making these frames; wait for it, or stop it') from None
+    except Timeout:
+        raise StudyError(f'{folder}: another process is making these frames; '
+                         'wait for it, or stop it') from None
     try: yield
     finally: lock.release()
 
 # %% ../../nbs/loading/00_store.ipynb #fbff8d06
-def build_store(clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if known, its `bytes` and `sha256`
-                folder:str|Path,    # The store, e.g. `runs/demo/frames`, or an address such as `s3://bucket/frames`
+def build_store(
+    clips:pd.DataFrame, # `clip_id`, `path` of the video, and, if known, its `bytes` and `sha256`
+                # The store, e.g. `runs/demo/frames`, or an address such as `s3://bucket/frames`
+                folder:str|Path,
                 n_frames:int=24,    # Frames kept of each clip
                 size:tuple=(72, 96),# Their height and width
                 sampler:str='uniform', # A name in `SAMPLERS`
-                base:str|Path|None=None, # Where relative paths start (default: the folder that holds the store)
+                # Where relative paths start (default: the folder that holds the store)
+                base:str|Path|None=None,
                 jobs:int=2,         # Worker processes
                 timeout:float=60,   # Seconds that one clip may take
                 rebuild:bool=False, # Make everything anew?
                 log:Callable=print, # Called with a line of news
-                compression:str='none', # `none`: pixels as they are; `jpeg`: about a tenth of the disk
-                pool=None,          # Workers of other machines (`cluster.workers`), in place of `jobs`
+                # `none`: pixels as they are; `jpeg`: about a tenth of the disk
+                compression:str='none',
+                pool=None, # Workers of other machines (`cluster.workers`), in place of `jobs`
                ) -> pd.DataFrame:   # `clip_id`, `status` (ok or failed), `reason`, `detail`
     "Store frames of all clips; may be killed and run again at any time"
     folder, base = as_path(folder), as_path(base) if base is not None else as_path(folder).parent
-    with _alone(folder): return _build(clips, folder, base, n_frames, size, sampler, jobs, timeout, rebuild, log, compression, pool)
+    with _alone(folder):
+        return _build(clips, folder, base, n_frames, size, sampler, jobs, timeout, rebuild, log,
+                      compression, pool)
 
-def _build(clips, folder, base, n_frames, size, sampler, jobs, timeout, rebuild, log, compression, pool):
+# %% ../../nbs/loading/00_store.ipynb #a3de1da9
+def _build(clips, folder, base, n_frames, size, sampler, jobs, timeout, rebuild, log, compression,
+           pool):
     "What `build_store` does when nobody else does it"
     params = _params(n_frames, size, sampler, compression)
     jobs_todo = _jobs(clips, base)
     _open_store(folder, params, log)
-    notes = {} if rebuild or is_remote(folder) else { # what is far is looked at by the workers, side by side
-        c: note for c, path, source in jobs_todo if (note := _valid_note(folder, c, path, source, params))}
+    # what is far is looked at by the workers, side by side
+    notes = {} if rebuild or is_remote(folder) else {
+        c: note for c, path, source in jobs_todo
+        if (note := _valid_note(folder, c, path, source, params))
+    }
     todo = [j for j in jobs_todo if j[0] not in notes]
     _check_space(folder, params, len(todo), log)
     why = _run_jobs(todo, folder, params, jobs, timeout, log, pool)
     _write_index(folder, [c for c, *_ in jobs_todo if not why.get(c, (None,))[0]])
-    out = [(c, 'failed' if why.get(c, (None,))[0] else 'ok', *why.get(c, (None, ''))) for c, *_ in jobs_todo]
+    out = [(c, 'failed' if why.get(c, (None,))[0] else 'ok', *why.get(c, (None, '')))
+           for c, *_ in jobs_todo]
     return pd.DataFrame(out, columns=['clip_id', 'status', 'reason', 'detail'])
 
 # %% ../../nbs/loading/00_store.ipynb #b0efa1ea
 def _params(n_frames, size, sampler, compression):
-    for name, value, known in (('sampler', sampler, SAMPLERS), ('compression', compression, SUFFIX)):
+    for name, value, known in (('sampler', sampler, SAMPLERS), ('compression', compression,
+                               SUFFIX)):
         if value not in known: raise StudyError(f'{name}: {value!r} is none of {", ".join(known)}')
     return dict(n_frames=int(n_frames), height=int(size[0]), width=int(size[1]), sampler=sampler,
                 reader='pyav', # another one scales a little differently
@@ -164,16 +197,20 @@ def _params(n_frames, size, sampler, compression):
 
 def _jobs(clips, base):
     "[(clip_id, path, source or None)], checked"
-    bad = [c for c in clips.clip_id if not re.fullmatch(r'[\w=+@-][\w.=+@-]*', str(c), re.A) or c == 'store']
+    bad = [
+        c for c in clips.clip_id
+        if not re.fullmatch(r'[\w=+@-][\w.=+@-]*', str(c), re.A) or c == 'store'
+    ]
     if bad:
         raise StudyError(f'clip {bad[0]!r}: a clip_id becomes a file name, '
-                         'so it may hold only letters, digits and _.=+@- (not a dot first, nor be "store")')
+                         'so it may hold only letters, digits and _.=+@- (not a dot first, '
+                         'nor be "store")')
     if clips.clip_id.duplicated().any():
-        raise StudyError(f'clip {clips.clip_id[clips.clip_id.duplicated()].iloc[0]} is listed twice')
+        raise StudyError(
+            f'clip {clips.clip_id[clips.clip_id.duplicated()].iloc[0]} is listed twice')
     known = {'bytes', 'sha256'} <= set(clips.columns)
-    return [(r['clip_id'], base/str(r['path']),
-             dict(bytes=int(r['bytes']), sha256=r['sha256']) if known and isinstance(r['sha256'], str) else None)
-            for r in clips.to_dict('records')]
+    return [(r['clip_id'], base/str(r['path']), dict(bytes=int(r['bytes']), sha256=r['sha256'])
+             if known and isinstance(r['sha256'], str) else None) for r in clips.to_dict('records')]
 
 # %% ../../nbs/loading/00_store.ipynb #55b9e1d4
 def _open_store(folder, params, log):
@@ -182,11 +219,13 @@ def _open_store(folder, params, log):
     head, wanted = folder/'store.json', dict(format=STORE_FORMAT) | params
     old = json.loads(head.read_text()) if head.exists() else wanted
     if old != wanted:
-        log('frames: made anew, the store had ' + ', '.join(f'{k}={v}' for k, v in old.items() if wanted.get(k) != v))
+        log('frames: made anew, the store had '
+            + ', '.join(f'{k}={v}' for k, v in old.items() if wanted.get(k) != v))
         (folder/'index.parquet').unlink(missing_ok=True)
         for note in folder.glob('*.json'): # the clips of the old store, each with its note
             if note.name == head.name or not _is_note(note): continue
-            for suffix in SUFFIX.values(): note.with_name(note.stem + suffix).unlink(missing_ok=True)
+            for suffix in SUFFIX.values():
+                note.with_name(note.stem + suffix).unlink(missing_ok=True)
             note.unlink()
     with writing_to(head) as p: p.write_text(json.dumps(wanted, indent=1) + '\n')
 
@@ -194,18 +233,24 @@ def _is_note(path):
     "Is it a note of `store_clip`, and not a file that somebody put there?"
     try: note = json.loads(path.read_text())
     except (OSError, ValueError): return False
-    return isinstance(note, dict) and note.get('clip_id') == path.stem and {'params', 'source', 'array'} <= set(note)
+    return isinstance(note, dict) and note.get('clip_id') == path.stem and {
+        'params', 'source', 'array'
+    } <= set(note)
 
+# %% ../../nbs/loading/00_store.ipynb #73ccca9f
 def _valid_note(folder, clip_id, path, source, params):
     "The note of a clip that can stay: its parameters, its video and its array are still the same"
     try:
         file, video = folder/f'{clip_id}.json', path.stat()
         note = json.loads(file.read_text())
         if source is None: source = file_digest(path)
-        same = (note['params'] == params and all(note['source'][k] == source[k] for k in ('bytes', 'sha256'))
+        same = (note['params'] == params
+                and all(note['source'][k] == source[k] for k in ('bytes', 'sha256'))
                 and video.st_size == source['bytes'])
-        if same and not is_remote(folder) and max(video.st_mtime, video.st_ctime) >= file.stat().st_mtime:
-            if file_digest(path) != source: return None     # changed since, maybe with its size and time as they were
+        if same and not is_remote(folder) and max(video.st_mtime,
+                                                  video.st_ctime) >= file.stat().st_mtime:
+            # changed since, maybe with its size and time as they were
+            if file_digest(path) != source: return None
             os.utime(file)                                  # looked at: not again next time
         array = folder/f"{clip_id}{SUFFIX[params['compression']]}"
         return note if same and array.stat().st_size == note['array']['bytes'] else None
@@ -214,7 +259,8 @@ def _valid_note(folder, clip_id, path, source, params):
         return None
 
 # %% ../../nbs/loading/00_store.ipynb #9a0a4919
-SHARE = {'none': 1, 'jpeg': 1/8} # of the bytes of its pixels that a clip takes on disk: of photographs it is less
+# of the bytes of its pixels that a clip takes on disk: of photographs it is less
+SHARE = {'none': 1, 'jpeg': 1/8}
 
 def store_bytes(clips:int,    # Number of clips
                 n_frames:int, # Frames of each
@@ -226,19 +272,23 @@ def store_bytes(clips:int,    # Number of clips
 
 def _check_space(folder, params, n, log):
     if not n or is_remote(folder): return
-    need = store_bytes(n, params['n_frames'], (params['height'], params['width']), params['compression'])
+    need = store_bytes(n, params['n_frames'], (params['height'], params['width']),
+                       params['compression'])
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise StudyError(f'{folder.name}: {n} clips need {need/1e9:.1f} GB, the disk has {free/1e9:.1f} GB; '
+        raise StudyError(f'{folder.name}: {n} clips need {need/1e9:.1f} GB, '
+                         f'the disk has {free/1e9:.1f} GB; '
                          "keep fewer or smaller frames"
                          + ("" if params['compression'] == 'jpeg' else ", or compression='jpeg'"))
-    log(f'frames: {n} clips to store, about {need/1e6:,.1f} MB; the disk has {free/1e9:,.0f} GB free')
+    log(f'frames: {n} clips to store, about {need/1e6:,.1f} MB; '
+        f'the disk has {free/1e9:,.0f} GB free')
 
 # %% ../../nbs/loading/00_store.ipynb #6e36fd68
 def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
     "{clip_id: (reason or None, detail)}"
     if not todo: return {}
-    from kinetics_dance.loading import store as lib # a worker imports the module, so it is sent the module's function
+    # a worker imports the module, so it is sent the module's function
+    from kinetics_dance.loading import store as lib
     why, left, out = {}, deque(todo), {} # out: handed to workers
     room = pool.room if pool else lambda: 2*jobs
     hands = nullcontext(pool) if pool else worker_pool(min(jobs, len(todo)), memory_limit(jobs))
@@ -246,7 +296,8 @@ def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
         while len(why) < len(todo):
             while len(out) < room() and left: # `room` says, too, if there is nobody any more
                 c, path, source = job = left.popleft()
-                out[p.schedule(lib._try_clip, args=(c, path, folder, params, source), timeout=timeout)] = job
+                out[p.schedule(lib._try_clip, args=(c, path, folder, params, source),
+                               timeout=timeout)] = job
             for f in wait(out, timeout=1, return_when=FIRST_COMPLETED).done:
                 job = out.pop(f)
                 if _lost(f):
@@ -257,6 +308,7 @@ def _run_jobs(todo, folder, params, jobs, timeout, log, pool=None):
                 task.update(len(why))
     return why
 
+# %% ../../nbs/loading/00_store.ipynb #51814e09
 def _lost(future):
     "Did a scheduler lose it, so that nothing is known of the clip?"
     return not future.cancelled() and isinstance(future.exception(), ConnectionError)
@@ -269,9 +321,10 @@ def _write_index(folder, clip_ids):
         notes = read_all(folder, [f'{c}.json' for c in clip_ids[k:k+5000]])
         for c in clip_ids[k:k+5000]:
             n = json.loads(notes[f'{c}.json'])
-            rows.append(dict(clip_id=c, bytes=n['array']['bytes'], sha256=n['array']['sha256'],
-                             source_sha256=n['source']['sha256'], source_frames=n['source']['frames'],
-                             first=n['seconds'][0], last=n['seconds'][-1]))
+            rows.append(
+                dict(clip_id=c, bytes=n['array']['bytes'], sha256=n['array']['sha256'],
+                     source_sha256=n['source']['sha256'], source_frames=n['source']['frames'],
+                     first=n['seconds'][0], last=n['seconds'][-1]))
     columns = ['clip_id', 'bytes', 'sha256', 'source_sha256', 'source_frames', 'first', 'last']
     data = io.BytesIO()
     pd.DataFrame(rows, columns=columns).to_parquet(data, index=False)

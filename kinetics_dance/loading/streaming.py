@@ -40,86 +40,112 @@ class PackedStore(FrameStore):
         self._open.clear()
         self._maps.clear()
 
-    def _bytes_at(self, clip_id, what):
-        if clip_id not in self.where:
-            raise StudyError(f'clip {clip_id} is not in the pack {self.folder.name}/; kinetics-dance frames --pack')
-        shard,*at = self.where[clip_id]
-        if shard not in self._maps:
-            if len(self._maps) >= self.most_maps: self._forget()
-            path = self.folder/shard
-            try: self._maps[shard] = with_room(lambda: map_file(cached(path, self.version)), self._forget)
-            except (OSError, ValueError) as e:
-                raise (system_error(e, shard) or StudyError(
-                    f'{shard}: the shard is damaged or gone; kinetics-dance frames --pack makes it again')) from None
-        begin,n = at[2*what:2*what+2]
-        return memoryview(self._maps[shard])[begin:begin+n]
-
-    def _note(self, clip_id): return bytes(self._bytes_at(clip_id, 1)).decode()
-
-    def _map(self, clip_id):
-        if (x := self.held.get(clip_id)) is None: x = self._open.get(clip_id)
-        if x is None:
-            if len(self._open) >= 512: self._open.pop(next(iter(self._open)), None)
-            x = self._open[clip_id] = self.clip(clip_id, self._bytes_at(clip_id, 0), self._bytes_at(clip_id, 1))
-        return x
-
-    def clip(self,
-        clip_id:str, # Its name
-        data,        # Bytes of its array
-        note,        # Bytes of its note
-    ): # Pixels `(N,H,W,3)`; or, of JPEG, the bytes and where each picture begins
-        "A clip out of its bytes; a view, not a copy"
+# %% ../../nbs/loading/06_streaming.ipynb #6731c92c
+@patch
+def _bytes_at(self:PackedStore, clip_id, what):
+    if clip_id not in self.where:
+        raise StudyError(f'clip {clip_id} is not in the pack {self.folder.name}/; '
+                         'kinetics-dance frames --pack')
+    shard,*at = self.where[clip_id]
+    if shard not in self._maps:
+        if len(self._maps) >= self.most_maps: self._forget()
+        path = self.folder/shard
         try:
-            if self.packed: return data,np.array(json.loads(bytes(note))['offsets'])
-            numpy.lib.format.read_magic(head := io.BytesIO(bytes(data[:256])))
-            what = numpy.lib.format.read_array_header_1_0(head)
-            if what != (self.shape, False, np.uint8): raise ValueError('another shape')
-            return np.frombuffer(data, np.uint8, offset=head.tell()).reshape(self.shape)
-        except (ValueError, KeyError):
-            raise StudyError(f'clip {clip_id}: its bytes in the pack {self.folder.name}/ are damaged; '
-                             'kinetics-dance frames --pack makes it again') from None
+            self._maps[shard] = with_room(lambda: map_file(cached(path, self.version)),
+                                          self._forget)
+        except (OSError, ValueError) as e:
+            raise (system_error(e, shard) or StudyError(
+                f'{shard}: the shard is damaged or gone; kinetics-dance frames '
+                '--pack makes it again')) from None
+    begin,n = at[2*what:2*what+2]
+    return memoryview(self._maps[shard])[begin:begin+n]
+
+@patch
+def _note(self:PackedStore, clip_id): return bytes(self._bytes_at(clip_id, 1)).decode()
+
+# %% ../../nbs/loading/06_streaming.ipynb #b9113b8d
+@patch
+def _map(self:PackedStore, clip_id):
+    if (x := self.held.get(clip_id)) is None: x = self._open.get(clip_id)
+    if x is None:
+        if len(self._open) >= 512: self._open.pop(next(iter(self._open)), None)
+        x = self._open[clip_id] = self.clip(clip_id, self._bytes_at(clip_id, 0),
+                                            self._bytes_at(clip_id, 1))
+    return x
+
+# %% ../../nbs/loading/06_streaming.ipynb #0c16c57b
+@patch
+def clip(self:PackedStore,
+    clip_id:str, # Its name
+    data,        # Bytes of its array
+    note,        # Bytes of its note
+): # Pixels `(N,H,W,3)`; or, of JPEG, the bytes and where each picture begins
+    "A clip out of its bytes; a view, not a copy"
+    try:
+        if self.packed: return data,np.array(json.loads(bytes(note))['offsets'])
+        numpy.lib.format.read_magic(head := io.BytesIO(bytes(data[:256])))
+        what = numpy.lib.format.read_array_header_1_0(head)
+        if what != (self.shape, False, np.uint8): raise ValueError('another shape')
+        return np.frombuffer(data, np.uint8, offset=head.tell()).reshape(self.shape)
+    except (ValueError, KeyError):
+        raise StudyError(f'clip {clip_id}: its bytes in the pack {self.folder.name}/ are damaged; '
+                         'kinetics-dance frames --pack makes it again') from None
 
 # %% ../../nbs/loading/06_streaming.ipynb #4679184e
 class StreamLoader(ClipLoader):
     "Training batches of a pack, each shard read once an epoch from front to back"
     buffer = 512 # clips that wait to be drawn
 
-    def __init__(self, clips, bs=8, train=True, num_workers=0, device=None, color_jitter=.2, start=None, zoom=0.):
+    def __init__(self, clips, bs=8, train=True, num_workers=0, device=None, color_jitter=.2,
+                 start=None, zoom=0.):
         # one reader, ahead of the training: several would each read all shards
         super().__init__(clips, bs, train, num_workers, device, color_jitter, start, zoom)
         self.decoders = self.fake_l.num_workers # threads of the reader
         self.fake_l.num_workers = min(self.decoders, 1)
         place = {c: k for k,c in enumerate(clips.ids)}
-        self.rows = [(name, [place[c] for c in ids if c in place]) for name,ids in clips.store.shards]
+        self.rows = [(name, [place[c] for c in ids if c in place])
+                     for name, ids in clips.store.shards]
         if (n := sum(len(r) for _,r in self.rows)) < len(clips):
-            raise StudyError(f'{clips.store.folder.name}: {len(clips)-n} of {len(clips)} training clips are not in the pack; '
+            raise StudyError(f'{clips.store.folder.name}: {len(clips)-n} of {len(clips)} training '
+                             'clips are not in the pack; '
                              'kinetics-dance frames --pack makes it again')
 
-    def lanes(self)->list: # (first, last, clips a batch): which stretch of the row of all clips each process reads
+    def lanes(
+        self,
+        # (first, last, clips a batch): which stretch of the row of all clips each process reads
+    )->list:
         "Stretches as long as the parts of a batch are"
         parts,n = [share(self.bs, r, self.part[1]) for r in range(self.part[1])],len(self.clips)
         return [(n*a//self.bs, n*b//self.bs, b-a) for a,b in parts]
 
     def __len__(self): return min((hi-lo)//max(1, k) for lo,hi,k in self.lanes())
 
-    def order(self): return self._rng(1).permutation(len(self.rows)).tolist()
+# %% ../../nbs/loading/06_streaming.ipynb #2b2da609
+@patch
+def order(self:StreamLoader): return self._rng(1).permutation(len(self.rows)).tolist()
 
-    def batches(self)->list: # Places of the clips of each batch of this epoch
-        "Who meets whom"
-        from webdataset.filters import _shuffle
-        row,parts = [k for s in self.order() for k in self.rows[s][1]],[]
-        for r,(lo,hi,n) in enumerate(self.lanes()):
-            rng = random.Random(f'{self.clips.seed} {self.epoch} {r}')
-            lane = list(_shuffle(iter(row[lo:hi]), self.buffer, self.buffer, rng))
-            parts.append([lane[k*n:(k+1)*n] for k in range(len(self))])
-        return [sum(b, []) for b in zip(*parts)]
+# %% ../../nbs/loading/06_streaming.ipynb #1f143d86
+@patch
+def batches(self:StreamLoader)->list: # Places of the clips of each batch of this epoch
+    "Who meets whom"
+    from webdataset.filters import _shuffle
+    row,parts = [k for s in self.order() for k in self.rows[s][1]],[]
+    for r,(lo,hi,n) in enumerate(self.lanes()):
+        rng = random.Random(f'{self.clips.seed} {self.epoch} {r}')
+        lane = list(_shuffle(iter(row[lo:hi]), self.buffer, self.buffer, rng))
+        parts.append([lane[k*n:(k+1)*n] for k in range(len(self))])
+    return [sum(b, []) for b in zip(*parts)]
 
-    def batch_ids(self, step): return self.clips.ids[self.batches()[step]].tolist()
+@patch
+def batch_ids(self:StreamLoader, step): return self.clips.ids[self.batches()[step]].tolist()
 
-    def wif(self): self.clips.store.threads = self.decoders
-    def get_idxs(self):
-        self.plan = [k for b in self.batches()[self.step:] for k in b]
-        return self.plan
+@patch
+def wif(self:StreamLoader): self.clips.store.threads = self.decoders
+
+@patch
+def get_idxs(self:StreamLoader):
+    self.plan = [k for b in self.batches()[self.step:] for k in b]
+    return self.plan
 
 # %% ../../nbs/loading/06_streaming.ipynb #710737be
 @patch
@@ -131,6 +157,7 @@ def _stream(self:StreamLoader, wanted):
         for c,data,note in read_shard(self.clips.store.folder/name):
             if c in wanted: yield c,data,note
 
+# %% ../../nbs/loading/06_streaming.ipynb #d95f971a
 @patch
 def create_batches(self:StreamLoader, samps):
     "Batches of the rest of this epoch"
@@ -142,7 +169,8 @@ def create_batches(self:StreamLoader, samps):
         for b,ids in zip(batches, mine):
             while missing := [c for c in ids if c not in store.held]:
                 if (got := next(stream, None)) is None:
-                    raise StudyError(f'clip {missing[0]}: not in its shard {store.where[missing[0]][0]}; '
+                    raise StudyError(f'clip {missing[0]}: not in its shard '
+                                     f'{store.where[missing[0]][0]}; '
                                      'kinetics-dance frames --pack makes it again')
                 store.held[got[0]] = store.clip(*got)
             yield self.create_batch(b)

@@ -121,6 +121,7 @@ _ENDS = { # what PyTorch or the system says: what it means
         'it ended without a word; set workers: 0 to see the error itself'}
 _OURS = 'DataLoader|Pin memory|shared memory|Communication with the workers|ancdata'
 
+# %% ../../nbs/loading/03_workers.ipynb #a1075829
 def worker_error(
     error:BaseException, # What was raised while batches were fetched
 )->StudyError|None: # To be raised; None where no worker is to blame
@@ -142,7 +143,8 @@ class Counted:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         f = self.fake_l
-        self.fake_l = Fetcher(self, f.pin_memory, f.num_workers, pin_memory_device=f.pin_memory_device,
+        self.fake_l = Fetcher(self, f.pin_memory, f.num_workers,
+                              pin_memory_device=f.pin_memory_device,
                               persistent_workers=f.persistent_workers)
 
     def _fetched(self):
@@ -163,7 +165,8 @@ class Counted:
             wrong = StudyError(str(e).strip().split('StudyError: ')[-1])
         except (RuntimeError, OSError, MemoryError) as e:
             if (wrong := worker_error(e)) is None: raise
-        if wrong: raise wrong # out here, where it does not keep the loader's frames and workers alive
+        # out here, where it does not keep the loader's frames and workers alive
+        if wrong: raise wrong
         if came < (due := len(self) - self.first):
             raise StudyError(f'{due - came} of {due} batches of the epoch did not come; '
                              f'set workers: 0 (now {self.fake_l.num_workers})')

@@ -26,8 +26,9 @@ def count_parameters(
     "Numbers of weights, and of those outside of the image network."
     total = sum(p.numel() for p in model.parameters())
     body = getattr(getattr(model, 'features', None), 'body', None)
-    return dict(parameters=total,
-                head_parameters=total - (sum(p.numel() for p in body.parameters()) if body is not None else 0))
+    return dict(
+        parameters=total, head_parameters=total -
+        (sum(p.numel() for p in body.parameters()) if body is not None else 0))
 
 # %% ../../nbs/models/06_cost.ipynb #016e5076
 def count_flops(
@@ -35,13 +36,14 @@ def count_flops(
     shape:tuple # Of one clip: (T,3,h,w)
 )->int: # Floating-point operations of one clip, two for a multiply-add
     "Operations of a forward pass, by `torch.utils.flop_counter`."
-    model, fast = copy.deepcopy(model).cpu().float().eval(), torch.backends.mha.get_fastpath_enabled()
+    model = copy.deepcopy(model).cpu().float().eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # switching oneDNN off tells people without an Intel GPU that they have none
-        with (warnings.catch_warnings(action='ignore'), FlopCounterMode(display=False) as counter, torch.no_grad(),
-              sdpa_kernel(SDPBackend.MATH),
-              torch.backends.mkldnn.flags(enabled=False)): model(torch.zeros(1, *shape))
+        with (warnings.catch_warnings(action='ignore'), FlopCounterMode(display=False) as
+              counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH),
+              torch.backends.mkldnn.flags(enabled=False)):            model(torch.zeros(1, *shape))
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
 
@@ -56,6 +58,7 @@ def _ask(model, x, device):
     with torch.inference_mode(): scores = model(normalise(torch.from_numpy(x)[None].to(device)))
     return scores.float().cpu() # waits for the device
 
+# %% ../../nbs/models/06_cost.ipynb #f99c43fe
 def time_clip(
     model:nn.Module, # On its device, in the mode for evaluation
     video, # A video file
@@ -77,10 +80,12 @@ def time_clip(
 
 # %% ../../nbs/models/06_cost.ipynb #214a69f8
 def _most():
-    "MB that this process has held at most (Linux also tells by getrusage, but counts what the parent held)"
+    """MB that this process has held at most (Linux also tells by getrusage, but counts what the
+    parent held)"""
     try: return int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
-    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin'
-                                                                               else 2**10)
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin'
+                                                                   else 2**10)
 
 def _peak(model, threads, device, *args):
     "Runs in a process of its own: MB of the process, or of the GPU"
@@ -89,20 +94,26 @@ def _peak(model, threads, device, *args):
     for _ in range(2): _ask(model, _read(*args), device)
     return torch.cuda.max_memory_allocated()/2**20 if str(device).startswith('cuda') else _most()
 
+# %% ../../nbs/models/06_cost.ipynb #f0fbb056
 def peak_memory(
     model:nn.Module, # Of a class that can be imported
     video, clip_frames:int, size:tuple, crop:tuple, # As for `time_clip`
     timeout:float=300 # Seconds
-)->dict: # peak_memory_mb, and idle_memory_mb of a process that only waits; None where it cannot be had
+    # peak_memory_mb, and idle_memory_mb of a process that only waits; None where it cannot be had
+)->dict:
     "Memory of one answer, measured in a fresh process."
     from kinetics_dance.models import cost as lib
-    device, unknown = next(model.parameters()).device, dict(peak_memory_mb=None, idle_memory_mb=None)
-    if any(type(m).__module__ == '__main__' for m in model.modules()): return unknown # lives in a notebook
-    try: peak, before = killable(lib._peak, copy.deepcopy(model).cpu(), torch.get_num_threads(), str(device),
-                                 str(video),
-                                 clip_frames, size, crop, timeout=timeout), killable(lib._most, timeout=timeout)
+    device = next(model.parameters()).device
+    unknown = dict(peak_memory_mb=None, idle_memory_mb=None)
+    # lives in a notebook
+    if any(type(m).__module__ == '__main__' for m in model.modules()): return unknown
+    try:
+        peak, before = killable(lib._peak,
+                                copy.deepcopy(model).cpu(), torch.get_num_threads(), str(device),
+                                str(video), clip_frames, size, crop,
+                                timeout=timeout), killable(lib._most, timeout=timeout)
     except (AttributeError, TypeError, OSError, RuntimeError, TimeoutError,
-            ImportError): return unknown
+            ImportError):        return unknown
     return dict(peak_memory_mb=round(peak, 1), idle_memory_mb=round(before, 1))
 
 # %% ../../nbs/models/06_cost.ipynb #8b1ab42c
@@ -114,17 +125,23 @@ def measure_cost(
     crop:tuple, # What the model sees of them, (h,w)
     train_seconds:float=None, # What its training took
     rounds:int=7 # Of the clock
-)->dict: # What `cost.json` holds: counts, gflops_per_clip, milliseconds, MB, seconds, device, threads
-    "What one answer costs, and what it took to get there; raises `StudyError` where the video is not there."
-    if not Path(video).exists(): raise StudyError(f'{video}: no such video to measure the cost with')
+    # What `cost.json` holds: counts, gflops_per_clip, milliseconds, MB, seconds, device, threads
+)->dict:
+    """What one answer costs, and what it took to get there; raises `StudyError` where the video is
+    not there."""
+    if not Path(video).exists():
+        raise StudyError(f'{video}: no such video to measure the cost with')
     device, was = next(model.parameters()).device, model.training
     model.eval()
     try:
-        return dict(**count_parameters(model), gflops_per_clip=count_flops(model, (clip_frames, 3, *crop))/1e9,
-                    **{k: round(v, 3) for k, v in time_clip(model, video, clip_frames, size, crop, rounds).items()},
-                    **peak_memory(model, video, clip_frames, size, crop),
-                    train_seconds=None if train_seconds is None else round(float(train_seconds), 1),
-                    clip_frames=clip_frames,
-                    device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-                    threads=torch.get_num_threads(), cores=os.cpu_count())
+        return dict(
+            **count_parameters(model),
+            gflops_per_clip=count_flops(model, (clip_frames, 3, *crop))/1e9, **{
+                k: round(v, 3)
+                for k, v in time_clip(model, video, clip_frames, size, crop, rounds).items()
+            }, **peak_memory(model, video, clip_frames, size, crop),
+            train_seconds=None if train_seconds is None else round(float(train_seconds), 1),
+            clip_frames=clip_frames,
+            device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+            threads=torch.get_num_threads(), cores=os.cpu_count())
     finally: model.train(was)

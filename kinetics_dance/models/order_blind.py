@@ -17,7 +17,7 @@ class DeepSet(nn.Module):
     study_parameters = FrameFeatures.study_parameters | {'hidden': 'frame_hidden'}
     def __init__(self,
         n_classes:int,            # Classes
-        backbone:str='small',     # Name of the picture network
+        backbone:str='small',     # Name of the backbone
         weights:str='none',       # Its weights
         grid:int=2,               # A frame is kept as grid x grid places
         batch_norm:str='train',   # `frozen`: its batch norms keep the statistics of the weights

@@ -64,7 +64,8 @@ def model_title(
     return (ours[name].title if name in ours else '') or name.replace('_', ' ')
 
 # %% ../../nbs/models/04_registry.ipynb #1f987027
-MOVED = {'kinetics_dance.' + 'torchvision_video:TorchvisionVideo': TORCHVISION.spec} # old name: new name
+# old name: new name
+MOVED = {'kinetics_dance.' + 'torchvision_video:TorchvisionVideo': TORCHVISION.spec}
 
 def known_specs()->list: # `module:Class` of each
     "Classes that may be built from a model file"
@@ -76,6 +77,7 @@ def model_class(
     "The class of the table that `spec` names; nothing else is imported"
     spec = MOVED.get(spec, spec)
     if spec not in known_specs():
-        raise StudyError(f"model {spec!r} is none of {', '.join(known_specs())}{nearest(spec, known_specs())}")
+        raise StudyError(f"model {spec!r} is none of "
+                         f"{', '.join(known_specs())}{nearest(spec, known_specs())}")
     module, name = spec.split(':')
     return getattr(importlib.import_module(module), name)

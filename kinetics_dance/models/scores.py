@@ -17,6 +17,7 @@ def clip_probabilities(
     p = scores.float().softmax(-1)
     return p.mean(1) if p.ndim == 3 else p
 
+# %% ../../nbs/models/02_scores.ipynb #6d69fc48
 class ClipLoss:
     "Cross-entropy of clips, or of each frame with its clip's label"
     y_int = True    # tells fastai's mixup that labels are numbers of classes
@@ -24,7 +25,7 @@ class ClipLoss:
         smoothing:float=.1,         # Label smoothing
         weight:Tensor|None=None,    # What a clip of each class counts, `(K,)`
         reduction:str='mean',       # `mean`, or `none`: one loss a clip
-    ): self.smoothing,self.weight,self.reduction = smoothing,weight,reduction
+    ):        self.smoothing,self.weight,self.reduction = smoothing,weight,reduction
 
     def __call__(self,
         scores:Tensor,  # Logits `(B,K)` or `(B,T,K)`
@@ -32,7 +33,8 @@ class ClipLoss:
     )->Tensor: # Mean cross-entropy, or `(B,)`
         frames = scores.unsqueeze(1) if scores.ndim == 2 else scores                     # (B,T,K)
         loss = F.cross_entropy(frames.float().flatten(0, 1), y.repeat_interleave(frames.shape[1]),
-                               label_smoothing=self.smoothing, reduction='none').view(len(y), -1).mean(1)
+                               label_smoothing=self.smoothing, reduction='none').view(len(y),
+                                                                                      -1).mean(1)
         if self.weight is not None: loss = loss*self.weight.to(loss.device)[y]
         return loss.mean() if self.reduction == 'mean' else loss
 
@@ -40,6 +42,7 @@ class ClipLoss:
     def activation(self, scores): return clip_probabilities(scores)
     def decodes(self, p): return p.argmax(-1)
 
+# %% ../../nbs/models/02_scores.ipynb #4fee1649
 def top1(
     scores:Tensor, # As `ClipLoss` takes them
     y:Tensor,      # Class of each clip, `(B,)`

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
+from fastcore.basics import patch
 from .backbones import Rescale, check_clips
 from ..core.base import StudyError, nearest
 from .weights import fill
@@ -30,7 +31,8 @@ def check_architecture(
 ):
     "Raise `StudyError` for a name that is none of torchvision's video networks"
     if arch not in ARCHITECTURES:
-        raise StudyError(f"extra_models: {arch!r} is none of torchvision's video networks: {', '.join(ARCHITECTURES)}"
+        raise StudyError(f"extra_models: {arch!r} is none of torchvision's video networks: "
+                         f"{', '.join(ARCHITECTURES)}"
                          f'{nearest(arch, ARCHITECTURES)}')
 
 # %% ../../nbs/models/03_torchvision_video.ipynb #58a05153
@@ -43,7 +45,8 @@ def fit_frames(
     if t != x.shape[1]: x = x[:, torch.arange(t, device=x.device)*x.shape[1]//t]
     if size is None or tuple(size) == tuple(x.shape[-2:]): return x
     shape = x.shape[:3]
-    return F.interpolate(x.flatten(0, 1), size, mode='bilinear', align_corners=False).unflatten(0, shape[:2])
+    return F.interpolate(x.flatten(0, 1), size, mode='bilinear',
+                         align_corners=False).unflatten(0, shape[:2])
 
 # %% ../../nbs/models/03_torchvision_video.ipynb #f4fe05bf
 def check_pretraining(
@@ -51,26 +54,35 @@ def check_pretraining(
     allow:bool,  # What the study says
 ):
     "Raise `StudyError` for Kinetics-400 weights that were not allowed"
-    if weights not in ('none', 'kinetics'): raise StudyError(f'extra_weights: {weights!r} is neither none nor kinetics')
+    if weights not in ('none', 'kinetics'):
+        raise StudyError(f'extra_weights: {weights!r} is neither none nor kinetics')
     if weights == 'kinetics' and not allow:
-        raise StudyError('extra_weights: kinetics: these weights have learned the task before: 13 of the 15 classes are '
-                         'in Kinetics-400, and 475 of the 645 dancing clips of its val list are in our train list; set '
-                         'allow_kinetics_pretraining: true to have them all the same, marked, or extra_weights: none')
+        raise StudyError('extra_weights: kinetics: these weights have learned the task before: '
+                         '13 of the 15 classes are '
+                         'in Kinetics-400, and 475 of the 645 dancing clips of its val list are '
+                         'in our train list; set '
+                         'allow_kinetics_pretraining: true to have them all the same, marked, '
+                         'or extra_weights: none')
 
+# %% ../../nbs/models/03_torchvision_video.ipynb #7e894ac6
 def _kinetics(arch):
     "torchvision's weights, checked, as numbers only"
     from torchvision.models import get_model_weights
     known = get_model_weights(arch).KINETICS400_V1
     try: return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as e:
-        why,folder = (str(e) or type(e).__name__).splitlines()[0][:120],Path(torch.hub.get_dir())/'checkpoints'
-        raise StudyError(f'extra_weights: kinetics: those of {arch} cannot be had ({why}); torchvision keeps them in '
+        why = (str(e) or type(e).__name__).splitlines()[0][:120]
+        folder = Path(torch.hub.get_dir())/'checkpoints'
+        raise StudyError(f'extra_weights: kinetics: those of {arch} cannot be had ({why}); '
+                         'torchvision keeps them in '
                          f'{folder}; or set extra_weights: none') from None
 
 # %% ../../nbs/models/03_torchvision_video.ipynb #fe260e64
 class TorchvisionVideo(nn.Module):
-    "A video network of torchvision: sees all frames at once, and shares no picture network"
-    study_parameters = {'weights': 'extra_weights', 'allow_kinetics_pretraining': 'allow_kinetics_pretraining'}
+    "A video network of torchvision: sees all frames at once, and shares no backbone"
+    study_parameters = {
+        'weights': 'extra_weights', 'allow_kinetics_pretraining': 'allow_kinetics_pretraining'
+    }
     features = None
     def __init__(self,
         n_classes:int,      # Classes
@@ -85,30 +97,38 @@ class TorchvisionVideo(nn.Module):
         last,colours,self.least,self.fixed = ARCHITECTURES[arch]
         self.arch,self.pretraining = arch,'kinetics-400' if weights == 'kinetics' else 'none'
         self.net = get_model(arch, weights=None, num_classes=n_classes)
-        if arch == 's3d': self.net.avgpool = nn.AdaptiveAvgPool3d(1)      # the same for its own 16 frames of 224×224
+        # the same for its own 16 frames of 224×224
+        if arch == 's3d': self.net.avgpool = nn.AdaptiveAvgPool3d(1)
         if weights == 'kinetics': self._fill(last)
         self.rescale = Rescale(*colours)
 
-    def _fill(self, last):
-        head = self.net.get_submodule(last)
-        new = {f'{last}.{k}': v for k,v in head.state_dict().items()}
-        state = {k: v for k,v in _kinetics(self.arch).items() if k not in new}
-        fill(self.net, state | new, 'kinetics', self.arch)
+# %% ../../nbs/models/03_torchvision_video.ipynb #8e910c19
+@patch
+def _fill(self:TorchvisionVideo, last):
+    head = self.net.get_submodule(last)
+    new = {f'{last}.{k}': v for k,v in head.state_dict().items()}
+    state = {k: v for k,v in _kinetics(self.arch).items() if k not in new}
+    fill(self.net, state | new, 'kinetics', self.arch)
 
-    def backbone_parameters(self):
-        "All parameters but those of the last layer, which starts from nothing"
-        new = {id(p) for p in self.net.get_submodule(ARCHITECTURES[self.arch][0]).parameters()}
-        return [p for p in self.net.parameters() if id(p) not in new]
+# %% ../../nbs/models/03_torchvision_video.ipynb #8f278d9f
+@patch
+def backbone_parameters(self:TorchvisionVideo):
+    "All parameters but those of the last layer, which starts from nothing"
+    new = {id(p) for p in self.net.get_submodule(ARCHITECTURES[self.arch][0]).parameters()}
+    return [p for p in self.net.parameters() if id(p) not in new]
 
-    def forward(self,
-        x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
-    )->Tensor: # Scores, `(B,n_classes)`
-        "All frames at once"
-        check_clips(x)
-        t,*size = self.fixed or (max(self.least, x.shape[1]), None, None)
-        small,x = x.shape,fit_frames(self.rescale(x), t, size if self.fixed else None)
-        try: return self.net(x.transpose(1, 2))                     # (B,3,t,h,w)
-        except RuntimeError as e:
-            if isinstance(e, torch.OutOfMemoryError) or min(small[-2:]) >= 32: raise
-            raise StudyError(f'extra_models: {self.arch} cannot look at {small[1]} frames of {small[3]}×{small[4]}; '
-                             f'give larger ones (crop_height, crop_width): {str(e).splitlines()[0][:100]}') from None
+@patch
+def forward(self:TorchvisionVideo,
+    x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
+)->Tensor: # Scores, `(B,n_classes)`
+    "All frames at once"
+    check_clips(x)
+    t,*size = self.fixed or (max(self.least, x.shape[1]), None, None)
+    small,x = x.shape,fit_frames(self.rescale(x), t, size if self.fixed else None)
+    try: return self.net(x.transpose(1, 2))                     # (B,3,t,h,w)
+    except RuntimeError as e:
+        if isinstance(e, torch.OutOfMemoryError) or min(small[-2:]) >= 32: raise
+        raise StudyError(f'extra_models: {self.arch} cannot look at {small[1]} frames of '
+                         f'{small[3]}×{small[4]}; '
+                         'give larger ones (crop_height, crop_width): '
+                         f'{str(e).splitlines()[0][:100]}') from None

@@ -17,30 +17,36 @@ from ..core.storage import system_error
 
 # %% ../../nbs/models/00_weights.ipynb #9f1cb5c9
 def read_weights(
-    path, # A .npz, .safetensors, .pth, .pt or .bin file; a relative path starts at the project's root
+    # A .npz, .safetensors, .pth, .pt or .bin file; a relative path starts at the project's root
+    path,
 )->dict: # Tensors by name
     "Read a file of weights; `StudyError` says in one line what is wrong with it"
     path = Path(rooted(path))
     try:
         if path.suffix == '.npz':
-            with np.load(path, allow_pickle=False) as f: state = {k: torch.from_numpy(f[k]) for k in f.files}
+            with np.load(path, allow_pickle=False) as f:
+                state = {k: torch.from_numpy(f[k]) for k in f.files}
         elif path.suffix == '.safetensors':
             from safetensors.torch import load_file
             state = load_file(path)
-        elif path.suffix in ('.pth', '.pt', '.bin'): state = torch.load(path, map_location='cpu', weights_only=True)
+        elif path.suffix in ('.pth', '.pt', '.bin'):
+            state = torch.load(path, map_location='cpu', weights_only=True)
         else:
-            raise StudyError(f"weights: {path.name!r} is neither none, imagenet, nor a .npz, .safetensors or .pth file"
+            raise StudyError(f"weights: {path.name!r} is neither none, imagenet, nor a .npz, "
+                             ".safetensors or .pth file"
                              f"{nearest(path.name, ('none', 'imagenet'))}")
     except FileNotFoundError: raise StudyError(f'weights: there is no file {path}') from None
     except StudyError: raise
     except Exception as e:
         if blame := system_error(e, f'weights: {path}'): raise blame from None
-        why = ('it holds more than numbers (a program, perhaps); it was not run' if 'Weights only load failed' in str(e)
-               else (str(e).strip() or type(e).__name__).splitlines()[0][:160])
+        why = ('it holds more than numbers (a program, perhaps); it was not run' if 'Weights only '
+               'load failed' in str(e) else
+               (str(e).strip() or type(e).__name__).splitlines()[0][:160])
         raise StudyError(f'weights: {path} cannot be read: {why}') from None
     for key in ('state_dict', 'model'):          # as training scripts wrap them
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(v, Tensor) for v in state.values()):
         raise StudyError(f'weights: {path} is not a table of weights: names with numbers')
     return state
 
@@ -53,20 +59,29 @@ def fill(
     ignore=(),      # Parts that may be in the file though the network lacks them
 ):
     "Give a network these weights; `StudyError` lists what does not fit"
-    # wrapped for several GPUs; part of a model of ours; how DenseNets were named when their weights were made
+    # wrapped for several GPUs; part of a model of ours; how DenseNets were named when their weights
+    # were made
     for prefix in ('module.', 'features.body.'):
         if any(k.startswith(prefix) for k in state):
             state = {k.removeprefix(prefix): v for k,v in state.items() if k.startswith(prefix)}
-    state = {re.sub(r'(denselayer\d+\.(?:norm|relu|conv))\.(\d)', r'\1\2', k): v for k,v in state.items()}
+    state = {
+        re.sub(r'(denselayer\d+\.(?:norm|relu|conv))\.(\d)', r'\1\2', k): v
+        for k, v in state.items()
+    }
     want = body.state_dict()
     have = {k: v for k,v in state.items() if k in want or k.split('.')[0] not in ignore}
     missing = [k for k in want if k not in have and not k.endswith('num_batches_tracked')]
     other = [f'{k}: {tuple(have[k].shape)} instead of {tuple(v.shape)}' for k,v in want.items()
              if k in have and have[k].shape != v.shape]
-    wrong = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" for what,names in
-             (('missing', missing), ('unexpected', [k for k in have if k not in want]), ('of another shape', other))
-             if names]
-    if wrong: raise StudyError(f"weights: {source} is of another network than {name}: {'; '.join(wrong)}")
+    wrong = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for what, names in (('missing', missing), ('unexpected', [k for k in have
+                                                                  if k not in want]),
+                            ('of another shape', other)) if names
+    ]
+    if wrong:
+        raise StudyError(f"weights: {source} is of another network than {name}: {'; '.join(wrong)}")
     odd = [k for k,v in have.items() if not v.isfinite().all()]
-    if odd: raise StudyError(f'weights: {source} holds values that are not numbers, first in {odd[0]}')
+    if odd:
+        raise StudyError(f'weights: {source} holds values that are not numbers, first in {odd[0]}')
     body.load_state_dict(have, strict=False)

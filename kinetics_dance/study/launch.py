@@ -23,9 +23,10 @@ def train_study(
     seed:int|None=None, # One of its seeds; None: all
     runs:str|None=None, # Folder of all studies
     log=print,          # Called with a line of news
-    packed:bool|None=None, # Whether to read training clips from shards; None: as the study file has it
-)->list: # Cards
-    "Train units of a study whose frames are there, without a notebook"
+    # Whether to read training clips from shards; None: as the study file has it
+    packed:bool|None=None,
+)->list: # Configs
+    "Train the models of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
     controls = CONTROLS if settings['controls'] else {}
     every = [*MODELS, *settings.get('extra_models', []), *controls]
@@ -34,13 +35,14 @@ def train_study(
     for m in models: model_of(m, settings)      # a wrong name is found before the first training
     same_origin(settings)
     _check_frames(settings)
-    epochs, cards = len(seeds)*Recipe.of(settings).epochs, []
+    epochs, configs = len(seeds)*Recipe.of(settings).epochs, []
     with follow('all models', len(models)*epochs) if len(models) > 1 else nullcontext() as whole:
         for m in models:
             with follow(m, epochs, whole=whole) as task:
-                cards += [train_run(m, settings, s, log, task) for s in seeds]
-    return cards
+                configs += [train_run(m, settings, s, log, task) for s in seeds]
+    return configs
 
+# %% ../../nbs/study/01_launch.ipynb #5d1d8183
 def _check_frames(settings):
     "`StudyError` if the frames were stored with other settings than the study file has now"
     stored = FrameStore(study_folder(settings['study'], settings['runs'])/'frames').params

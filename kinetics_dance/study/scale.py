@@ -14,31 +14,44 @@ from ..core.base import StudyError, project_root
 
 # %% ../../nbs/study/04_scale.ipynb #e63852b9
 CONSTANTS = { # name: (value, unit, published / assumed, of what)
-    'clips':          (650_000, 'clips', 'published', 'Kinetics-700-2020, all splits, rounded'),
-    'alive':          (.92, 'share', 'published', 'of the dancing training clips in December 2022'),
-    'clip_seconds':   (10, 's', 'published', 'length of a clip'),
-    'upload_bytes':   (3.0e6, 'bytes', 'assumed', 'what comes over the network for a clip, 360 lines'),
-    'cut_seconds':    (.60, 'core s', 'assumed', 'decode, check, encode and count 10 s, 640×360 → 256 lines'),
-    'clip_bytes':     (1.0e6, 'bytes', 'assumed', 'a clip as this library writes it, 256 lines'),
-    'store_seconds':  (.30, 'core s', 'assumed', 'decode a clip and store 32 of its frames, 128×171'),
-    'frames':         (32, 'frames', 'assumed', 'kept of a clip'),
-    'height':         (128, 'pixels', 'assumed', 'of a kept frame'),
-    'width':          (171, 'pixels', 'assumed', 'of a kept frame'),
-    'jpeg_share':     (1/8, 'share', 'assumed', 'of the bytes of its pixels that a packed clip takes'),
-    'overhead':       (.005, 's', 'assumed', 'of the scheduler, a clip'),
-    'row_bytes':      (260, 'bytes', 'assumed', 'of a clip in the clip table'),
-    'read_rate':      (400, 'clips/core s', 'assumed', 'packed clips read, cut and handed over by one process'),
-    'gpu_rate':       (250, 'clips/s', 'assumed', 'of 16 frames of 112×112 that a GPU trains a ResNet18 on, mixed precision'),
-    'epochs':         (30, 'epochs', 'assumed', 'of a training'),
-    'link':           (1e9/8, 'bytes/s', 'assumed', 'a network of one gigabit a second'),
-    'cores':          (32, 'cores', 'assumed', 'of a machine')}
+    'clips': (650_000, 'clips', 'published', 'Kinetics-700-2020, all splits, rounded'),
+    'alive': (.92, 'share', 'published', 'of the dancing training clips in December 2022'),
+    'clip_seconds': (10, 's', 'published',
+                     'length of a clip'), 'upload_bytes': (3.0e6, 'bytes', 'assumed',
+                                                           'what comes over the network '
+                                                           'for a clip, 360 lines'),
+    'cut_seconds': (.60, 'core s', 'assumed', 'decode, check, encode and count 10 s, '
+                    '640×360 → 256 lines'),
+    'clip_bytes': (1.0e6, 'bytes', 'assumed', 'a clip as this library writes it, 256 lines'),
+    'store_seconds': (.30, 'core s', 'assumed',
+                      'decode a clip and store 32 of its frames, 128×171'),
+    'frames': (32, 'frames', 'assumed',
+               'kept of a clip'), 'height': (128, 'pixels', 'assumed',
+                                             'of a kept frame'), 'width': (171, 'pixels', 'assumed',
+                                                                           'of a kept frame'),
+    'jpeg_share': (1/8, 'share', 'assumed', 'of the bytes of its pixels that a packed clip takes'),
+    'overhead': (.005, 's', 'assumed',
+                 'of the scheduler, a clip'), 'row_bytes': (260, 'bytes', 'assumed',
+                                                            'of a clip in the clip table'),
+    'read_rate': (400, 'clips/core s', 'assumed',
+                  'packed clips read, cut and handed over by one process'),
+    'gpu_rate': (250, 'clips/s', 'assumed',
+                 'of 16 frames of 112×112 that a GPU trains a ResNet18 on, mixed precision'),
+    'epochs': (30, 'epochs', 'assumed', 'of a training'),
+    'link': (1e9/8, 'bytes/s', 'assumed',
+             'a network of one gigabit a second'), 'cores': (32, 'cores', 'assumed', 'of a machine')
+}
 
-def measured(path=None # File that `bench/scale.py` wrote; None: `results/constants.json`, if the project has it
+# %% ../../nbs/study/04_scale.ipynb #1f1aec50
+def measured(
+    # File that `bench/scale.py` wrote; None: `results/constants.json`, if the project has it
+    path=None
             ) -> dict: # Name → value
     "The constants that were measured; `StudyError` if the file is none"
     path = Path(path) if path else project_root()/'results'/'constants.json'
     if not path.is_file(): return {}
-    try: found = {k: float(v['value']) for k, v in json.loads(path.read_text())['constants'].items()}
+    try:
+        found = {k: float(v['value']) for k, v in json.loads(path.read_text())['constants'].items()}
     except (ValueError, KeyError, TypeError) as e:
         raise StudyError(f'{path.name}: not what bench/scale.py writes ({e})') from None
     return {k: v for k, v in found.items() if k in CONSTANTS}
@@ -48,12 +61,14 @@ def constants(path=None # As for `measured`
     "The constants to reckon with"
     return {k: v[0] for k, v in CONSTANTS.items()} | measured(path)
 
+# %% ../../nbs/study/04_scale.ipynb #5c658a4d
 def table(c:dict,    # From `constants`
           path=None  # As for `measured`
          ) -> pd.DataFrame:
     "The constants, with units and origins"
     here = measured(path)
-    return pd.DataFrame([(k, c[k], u, 'measured' if here.get(k) == c[k] else w, o) for k, (_, u, w, o) in CONSTANTS.items()],
+    return pd.DataFrame([(k, c[k], u, 'measured' if here.get(k) == c[k] else w, o)
+                         for k, (_, u, w, o) in CONSTANTS.items()],
                         columns=['constant', 'value', 'unit', 'origin', 'of']).set_index('constant')
 
 # %% ../../nbs/study/04_scale.ipynb #177d5eb4
@@ -80,15 +95,18 @@ def bottleneck(c:dict,         # From `constants`
               ) -> pd.Series:  # Hours of each part, the slowest first
     "How long the data takes with so many cores, part by part"
     cores, d = cores or c['cores'], data_cost(c)
-    hours = pd.Series({'network': d['network, hours at full speed'], 'cutting': d['cut, core hours']/cores,
-                       'storing frames': d['store, core hours']/cores, 'scheduler': d['scheduler, hours']})
+    hours = pd.Series({
+        'network': d['network, hours at full speed'], 'cutting': d['cut, core hours']/cores,
+        'storing frames': d['store, core hours']/cores, 'scheduler': d['scheduler, hours']
+    })
     return hours.sort_values(ascending=False)
 
 def balanced_cores(c:dict # From `constants`
                   ) -> int:
     "Cores from which on the network is what one waits for: more of them gain nothing"
     d = data_cost(c)
-    return math.ceil((d['cut, core hours'] + d['store, core hours'])/d['network, hours at full speed'])
+    return math.ceil((d['cut, core hours'] + d['store, core hours'])/d['network, hours at full '
+                                                                       'speed'])
 
 # %% ../../nbs/study/04_scale.ipynb #6bcae408
 def training_cost(c:dict,      # From `constants`
@@ -109,6 +127,7 @@ def training_cost(c:dict,      # From `constants`
         'MB a second, raw': asked*pixels/1e6,
         'GPUs that the network feeds, raw': c['link']/(c['gpu_rate']*pixels)})
 
+# %% ../../nbs/study/04_scale.ipynb #d0100ac2
 def training_bottleneck(c:dict,      # From `constants`
                         gpus:int=8,  # GPUs side by side
                         cores:int=None # That decode for them (default: one machine of `c['cores']`)
@@ -135,13 +154,19 @@ def summary(c:dict,    # From `constants`
     d, t, first = data_cost(c), training_cost(c, gpus), bottleneck(c)
     slow = training_bottleneck(c, gpus)
     hours = d['cut, core hours'] + d['store, core hours']
-    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. To cut them and to store their "
-            f"frames takes {hours:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, their frames "
-            f"{d['frames raw, TB']:.1f} TB raw or {d['frames packed, TB']:.1f} TB packed. With {c['cores']:.0f} cores "
-            f"the slowest part is {first.index[0]} ({first.iloc[0]:,.0f} hours). A training of {c['epochs']:.0f} epochs "
+    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. "
+            "To cut them and to store their "
+            f"frames takes {hours:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, "
+            "their frames "
+            f"{d['frames raw, TB']:.1f} TB raw or {d['frames packed, TB']:.1f} TB packed. "
+            f"With {c['cores']:.0f} cores "
+            f"the slowest part is {first.index[0]} ({first.iloc[0]:,.0f} hours). "
+            f"A training of {c['epochs']:.0f} epochs "
             f"takes {t['GPU hours']:,.0f} GPU hours. To keep {gpus} GPUs busy takes "
-            f"{t['decoding threads, all']:.0f} decoding threads and {t['MB a second, packed']:,.0f} MB a second of packed "
+            f"{t['decoding threads, all']:.0f} decoding threads and "
+            f"{t['MB a second, packed']:,.0f} MB a second of packed "
             f"clips; a network of {c['link']/1e6:,.0f} MB a second feeds "
             f"{t['GPUs that the network feeds, packed']:.1f} GPUs"
-            + (f", so that over it a training takes {slow.iloc[0]:,.0f} hours and not {slow['GPUs']:,.0f}: copy the pack to a "
+            + (f", so that over it a training takes {slow.iloc[0]:,.0f} hours and not "
+               f"{slow['GPUs']:,.0f}: copy the pack to a "
                'disk beside them.' if slow.index[0] == 'network' else '.'))

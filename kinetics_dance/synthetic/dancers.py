@@ -9,6 +9,7 @@ __all__ = ['PAIRS', 'CLASSES', 'FPS', 'WIDTH', 'HEIGHT', 'CLIP_SECONDS', 'JOINTS
 # %% ../../nbs/synthetic/00_dancers.ipynb #c218e85d
 import colorsys, math
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #2f8205db
@@ -23,12 +24,13 @@ FPS, WIDTH, HEIGHT = 15, 256, 192   # frames a second, pixels
 CLIP_SECONDS = 3
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #d7b25789
-JOINTS = 'head shoulder_l shoulder_r elbow_l elbow_r hand_l hand_r hip_l hip_r knee_l knee_r foot_l foot_r'.split()
+JOINTS = ('head shoulder_l shoulder_r elbow_l elbow_r hand_l hand_r hip_l hip_r knee_l '
+          'knee_r foot_l foot_r').split()
 _J = {j:i for i,j in enumerate(JOINTS)}
 
 def _arm(shoulder, upper, lower):
     "Elbow and hand from two angles (0 hangs down, pi/2 points to the viewer's right)"
-    d = lambda a: .17*np.stack([np.sin(a), -np.cos(a), 0*a], -1)
+    def d(a): return .17*np.stack([np.sin(a), -np.cos(a), 0*a], -1)
     return shoulder+d(upper), shoulder+d(upper)+d(lower)
 
 def _knee(hip, foot, side, bone=.26):
@@ -38,66 +40,94 @@ def _knee(hip, foot, side, bone=.26):
 def _xyz(x, y, z=0.): return np.stack(np.broadcast_arrays(x, y, z), -1).astype(float)
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #eba06d3e
+# each step returns arm angles (left upper, lower, right upper, lower); left and right foot; root
+# offset; wave of the arms, turn and size, at angles `th`
+def _circle(th): return np.sin(th), np.cos(th), np.ones_like(th)
+
+def _feet(one, width, left=0., right=0.):
+    return _xyz(-width*one, left*one), _xyz(width*one, right*one)
+
+def _windmill(th):
+    s, c, one = _circle(th)
+    return (
+        (th+.37*2*np.pi, th+.37*2*np.pi, th, th),
+        _feet(one, .16),
+        _xyz(.03*s, -.02*(1-c)),
+        None, 0*th, one)
+
+def _spin(th):
+    s, c, one = _circle(th)
+    return (
+        (-1.55*one, -1.45*one, 2.55*one, 3.5*one),
+        (_xyz(-.02*one, 0.), _xyz(.17*one, .24, .05)),
+        _xyz(0*s, 0.),
+        None, th, one)
+
+# %% ../../nbs/synthetic/00_dancers.ipynb #acd17b29
+def _round(th):
+    s, c, one = _circle(th)
+    q = np.sin(3*th)
+    def up(v): return .06*np.clip(v, 0, None)
+    return (
+        (-1.1+.9*s, -1.1+.9*s-.5*c, 1.1+.9*s, 1.1+.9*s+.5*c),
+        (_xyz(.42*s-.08-.05*q, up(q)), _xyz(.42*s+.08-.05*q, up(-q))),
+        _xyz(.42*s, 0.),
+        None, 0*th, .94+.22*c)
+
+def _wave(th):
+    s, c, one = _circle(th)
+    def lag(k): return np.sin(th-k*.07*2*np.pi)
+    return (
+        (-1.57*one, -1.57*one, 1.57*one, 1.57*one),
+        _feet(one, .07),
+        _xyz(.035*s, 0.),
+        (.20*lag(-3), .09*lag(-2), .09*lag(2), .20*lag(3)), 0*th, one)
+
+# %% ../../nbs/synthetic/00_dancers.ipynb #fddd2f14
+def _bounce(th):
+    s, c, one = _circle(th)
+    b = (1-c)/2
+    return (
+        (-2.2+1.1*b, -2.9+.5*b, 2.2-1.1*b, 2.9-.5*b),
+        _feet(one, .17),
+        _xyz(0*s, -.15*b),
+        None, 0*th, one)
+
+def _robot(th):
+    s, c, one = _circle(th)
+    return (
+        (-1.25+.35*c, -1.57+1.5*c, 1.25+.35*s, 1.57+1.5*s),
+        _feet(one, .09),
+        _xyz(.04*s, 0.),
+        None, 0*th, one)
+
+def _rest(th):
+    s, c, one = _circle(th)
+    return (
+        (-.3*one, -.2*one, .3*one, .2*one),
+        _feet(one, .08),
+        _xyz(0*s, 0.),
+        None, 0*th, one)
+
+# %% ../../nbs/synthetic/00_dancers.ipynb #33053cbd
+_STEPS = dict(windmill=_windmill, spin=_spin, round=_round, wave=_wave, bounce=_bounce,
+              robot=_robot, rest=_rest)
+
 def _step(step, th):
-    "Arm angles (left upper, lower, right upper, lower), feet, root offset, wave of the arms, turn and size at angle `th`"
-    # each step returns, a line each: arm angles; left and right foot; root offset; wave, turn and size
-    s,c,one = np.sin(th),np.cos(th),np.ones_like(th)
-    feet = lambda w,l=0.,r=0.: (_xyz(-w*one, l*one), _xyz(w*one, r*one))
-    if step == 'windmill':
-        return (
-            (th+.37*2*np.pi, th+.37*2*np.pi, th, th),
-            feet(.16),
-            _xyz(.03*s, -.02*(1-c)),
-            None, 0*th, one)
-    if step == 'spin':
-        return (
-            (-1.55*one, -1.45*one, 2.55*one, 3.5*one),
-            (_xyz(-.02*one, 0.), _xyz(.17*one, .24, .05)),
-            _xyz(0*s, 0.),
-            None, th, one)
-    if step == 'round':
-        q = np.sin(3*th)
-        up = lambda v: .06*np.clip(v, 0, None)
-        return (
-            (-1.1+.9*s, -1.1+.9*s-.5*c, 1.1+.9*s, 1.1+.9*s+.5*c),
-            (_xyz(.42*s-.08-.05*q, up(q)), _xyz(.42*s+.08-.05*q, up(-q))),
-            _xyz(.42*s, 0.),
-            None, 0*th, .94+.22*c)
-    if step == 'wave':
-        lag = lambda k: np.sin(th-k*.07*2*np.pi)
-        return (
-            (-1.57*one, -1.57*one, 1.57*one, 1.57*one),
-            feet(.07),
-            _xyz(.035*s, 0.),
-            (.20*lag(-3), .09*lag(-2), .09*lag(2), .20*lag(3)), 0*th, one)
-    if step == 'bounce':
-        b = (1-c)/2
-        return (
-            (-2.2+1.1*b, -2.9+.5*b, 2.2-1.1*b, 2.9-.5*b),
-            feet(.17),
-            _xyz(0*s, -.15*b),
-            None, 0*th, one)
-    if step == 'robot':
-        return (
-            (-1.25+.35*c, -1.57+1.5*c, 1.25+.35*s, 1.57+1.5*s),
-            feet(.09),
-            _xyz(.04*s, 0.),
-            None, 0*th, one)
-    if step == 'rest':
-        return (
-            (-.3*one, -.2*one, .3*one, .2*one),
-            feet(.08),
-            _xyz(0*s, 0.),
-            None, 0*th, one)
-    raise KeyError(f'no step {step!r}; there are {", ".join(PAIRS)}')
+    "What a dancer does at angles `th`: arms, feet, root, wave, turn and size (see above)"
+    if step not in _STEPS: raise KeyError(f'no step {step!r}; there are {", ".join(PAIRS)}')
+    return _STEPS[step](th)
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #50e393e9
 def pose(
     step:str, # One of `PAIRS`, or `rest`
     phase,    # Where in the cycle, `(n,)`; 1 is a full cycle
-)->tuple: # Joints `(n,13,3)` in body heights (x right, y up, z to the viewer), turn `(n,)` in radians, size `(n,)`
+    # Joints `(n,13,3)` in body heights (x right, y up, z to the viewer), turn `(n,)` in radians,
+    # size `(n,)`
+)->tuple:
     "The dancer's joints, turn and size (how near the viewer) at each phase"
-    (ul, ll, ur, lr), (fl, fr), root, wave, turn, size = _step(step, 2*np.pi*np.asarray(phase, float))
+    (ul, ll, ur, lr), (fl, fr), root, wave, turn, size = _step(step,
+                                                               2*np.pi*np.asarray(phase, float))
     hip = root+[0, .52, 0]
     neck = hip+[0, .30, 0]
     J = np.zeros((len(hip), 13, 3))
@@ -184,6 +214,7 @@ def _bricks(rng, x, y, hor, w, h):
         _hsv(hue, .18+.25*rng.random(), .38+.25*rng.random()),
         _hsv(hue+.5*rng.random(), .08, .42+.2*rng.random()))
 
+# %% ../../nbs/synthetic/00_dancers.ipynb #29c861a7
 def backdrop(
     rng:np.random.Generator, # Where the draws come from
     family:int,              # 0 theatre, 1 street
@@ -192,13 +223,15 @@ def backdrop(
     w,h = (WIDTH+2*_MARGIN)*_SS,(HEIGHT+2*_MARGIN)*_SS
     x,y,hor = np.arange(w)[None],np.arange(h)[:,None],int(h*.70)
     top,floor,wall,ground = (_curtain, _bricks)[family](rng, x, y, hor, w, h)
-    img = np.where((y < hor)[...,None], top[...,None]*np.array(wall), floor[...,None]*np.array(ground))
+    img = np.where((y < hor)[..., None], top[..., None]*np.array(wall),
+                   floor[..., None]*np.array(ground))
     lit = ((x-w*(.4+.2*rng.random()))/(w*.45))**2+((y-h*.6)/(h*.62))**2
     return Image.fromarray(np.clip(img*(.72+.42*np.exp(-lit))[...,None], 0, 255).astype(np.uint8))
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #a8305c53
 def _dark(c, f=.45): return tuple(int(v*f) for v in c)
 
+# %% ../../nbs/synthetic/00_dancers.ipynb #24532d4a
 class _Pen:
     "Draws body parts in pixels; `u` is one body height"
     def __init__(self, im, xy, u, turn, lk):
@@ -225,33 +258,38 @@ class _Pen:
         self.disc(hand, .045*self.u+self.o/2, _dark(glove))
         self.disc(hand, .045*self.u, glove)
 
-    def leg(self, s):
-        self.stroke([f'hip_{s}', f'knee_{s}', f'foot_{s}'], .078, self.lk['legs'])
-        self.disc(self.at(f'foot_{s}'), .05*self.u, self.lk['shoe'], .03*self.u)
+# %% ../../nbs/synthetic/00_dancers.ipynb #aad7f220
+@patch
+def leg(self:_Pen, s):
+    self.stroke([f'hip_{s}', f'knee_{s}', f'foot_{s}'], .078, self.lk['legs'])
+    self.disc(self.at(f'foot_{s}'), .05*self.u, self.lk['shoe'], .03*self.u)
 
-    def torso(self):
-        j = ['shoulder_l', 'shoulder_r', 'hip_r', 'hip_l']
-        u,f = self.u,math.cos(self.turn)
-        col = self.lk['jacket']
-        self.stroke(j+j[:1], .085, col)
-        self.d.polygon([self.at(k) for k in j], fill=col)
-        (cx,cy),(bx,by) = ((np.add(self.at(a), self.at(b))/2) for a,b in (j[:2], j[2:]))
-        if f > .05:   # the shirt front turns with the body
-            a,s = .065*u*f,.05*u*math.sin(self.turn)
-            self.d.polygon([(cx-a+s, cy-.02*u), (cx+a+s, cy-.02*u),
-                            (bx+a*.6+s, by),    (bx-a*.6+s, by)], fill=self.lk['front'])
-        if self.lk['skirt']:
-            self.d.polygon([(bx-.10*u, by-.02*u), (bx+.10*u, by-.02*u),
-                            (bx+.17*u, by+.17*u), (bx-.17*u, by+.17*u)], fill=col, outline=_dark(col))
+@patch
+def torso(self:_Pen):
+    j = ['shoulder_l', 'shoulder_r', 'hip_r', 'hip_l']
+    u,f = self.u,math.cos(self.turn)
+    col = self.lk['jacket']
+    self.stroke(j+j[:1], .085, col)
+    self.d.polygon([self.at(k) for k in j], fill=col)
+    (cx,cy),(bx,by) = ((np.add(self.at(a), self.at(b))/2) for a,b in (j[:2], j[2:]))
+    if f > .05:   # the shirt front turns with the body
+        a,s = .065*u*f,.05*u*math.sin(self.turn)
+        self.d.polygon([(cx-a+s, cy-.02*u), (cx+a+s, cy-.02*u),
+                        (bx+a*.6+s, by),    (bx-a*.6+s, by)], fill=self.lk['front'])
+    if self.lk['skirt']:
+        self.d.polygon([(bx-.10*u, by-.02*u), (bx+.10*u, by-.02*u),
+                        (bx+.17*u, by+.17*u), (bx-.17*u, by+.17*u)], fill=col, outline=_dark(col))
 
-    def head(self):
-        (x,y),r,f,s = self.at('head'),.075*self.u,math.cos(self.turn),math.sin(self.turn)
-        lk = self.lk
-        self.disc((x, y), r+self.o/2, _dark(lk['skin']))
-        self.disc((x, y), r, lk['skin'] if f > -.2 else lk['hair'])
-        if f > -.2:
-            self.d.pieslice((x-r, y-r, x+r, y+r*.9), 180, 360, fill=lk['hair'])
-            for e in (-.35, .35): self.disc((x+r*(.8*s+e*f), y+.15*r), .012*self.u, (25, 20, 20))
+# %% ../../nbs/synthetic/00_dancers.ipynb #c2badaa7
+@patch
+def head(self:_Pen):
+    (x,y),r,f,s = self.at('head'),.075*self.u,math.cos(self.turn),math.sin(self.turn)
+    lk = self.lk
+    self.disc((x, y), r+self.o/2, _dark(lk['skin']))
+    self.disc((x, y), r, lk['skin'] if f > -.2 else lk['hair'])
+    if f > -.2:
+        self.d.pieslice((x-r, y-r, x+r, y+r*.9), 180, 360, fill=lk['hair'])
+        for e in (-.35, .35): self.disc((x+r*(.8*s+e*f), y+.15*r), .012*self.u, (25, 20, 20))
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #d4ceab77
 def draw_frame(
@@ -271,11 +309,12 @@ def draw_frame(
     middle = w/2-camera[0]*_SS
     p = _Pen(im, np.stack([middle+joints[:,0]*u, ground-joints[:,1]*u], -1), u, turn, lk)
     z = joints[:,2]
-    depth = lambda *j: float(np.mean([z[_J[k]] for k in j]))
+    def depth(*j): return float(np.mean([z[_J[k]] for k in j]))
     hips = (p.at('hip_l')[0]+p.at('hip_r')[0])/2
     # the shadow: the ground's own colour, darker
     p.disc((hips, ground), .24*u,
-           _dark(im.getpixel((min(max(int(hips), 0), w-1), min(max(int(ground), 0), h-1))), .6), .035*u)
+           _dark(im.getpixel((min(max(int(hips), 0), w - 1), min(max(int(ground), 0), h - 1))), .6),
+           .035*u)
     front = .05 if math.cos(turn) > .95 else 0    # facing us, arms pass in front of the body
     parts = [(depth('knee_l', 'foot_l')-.15,         0, p.leg,   'l'),
              (depth('knee_r', 'foot_r')-.15,         1, p.leg,   'r'),
@@ -289,12 +328,15 @@ def draw_frame(
 # %% ../../nbs/synthetic/00_dancers.ipynb #c577597a
 def draws(
     seed, # Of a dancer
-)->dict: # Generator for what is left to draw, family of backdrop, and the arguments of `phases`: tempo, start, waited
+    # Generator for what is left to draw, family of backdrop, and the arguments of `phases`: tempo,
+    # start, waited
+)->dict:
     "What is drawn for a clip before it is rendered, the same for both members of a pair"
     rng = np.random.default_rng(seed)
     return dict(rng=rng, family=int(rng.integers(2)),
                 tempo=rng.uniform(.45, .65), start=rng.random(), waited=rng.random())
 
+# %% ../../nbs/synthetic/00_dancers.ipynb #a993c02a
 def render_clip(
     step:str,         # One of `PAIRS`
     member:int,       # Which class of the pair

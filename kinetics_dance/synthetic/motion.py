@@ -16,16 +16,16 @@ from ..core.base import StudyError
 # %% ../../nbs/synthetic/02_motion.ipynb #fa32b5c4
 BODY_JOINTS = ('head shoulder_l shoulder_r elbow_l elbow_r wrist_l wrist_r '
           'hip_l hip_r knee_l knee_r ankle_l ankle_r').split() # those of Penn Action, in its order
-PARTS = dict(
-    leg_l=['hip_l', 'knee_l', 'ankle_l'],     leg_r=['hip_r', 'knee_r', 'ankle_r'],
-    torso=['shoulder_l', 'shoulder_r', 'hip_r', 'hip_l', 'shoulder_l'], neck=['head', 'shoulder_l+shoulder_r'],
-    head=['head'],
-    arm_l=['shoulder_l', 'elbow_l', 'wrist_l'], arm_r=['shoulder_r', 'elbow_r', 'wrist_r'])
+PARTS = dict(leg_l=['hip_l', 'knee_l', 'ankle_l'], leg_r=['hip_r', 'knee_r', 'ankle_r'],
+             torso=['shoulder_l', 'shoulder_r', 'hip_r', 'hip_l',
+                    'shoulder_l'], neck=['head', 'shoulder_l+shoulder_r'], head=['head'],
+             arm_l=['shoulder_l', 'elbow_l', 'wrist_l'], arm_r=['shoulder_r', 'elbow_r', 'wrist_r'])
 COLOURS = dict( # left is warm, right is cold
     leg_l=(224, 62, 48), leg_r=(52, 84, 224), arm_l=(250, 176, 40), arm_r=(40, 200, 240),
     torso=(236, 234, 222), neck=(214, 160, 120), head=(246, 200, 160))
 THICKNESS = dict(leg=.115, arm=.095, torso=.085, neck=.07, head=.085) # shares of a body height
-LENGTHS = dict(leg=.52, arm=.34, torso=.93, neck=.14)                 # of the chains of an upright body, likewise
+# of the chains of an upright body, likewise
+LENGTHS = dict(leg=.52, arm=.34, torso=.93, neck=.14)
 BACKGROUND = 58, 60, 66
 
 # %% ../../nbs/synthetic/02_motion.ipynb #47e1b41d
@@ -48,12 +48,14 @@ def place_body(
     scale = (1-2*margin)/max(*(high-low), 1e-9)
     return (xy-(low+high)/2)*scale + .5
 
+# %% ../../nbs/synthetic/02_motion.ipynb #2760892e
 def body_height(
     xy:np.ndarray, # Joints `(T,J,2)`
     joints=BODY_JOINTS, # Their names
     parts=PARTS,   # Chains of names
 )->float: # In the unit of `xy`
-    "How tall the body would stand: from the lengths of the limbs that are known, where they are least foreshortened"
+    """How tall the body would stand: from the lengths of the limbs that are known, where they are
+    least foreshortened"""
     known = expected = 0.
     for part,chain in parts.items():
         p = np.stack([joint(xy, joints, name) for name in chain], 1)
@@ -87,7 +89,8 @@ def resample(
     i = np.minimum(at.astype(int), max(0, len(xy)-2))
     w = (at-i).reshape(-1, *[1]*(xy.ndim-1))
     a, b = xy[i], xy[np.minimum(i+1, len(xy)-1)]
-    return np.where(w == 0, a, np.where(w == 1, b, a*(1-w)+b*w)) # a row that is hit needs no neighbour
+    # a row that is hit needs no neighbour
+    return np.where(w == 0, a, np.where(w == 1, b, a*(1-w)+b*w))
 
 # %% ../../nbs/synthetic/02_motion.ipynb #47b09ca7
 class _Body(dancers._Pen):
@@ -106,8 +109,10 @@ class _Body(dancers._Pen):
                 self.disc(self.at(run[0]), w*self.u, col)
             elif len(run) > 1:
                 self.stroke(run, w, col)
-                if len(run) == len(chain) and chain[0] == chain[-1]: self.d.polygon([self.at(j) for j in run], fill=col)
+                if len(run) == len(chain) and chain[0] == chain[-1]:
+                    self.d.polygon([self.at(j) for j in run], fill=col)
 
+# %% ../../nbs/synthetic/02_motion.ipynb #fb510dd0
 def _known(pen, chain):
     "The stretches of a chain whose joints all have a place"
     run = []
@@ -123,7 +128,7 @@ def render_motion(
     xy:np.ndarray,      # Joints `(T,J,2)`, x to the right, y down, in any unit; NaN where missing
     joints=BODY_JOINTS,      # Names of the joints, J of them
     parts=PARTS,        # Name of a part → chain of names of joints (see above)
-    visible=None,       # `(T,J)`: is the joint to be seen? 0 where the body hides it (default: all are)
+    visible=None, # `(T,J)`: is the joint to be seen? 0 where the body hides it (default: all are)
     fps:float=30,       # Rows a second
     size:int=128,       # Height and width of the video, pixels
     least:int=24,       # Frames at least, see `resample`
@@ -131,12 +136,17 @@ def render_motion(
     "A video of a body that moves as the joints do"
     xy = np.asarray(xy, float)
     seen = np.ones(xy.shape[:2]) if visible is None else np.asarray(visible, float)
-    if xy.ndim != 3 or xy.shape[1:] != (len(joints), 2) or not len(xy) or seen.shape != xy.shape[:2]:
-        raise StudyError(f'motion: joints of the shape {xy.shape} where (frames, {len(joints)}, 2) is expected')
+    if xy.ndim != 3 or xy.shape[1:] != (len(joints),
+                                        2) or not len(xy) or seen.shape != xy.shape[:2]:
+        raise StudyError(f'motion: joints of the shape {xy.shape} where (frames, {len(joints)}, '
+                         '2) is expected')
     xy, seen = resample(place_body(xy), fps, least=least), resample(seen, fps, least=least)
     u = body_height(xy, joints, parts)*size*dancers._SS
     # a hidden part lies behind all others; the others in the order of the table
-    hidden = {p: np.mean([joint(seen[..., None], joints, j)[:, 0] for j in c], axis=0) < .5 for p,c in parts.items()}
+    hidden = {
+        p: np.mean([joint(seen[..., None], joints, j)[:, 0] for j in c], axis=0) < .5
+        for p, c in parts.items()
+    }
     points = {j: joint(xy*size*dancers._SS, joints, j).tolist() for c in parts.values() for j in c}
     out = np.empty((len(xy), size, size, 3), np.uint8)
     for t in range(len(xy)):
@@ -153,16 +163,21 @@ def made_up_motion(
     fps:float=30,  # Rows a second
     seed:int=0,    # Another seed, other sequences
 )->list: # Dicts of `id`, `action`, `xy`, `visible`, `split`, as `write_motion` takes them
-    "A small data set of joints for tests, of the demo's steps: every third sequence is for the test"
+    """A small data set of joints for tests, of the demo's steps: every third sequence is for the
+    test"""
     rng, out = np.random.default_rng(seed), []
     for a in actions:
         for k in range(n):
             phase = rng.random()+np.arange(rng.integers(18, 70))/fps*rng.uniform(.6, 1.2)
             xyz, _, size = dancers.pose(a, phase)
-            xy = (xyz[..., :2]*[1, -1]*size[:, None, None]+rng.normal(0, .01, (1, 13, 2)))*rng.uniform(80, 400)+200
+            xy = (xyz[..., :2]*[1, -1]*size[:, None, None] + rng.normal(0, .01,
+                                                                        (1, 13, 2)))*rng.uniform(
+                                                                            80, 400) + 200
             seen = np.ones(xy.shape[:2], np.uint8)
-            seen[:, rng.integers(3, 7)] = 0                                     # an elbow or a wrist is hidden
-            xy[len(xy)//2, 11] = np.nan                                       # and an ankle missing for a moment
+            # an elbow or a wrist is hidden
+            seen[:, rng.integers(3, 7)] = 0
+            # and an ankle missing for a moment
+            xy[len(xy)//2, 11] = np.nan
             out.append(dict(id=f'{len(out):04d}', action=a, xy=xy, visible=seen,
                             split='test' if k % 3 == 2 else 'train'))
     return out

@@ -24,9 +24,11 @@ def _tune(seconds, tempo, seed, rate=22050):
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds*rate))/rate
     beat = 2*tempo*t
-    note = 220*2**(np.array([0, 3, 5, 7, 10, 12])[rng.integers(6, size=int(beat[-1])+2)][beat.astype(int)]/12)
+    note = 220*2**(np.array([0, 3, 5, 7, 10, 12])[rng.integers(
+        6, size=int(beat[-1]) + 2)][beat.astype(int)]/12)
     return (.2*np.sin(2*np.pi*note*t)*np.exp(-3*(beat % 1))).astype(np.float32)[None]
 
+# %% ../../nbs/synthetic/01_uploads.ipynb #f8ad5750
 def write_video(
     path,              # Where to; .mp4
     frames,            # Iterable of `(H,W,3)` uint8
@@ -35,12 +37,15 @@ def write_video(
     crf:int=20,        # x264's quality, lower is better
 ):
     "Write an H.264 mp4 (one thread, so that the same frames give the same bytes), index first"
-    with av.open(str(path), 'w', format='mp4', options={'movflags': '+faststart', 'fflags': '+bitexact'}) as out:
+    with av.open(str(path), 'w', format='mp4',
+                 options={'movflags': '+faststart', 'fflags': '+bitexact'}) as out:
         v = a = None
         for i,f in enumerate(frames):
             if v is None:
-                v = out.add_stream('libx264', rate=fps,
-                                   options={'crf': str(crf), 'preset': 'veryfast', 'threads': '1', 'g': str(4*fps)})
+                v = out.add_stream(
+                    'libx264', rate=fps, options={
+                        'crf': str(crf), 'preset': 'veryfast', 'threads': '1', 'g': str(4*fps)
+                    })
                 v.width,v.height,v.pix_fmt,v.time_base = (
                     f.shape[1], f.shape[0], 'yuv420p', Fraction(1, fps))
                 v.codec_context.flags |= av.codec.context.Flags.bitexact
@@ -79,6 +84,7 @@ def upload_spec(
         clips=[dict(member=m, label=PAIRS[step][m], time_start=at[m], time_end=at[m]+CLIP_SECONDS,
                     family=m if biased else None) for m in (0, 1)])
 
+# %% ../../nbs/synthetic/01_uploads.ipynb #233506ca
 def render_upload(
     spec:dict, # From `upload_spec`
     path,      # File to write
@@ -99,17 +105,21 @@ def render_upload(
 # %% ../../nbs/synthetic/01_uploads.ipynb #feae58a6
 def plan_uploads(
     n_train:int=36,      # Clips a class in the training list ...
-    n_test:int=16,       # ... and in the validation list; each upload gives one clip to each class of a pair
+    # ... and in the validation list; each upload gives one clip to each class of a pair
+    n_test:int=16,
     seed:int=0,          # Another seed, other dancers
     scene_bias:float=0., # Share of uploads whose backdrop tells the class
     steps=tuple(PAIRS),  # Which pairs
 )->list: # Specs with `fault`: None, gone, truncated or not a video
     "All uploads of a demo data set, rotten ones included"
-    specs = [upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias) | dict(fault=None)
-             for s in steps for i in range(n_train+n_test)]
+    specs = [
+        upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias)
+        | dict(fault=None) for s in steps for i in range(n_train + n_test)
+    ]
     rng = np.random.default_rng(seed)
-    pick = lambda split,k: [
-        specs[i] for i in rng.permutation([j for j,s in enumerate(specs) if s['split'] == split])[:k]]
+    def pick(split, k):
+        return ([
+specs[i] for i in rng.permutation([j for j,s in enumerate(specs) if s['split'] == split])[:k]])
     late,early = pick('validate', max(1, len(specs)//150)),pick('train', max(4, len(specs)//70))
     for s in late+early: s['fault'] = 'gone'
     early[0]['fault'],early[1]['fault'] = 'truncated','not a video'
@@ -120,7 +130,8 @@ def _render_job(spec, folder):
     path = Path(folder)/f"{spec['id']}.mp4"
     if spec['fault'] == 'gone' or path.exists(): return
     if spec['fault'] == 'not a video':
-        path.write_text('<!doctype html><title>Video unavailable</title><p>This video is no longer available.')
+        path.write_text('<!doctype html><title>Video unavailable</title><p>This video is '
+                        'no longer available.')
         return
     if not spec['fault']: return render_upload(spec, path)
     whole = path.with_suffix('.whole')
@@ -128,6 +139,7 @@ def _render_job(spec, folder):
     with writing(path) as tmp: tmp.write_bytes(whole.read_bytes()[:int(whole.stat().st_size*.6)])
     whole.unlink()
 
+# %% ../../nbs/synthetic/01_uploads.ipynb #2705a8c7
 def make_uploads(
     folder,    # Where the uploads go: <id>.mp4
     specs:list, # From `plan_uploads`

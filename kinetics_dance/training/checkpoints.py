@@ -13,13 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from ..core.base import writing
 from ..core.storage import system_error
 
 # %% ../../nbs/training/02_checkpoints.ipynb #aa6e32bd
 def _random_states():
     out = {'random.cpu': torch.get_rng_state()}
-    if torch.cuda.is_available(): out |= {f'random.cuda.{i}': s for i,s in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.cuda.is_available():
+        out |= {f'random.cuda.{i}': s for i,s in enumerate(torch.cuda.get_rng_state_all())}
     return out
 
 def _set_random_states(tensors):
@@ -27,6 +29,7 @@ def _set_random_states(tensors):
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f'random.cuda.{i}' in tensors: torch.cuda.set_rng_state(tensors[f'random.cuda.{i}'], i)
 
+# %% ../../nbs/training/02_checkpoints.ipynb #78d33340
 def save_checkpoint(
     path,       # e.g. checkpoint.safetensors
     learn,      # A Learner in the middle of `fit`
@@ -37,11 +40,13 @@ def save_checkpoint(
     "Write all that the rest of a training depends on: whole or not at all"
     model = learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
     tensors = {f'model.{k}': v for k,v in model.state_dict().items()} | _random_states()
-    for i,state in learn.opt.opt.state_dict()['state'].items(): tensors |= {f'opt.{i}.{k}': v for k,v in state.items()}
+    for i,state in learn.opt.opt.state_dict()['state'].items():
+        tensors |= {f'opt.{i}.{k}': v for k,v in state.items()}
     head = dict(key=key, rows=rows, within=within)
     if getattr(learn, 'scaler', None): head['scaler'] = learn.scaler.state_dict()
     with writing(path) as p:
-        save_file({k: v.detach().cpu().contiguous() for k,v in tensors.items()}, p, metadata={'checkpoint': json.dumps(head)})
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, p,
+                  metadata={'checkpoint': json.dumps(head)})
 
 # %% ../../nbs/training/02_checkpoints.ipynb #6e07af35
 def load_checkpoint(
@@ -59,14 +64,17 @@ def load_checkpoint(
         # what cannot be opened now may hold hours of work: nothing begins anew for that
         if blame := system_error(e, path): raise blame from None
         # safetensors' own error has no other base
-        if not isinstance(e, (OSError, KeyError, ValueError, RuntimeError)) and type(e).__name__ != 'SafetensorError': raise
+        if not isinstance(e, (OSError, KeyError, ValueError,
+                              RuntimeError)) and type(e).__name__ != 'SafetensorError':
+            raise
         return None
-    part = lambda name: {k[len(name)+1:]: v for k,v in tensors.items() if k.startswith(name+'.')}
+    def part(name): return {k[len(name)+1:]: v for k,v in tensors.items() if k.startswith(name+'.')}
     learn.model.load_state_dict(part('model'))
     if learn.opt is None: learn.create_opt()
     state = {}
     for k,v in part('opt').items(): state.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
-    learn.opt.opt.load_state_dict({'state': state, 'param_groups': learn.opt.opt.state_dict()['param_groups']})
+    learn.opt.opt.load_state_dict(
+        {'state': state, 'param_groups': learn.opt.opt.state_dict()['param_groups']})
     learn.dls.train.epoch = len(head['rows'])-1
     if head['within']:
         learn.dls.train.load_state(dict(epoch=len(head['rows']), step=head['within']['step']))
@@ -84,28 +92,36 @@ class Checkpoint(Callback):
         key:str,        # What is being trained
         writes:bool=True, # Of several processes only one does
         every:float=600,  # Seconds from one to the next within an epoch
-    ): self.path,self.key,self.writes,self.every = Path(path),key,writes,every
+    ):        self.path,self.key,self.writes,self.every = Path(path),key,writes,every
 
     def before_fit(self):
-        if (kept := getattr(self.learn, 'kept_scaler', None)) and getattr(self.learn, 'scaler', None):
+        if (kept := getattr(self.learn, 'kept_scaler', None)) and getattr(
+                self.learn, 'scaler', None):
             self.learn.scaler.load_state_dict(kept)
         self.done,self.last = len(self.learn.history.rows),time.monotonic()
 
     def before_train(self):
         # an epoch that is taken up: the schedule and the mean loss go on, too
         kept,self.learn.kept_within = getattr(self.learn, 'kept_within', None),None
-        if kept: self.learn.pct_train,self.learn.history.total,self.learn.history.n = (kept[k] for k in ('pct', 'total', 'n'))
+        if kept:
+            self.learn.pct_train, self.learn.history.total, self.learn.history.n = (
+                kept[k] for k in ('pct', 'total', 'n'))
 
-    def after_batch(self):
-        if not (self.training and self.writes) or time.monotonic()-self.last < self.every: return
-        if self.dl.step < self.n_iter:
-            h = self.learn.history
-            self._save(dict(step=self.dl.step, pct=self.pct_train, total=float(h.total), n=h.n))
+# %% ../../nbs/training/02_checkpoints.ipynb #f5e31e78
+@patch
+def after_batch(self:Checkpoint):
+    if not (self.training and self.writes) or time.monotonic()-self.last < self.every: return
+    if self.dl.step < self.n_iter:
+        h = self.learn.history
+        self._save(dict(step=self.dl.step, pct=self.pct_train, total=float(h.total), n=h.n))
 
-    def _save(self, within=None):
-        save_checkpoint(self.path, self.learn, self.learn.history.rows, self.key, within)
-        self.last = time.monotonic()
+# %% ../../nbs/training/02_checkpoints.ipynb #22cdfec7
+@patch
+def _save(self:Checkpoint, within=None):
+    save_checkpoint(self.path, self.learn, self.learn.history.rows, self.key, within)
+    self.last = time.monotonic()
 
-    def after_epoch(self):
-        # the last epoch needs none: the model itself is written next
-        if self.writes and self.done < len(self.learn.history.rows) < self.n_epoch: self._save()
+@patch
+def after_epoch(self:Checkpoint):
+    # the last epoch needs none: the model itself is written next
+    if self.writes and self.done < len(self.learn.history.rows) < self.n_epoch: self._save()

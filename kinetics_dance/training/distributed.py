@@ -7,6 +7,7 @@ __all__ = ['TeamBatchNorm', 'TeamDropout', 'TeamMixUp', 'Together']
 
 # %% ../../nbs/training/06_distributed.ipynb #4e928aa9
 import warnings
+from fastcore.basics import patch
 from ..core.base import StudyError, need_extra
 
 # %% ../../nbs/training/06_distributed.ipynb #2073a180
@@ -37,6 +38,7 @@ class _Sum(torch.autograd.Function):
         dist.all_reduce(g)
         return g
 
+# %% ../../nbs/training/06_distributed.ipynb #e11d4c9f
 class TeamBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm over the clips of all processes, on any device"
     def _check_input_dim(self, x): pass
@@ -57,7 +59,8 @@ class TeamBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(mean, k)
                 self.running_var.lerp_(var*n/(n-1), k)
         x = x*(var+self.eps).rsqrt().view(shape)
-        return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape)) if self.affine else x
+        return (torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
+                if self.affine else x)
 
 # %% ../../nbs/training/06_distributed.ipynb #7c93bb42
 class TeamDropout(nn.Dropout):
@@ -76,7 +79,9 @@ class TeamDropout(nn.Dropout):
 def _swap(model, device):
     "Let batch norms and dropouts look at whole batches; returns what has to be undone"
     norm = nn.SyncBatchNorm if device == 'cuda' else TeamBatchNorm
-    new = {nn.BatchNorm1d: norm, nn.BatchNorm2d: norm, nn.BatchNorm3d: norm, nn.Dropout: TeamDropout}
+    new = {
+        nn.BatchNorm1d: norm, nn.BatchNorm2d: norm, nn.BatchNorm3d: norm, nn.Dropout: TeamDropout
+    }
     was = [(m, type(m)) for m in model.modules() if type(m) in new]
     for m,old in was:
         m.__class__ = new[old]
@@ -126,14 +131,9 @@ class Together(DistributedTrainer):
 
     def before_fit(self):
         if self.dls.train.bs < self.team.size:
-            raise StudyError(f'{self.dls.train.bs} training clips cannot be shared among {self.team.size} processes; '
-                             'start fewer')
-        done = torch.tensor([len(self.learn.history.rows), self.dls.train.resume[1]])
-        known = [torch.empty_like(done) for _ in range(self.team.size)]
-        dist.all_gather(known, done)
-        if any((k != done).any() for k in known):
-            raise StudyError('runs: the processes do not see the same checkpoint; '
-                             'put runs on a disk that all machines share')
+            raise StudyError(f'{self.dls.train.bs} training clips cannot be shared among '
+                             f'{self.team.size} processes; start fewer')
+        self._check_checkpoint()
         for cb in [cb for cb in self.learn.cbs if type(cb) is MixUp]:
             self.learn.remove_cb(cb)
             self.learn.add_cb(TeamMixUp(cb, self.team))
@@ -147,23 +147,40 @@ class Together(DistributedTrainer):
         super().before_train()
         self._same_draws()
 
-    def _same_draws(self):
-        "Random numbers go on as those of the first process"
-        draws = [(torch.get_rng_state, torch.set_rng_state)]
-        if self.device == 'cuda': draws.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state))
-        for get,put in draws:
-            state = get()
-            dist.broadcast(state, 0)
-            put(state)
-
-    def before_batch(self):
-        n = len(self.y)
-        for m in self.dropouts: m.rows = *share(n, self.team.rank, self.team.size),n
-    def after_pred(self): self.learn.pred = _join(self.pred, self.team, len(self.y))
-    def after_loss(self):
-        if self.training: self.learn.loss_grad = self.learn.loss_grad*self.team.size
-
     def after_fit(self):
         super().after_fit()
         for m,old in self.was: m.__class__ = old
         for dl in self.dls: dl.part = 0,1
+
+# %% ../../nbs/training/06_distributed.ipynb #e198a0c4
+@patch
+def _check_checkpoint(self:Together):
+    done = torch.tensor([len(self.learn.history.rows), self.dls.train.resume[1]])
+    known = [torch.empty_like(done) for _ in range(self.team.size)]
+    dist.all_gather(known, done)
+    if any((k != done).any() for k in known):
+        raise StudyError('runs: the processes do not see the same checkpoint; '
+                         'put runs on a disk that all machines share')
+
+# %% ../../nbs/training/06_distributed.ipynb #7146322d
+@patch
+def _same_draws(self:Together):
+    "Random numbers go on as those of the first process"
+    draws = [(torch.get_rng_state, torch.set_rng_state)]
+    if self.device == 'cuda': draws.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state))
+    for get,put in draws:
+        state = get()
+        dist.broadcast(state, 0)
+        put(state)
+
+@patch
+def before_batch(self:Together):
+    n = len(self.y)
+    for m in self.dropouts: m.rows = *share(n, self.team.rank, self.team.size),n
+
+@patch
+def after_pred(self:Together): self.learn.pred = _join(self.pred, self.team, len(self.y))
+
+@patch
+def after_loss(self:Together):
+    if self.training: self.learn.loss_grad = self.learn.loss_grad*self.team.size

@@ -33,7 +33,8 @@ def class_weights(
 
 # %% ../../nbs/training/01_learner.ipynb #137ab46a
 def split_parameters(
-    model:nn.Module, # With `features` where it has a picture network, or a method `backbone_parameters`
+    # With `features` where it has a backbone, or a method `backbone_parameters`
+    model:nn.Module,
 )->list: # Four lists: body and head, each decayed and not decayed
     "The groups of parameters that are treated differently"
     if getattr(model, 'features', None) is not None: body = model.features.parameters()
@@ -61,10 +62,12 @@ def check_device(
 ):
     "Raise `StudyError` where this machine has no such device"
     kind,_,number = device.partition(':')
-    there = dict(cpu=lambda: True, mps=torch.backends.mps.is_available,
-                 cuda=lambda: torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count())
+    there = dict(
+        cpu=lambda: True, mps=torch.backends.mps.is_available,
+        cuda=lambda: torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count())
     if not there[kind]():
-        raise StudyError(f'device: {device} was asked for, but this machine has none that torch can use; set device: cpu')
+        raise StudyError(f'device: {device} was asked for, but this machine has none that torch '
+                         'can use; set device: cpu')
 
 # %% ../../nbs/training/01_learner.ipynb #1839b49f
 class _Learner(Learner):
@@ -79,8 +82,10 @@ class _Learner(Learner):
         if event_name not in self._who:
             if not hasattr(event, event_name): raise AttributeError(f'missing {event_name}')
             # after_fit also switches callbacks on again
-            self._who[event_name] = [cb for cb in self.cbs.sorted('order') if event_name == 'after_fit'
-                                     or event_name in vars(cb) or hasattr(type(cb), event_name)]
+            self._who[event_name] = [
+                cb for cb in self.cbs.sorted('order') if event_name == 'after_fit'
+                or event_name in vars(cb) or hasattr(type(cb), event_name)
+            ]
         for cb in self._who[event_name]: cb(event_name)
 
 # %% ../../nbs/training/01_learner.ipynb #b87a31bf
@@ -89,7 +94,8 @@ def make_learner(
     dls:ClipDataLoaders,    # What to learn from, and what to watch; nothing is chosen by the second
     recipe:Recipe=Recipe(), # The settings
 )->Learner: # Ready for `fit`
-    "The one recipe: AdamW, gradient clipping, label smoothing; mixup, class weights, mixed precision where asked for"
+    """The one recipe: AdamW, gradient clipping, label smoothing; mixup, class weights, mixed
+    precision where asked for"""
     check_device(recipe.device)
     clips = dls.train.clips
     weight = class_weights(clips.y, len(clips.classes)) if recipe.balance else None
@@ -97,13 +103,18 @@ def make_learner(
     if recipe.mixup: cbs.append(MixUp(recipe.mixup))
     if recipe.precision != 'float32': cbs.append(MixedPrecision(recipe.precision))
     # in place: weights keep their names
-    if recipe.compile and getattr(model, 'features', None) is not None: model.features.body.compile()
-    # torch's AdamW over all parameters at once: fastai's own steps one by one in Python, which a small model feels.
-    # Its `fused` form is faster still, but with it a training that was resumed did not end in the same bits
+    if recipe.compile and getattr(model, 'features', None) is not None:
+        model.features.body.compile()
+    # torch's AdamW over all parameters at once: fastai's own steps one by one in Python, which a
+    # small model feels.
+    # Its `fused` form is faster still, but with it a training that was resumed did not end in the
+    # same bits
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, foreach=True))
-    return _Learner(dls, model.to(recipe.device), loss_func=ClipLoss(recipe.label_smoothing, weight), opt_func=opt,
+    return _Learner(dls, model.to(recipe.device), loss_func=ClipLoss(recipe.label_smoothing,
+                                                                     weight), opt_func=opt,
                     splitter=lambda m: [g for g in split_parameters(m) if g], metrics=top1, cbs=cbs)
 
+# %% ../../nbs/training/01_learner.ipynb #8280fe38
 def rates(
     model:nn.Module, # A model
     recipe:Recipe,   # The settings
@@ -111,7 +122,7 @@ def rates(
 )->tuple: # Learning rates and weight decays, one a group that `make_learner` makes
     "Learning rate and weight decay of each group of parameters"
     there = [bool(g) for g in split_parameters(model)]
-    pick = lambda values: [v for v,t in zip(values, there) if t]
+    def pick(values): return [v for v,t in zip(values, there) if t]
     return (pick([lr*recipe.backbone_lr]*2+[lr]*2), pick([recipe.weight_decay, 0.]*2))
 
 # %% ../../nbs/training/01_learner.ipynb #fe723859
@@ -127,8 +138,9 @@ class History(Callback):
     def after_epoch(self):
         if self.epoch != len(self.rows): return     # an epoch that is skipped was not seen again
         _,valid_loss,top1 = self.recorder.values[-1]
-        self.rows.append(dict(epoch=self.epoch, train_loss=float(self.total/self.n), valid_loss=float(valid_loss),
-                              top1=float(top1)))
+        self.rows.append(
+            dict(epoch=self.epoch, train_loss=float(self.total/self.n),
+                 valid_loss=float(valid_loss), top1=float(top1)))
 
 # %% ../../nbs/training/01_learner.ipynb #e196a746
 def fit(
@@ -147,10 +159,12 @@ def fit(
     if learn.opt is None: learn.create_opt()
     try:
         with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(epochs, lrs, wd=decays, pct_start=.25, start_epoch=start, cbs=[history, *cbs])
+            learn.fit_one_cycle(epochs, lrs, wd=decays, pct_start=.25, start_epoch=start,
+                                cbs=[history, *cbs])
     # fastai puts words of its own before it
     except (FloatingPointError, StudyError) as e: raise type(e)(str(e).split('\n\t')[-1]) from None
-    except RuntimeError as e: # the end of a worker is a signal, which may come in the middle of a step
+    # the end of a worker is a signal, which may come in the middle of a step
+    except RuntimeError as e:
         if (clear := worker_error(e)) is None: raise
         raise clear from None
     return pd.DataFrame(history.rows)

@@ -14,11 +14,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from filelock import FileLock
+from fastcore.basics import patch
 from ..core.base import StudyError, need_extra
 from .recipe import Recipe
 
 # %% ../../nbs/training/05_process_group.ipynb #abdce55f
-_SECONDS,_MEETING = 7200,600 # that one process waits for another: in a training, and at its beginning
+# that one process waits for another: in a training, and at its beginning
+_SECONDS,_MEETING = 7200,600
 
 def environment()->tuple: # Number of this process, how many there are, number on its machine
     "Who this process is, as torchrun and accelerate say it"
@@ -29,19 +31,23 @@ def environment()->tuple: # Number of this process, how many there are, number o
 def _check_team(recipe, size, local):
     need_extra('cluster', 'accelerate', purpose=f'training in {size} processes')
     if recipe.batch_size < size:
-        raise StudyError(f'batch_size: {recipe.batch_size} clips cannot be shared among {size} processes; '
+        raise StudyError(f'batch_size: {recipe.batch_size} clips cannot be shared among '
+                         f'{size} processes; '
                          'set a larger batch_size, or start fewer processes')
     if recipe.device not in ('cpu', 'cuda'):
-        raise StudyError(f'device: {recipe.device} is one device, for {size} processes; set device: cuda, or cpu')
+        raise StudyError(f'device: {recipe.device} is one device, for {size} processes; '
+                         'set device: cuda, or cpu')
     if recipe.device == 'cuda' and local >= torch.cuda.device_count():
-        raise StudyError(f'device: process {local+1} of this machine has no GPU, there are {torch.cuda.device_count()}; '
+        raise StudyError(f'device: process {local+1} of this machine has no GPU, '
+                         f'there are {torch.cuda.device_count()}; '
                          'start as many processes as there are GPUs')
 
+# %% ../../nbs/training/05_process_group.ipynb #e77fef20
 def _meet(store, rank, size):
     "A part of the launcher's store that nobody wrote to before these processes were started"
     store,me,until = dist.PrefixStore('team', store),uuid.uuid4().hex,time.monotonic()+_MEETING
-    read = lambda key: store.get(key).decode() if store.check([key]) else ''
-    names = lambda: [read(f'name/{r}') for r in range(1, size)]
+    def read(key): return store.get(key).decode() if store.check([key]) else ''
+    def names(): return [read(f'name/{r}') for r in range(1, size)]
     if rank: store.set(f'name/{rank}', me)
     while time.monotonic() < until:
         if not rank:
@@ -54,6 +60,7 @@ def _meet(store, rank, size):
     raise StudyError(f'process {rank} of {size} waited {_MEETING/60:.0f} minutes for the others; '
                      'do all machines run the same command?')
 
+# %% ../../nbs/training/05_process_group.ipynb #e7c0668f
 def open_process_group(
     recipe:Recipe=Recipe(), # Its device and its batch are shared
 ): # A `Team`, of one where nobody started several
@@ -64,8 +71,9 @@ def open_process_group(
     if recipe.device == 'cuda': torch.cuda.set_device(local)
     if not dist.is_initialized():
         store,*_ = next(rendezvous('env://', timeout=timedelta(seconds=_MEETING)))
-        dist.init_process_group('cpu:gloo,cuda:nccl' if recipe.device == 'cuda' else 'gloo', rank=rank, world_size=size,
-                                store=_meet(store, rank, size), timeout=timedelta(seconds=_SECONDS))
+        dist.init_process_group('cpu:gloo,cuda:nccl' if recipe.device == 'cuda' else 'gloo',
+                                rank=rank, world_size=size, store=_meet(store, rank, size),
+                                timeout=timedelta(seconds=_SECONDS))
         atexit.register(dist.destroy_process_group)
     return ProcessGroup(rank, size)
 
@@ -86,36 +94,42 @@ class ProcessGroup:
         "The lock of the whole team, held by its first process"
         return FileLock(path) if self.first else nullcontext()
 
-    def agree(self,
-        value=None, # What can be written as JSON
-    ): # What the first process gave
-        "Let all go on with what the first process says; all of them wait for it"
-        if self.size == 1: return value
-        text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-        n = torch.tensor(len(text))
-        dist.broadcast(n, 0)
-        if not self.first: text = torch.empty(int(n), dtype=torch.uint8)
-        dist.broadcast(text, 0)
-        return json.loads(bytes(text.tolist()))
+# %% ../../nbs/training/05_process_group.ipynb #31a5967c
+@patch
+def agree(self:ProcessGroup,
+    value=None, # What can be written as JSON
+): # What the first process gave
+    "Let all go on with what the first process says; all of them wait for it"
+    if self.size == 1: return value
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    n = torch.tensor(len(text))
+    dist.broadcast(n, 0)
+    if not self.first: text = torch.empty(int(n), dtype=torch.uint8)
+    dist.broadcast(text, 0)
+    return json.loads(bytes(text.tolist()))
 
-    def deal(self,
-        n:int,  # Things to do, in a row
-        bs:int, # How many are done at a time
-    )->np.ndarray: # Places of those that this process does
-        "Whole batches, dealt out in turn"
-        return np.flatnonzero(np.arange(n)//bs % self.size == self.rank)
+@patch
+def deal(self:ProcessGroup,
+    n:int,  # Things to do, in a row
+    bs:int, # How many are done at a time
+)->np.ndarray: # Places of those that this process does
+    "Whole batches, dealt out in turn"
+    return np.flatnonzero(np.arange(n)//bs % self.size == self.rank)
 
-    def gather(self,
-        rows:np.ndarray, # What this process computed, `(m,...)`
-        at:np.ndarray,   # Where its rows belong, `(m,)`
-        n:int,           # How many there are in all
-    )->np.ndarray: # `(n,...)`, float64, the same for all
-        "The rows of all processes in their places, each of them once"
-        whole,count = np.zeros((n, *rows.shape[1:])),np.zeros(n)
-        whole[at] = rows
-        count[at] += 1
-        if self.size > 1:
-            for a in (whole, count): dist.all_reduce(torch.from_numpy(a))
-        if not (count == 1).all():
-            raise RuntimeError(f'{(count != 1).sum()} of {n} rows were computed by none or by several processes')
-        return whole
+# %% ../../nbs/training/05_process_group.ipynb #b443ccd8
+@patch
+def gather(self:ProcessGroup,
+    rows:np.ndarray, # What this process computed, `(m,...)`
+    at:np.ndarray,   # Where its rows belong, `(m,)`
+    n:int,           # How many there are in all
+)->np.ndarray: # `(n,...)`, float64, the same for all
+    "The rows of all processes in their places, each of them once"
+    whole,count = np.zeros((n, *rows.shape[1:])),np.zeros(n)
+    whole[at] = rows
+    count[at] += 1
+    if self.size > 1:
+        for a in (whole, count): dist.all_reduce(torch.from_numpy(a))
+    if not (count == 1).all():
+        raise RuntimeError(f'{(count != 1).sum()} of {n} rows were computed by none or '
+                           'by several processes')
+    return whole

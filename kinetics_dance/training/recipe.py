@@ -8,6 +8,7 @@ __all__ = ['Recipe', 'check_choices']
 # %% ../../nbs/training/00_recipe.ipynb #cb04972b
 import re
 from dataclasses import asdict, dataclass, fields
+from fastcore.basics import patch
 from ..core.base import StudyError, nearest
 
 # %% ../../nbs/training/00_recipe.ipynb #b8c91af4
@@ -21,39 +22,50 @@ class Recipe:
     batch_size:int=8            # Clips
     lr:tuple=(.001, .003)       # Highest learning rates of the one-cycle schedule that are tried
     lr_epochs:int=8             # Passes to try one of them
-    backbone_lr:float=1.            # Share of it that the picture network gets: 0.1 for a pretrained one
+    # Share of it that the backbone gets: 0.1 for a pretrained one
+    backbone_lr:float=1.
     weight_decay:float=.05      # AdamW's, of matrices only
     label_smoothing:float=.1    # Share of certainty that is not asked for
     mixup:float=0.              # Strength of mixup (Zhang et al. 2018, arXiv:1710.09412); 0: none
-    balance:bool=False          # Weigh classes so that each counts the same, however many clips it has
-    flip:bool=False             # Mirror half of the clips; only where left and right are not what is asked
-    color_jitter:float=.2              # How much brightness, contrast and colour of a clip may change
-    train:str='all'             # `all`; or `head`: the picture network stays as it is, its features are stored once
+    # Weigh classes so that each counts the same, however many clips it has
+    balance:bool=False
+    # Mirror half of the clips; only where left and right are not what is asked
+    flip:bool=False
+    # How much brightness, contrast and colour of a clip may change
+    color_jitter:float=.2
+    # `all`; or `head`: the backbone stays as it is, its features are stored once
+    train:str='all'
     precision:str='float32'     # On CUDA also bf16 and fp16
-    compile:bool=False          # Compile the picture network (torch.compile)
-    workers:int|str='auto'      # Processes that fetch batches; `auto`: as many as help and fit (`fetching`)
+    compile:bool=False          # Compile the backbone (torch.compile)
+    # Processes that fetch batches; `auto`: as many as help and fit (`fetching`)
+    workers:int|str='auto'
     packed:bool=False           # Read training clips from shards, one after the other
-    threads:int=1               # CPU threads of one training; part of the recipe: sums in another order end in other weights
+    # CPU threads of one training; part of the recipe: sums in another order end in other weights
+    threads:int=1
     device:str='cpu'            # cpu, cuda, cuda:1, mps
     track:str='none'            # none, tensorboard or wandb
 
-    @classmethod
-    def of(cls, settings:dict # Settings by name, e.g. a study's; those of other things are left alone
-          )->'Recipe':
-        "The recipe among other settings"
-        return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
-
-    @property
-    def crop(self): return self.crop_height,self.crop_width
-
     def __post_init__(self): _check(self)
 
+# %% ../../nbs/training/00_recipe.ipynb #a5b33b23
+@patch(cls_method=True)
+def of(
+    cls:Recipe,
+    settings:dict, # Settings by name, e.g. a study's; those of other things are left alone
+)->Recipe:
+    "The recipe among other settings"
+    return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
+
+@patch(as_prop=True)
+def crop(self:Recipe): return self.crop_height, self.crop_width
+
 # %% ../../nbs/training/00_recipe.ipynb #e2adc076
-_LEAST = dict(clip_frames=1, crop_height=8, crop_width=8, epochs=1, batch_size=1, lr_epochs=1, threads=1)
-_CHOICES = dict(
-    train=('all', 'head'), precision=('float32', 'bf16', 'fp16'), track=('none', 'tensorboard', 'wandb'),
-    batch_norm=('train', 'frozen'), lstm_state=('mean', 'last'), transformer_tokens=('features', 'tubelet'),
-    transformer_pool=('mean', 'token'), extra_weights=('none', 'kinetics'))
+_LEAST = dict(clip_frames=1, crop_height=8, crop_width=8, epochs=1, batch_size=1, lr_epochs=1,
+              threads=1)
+_CHOICES = dict(train=('all', 'head'), precision=('float32', 'bf16', 'fp16'),
+                track=('none', 'tensorboard', 'wandb'), batch_norm=('train', 'frozen'),
+                lstm_state=('mean', 'last'), transformer_tokens=('features', 'tubelet'),
+                transformer_pool=('mean', 'token'), extra_weights=('none', 'kinetics'))
 
 def check_choices(
     settings:dict, # Settings by name; only those that are there are looked at
@@ -61,33 +73,45 @@ def check_choices(
     "Raise `StudyError` for a setting that is none of the words it may be"
     for k,words in _CHOICES.items():
         if k in settings and settings[k] not in words:
-            raise StudyError(f'{k}: {settings[k]!r} is none of {", ".join(words)}{nearest(settings[k], words)}')
+            raise StudyError(f'{k}: {settings[k]!r} is none of '
+                             f'{", ".join(words)}{nearest(settings[k], words)}')
 
 def _number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and x == x
 
+# %% ../../nbs/training/00_recipe.ipynb #6a1a6ab3
 def _check(self):
-    kinds = {int: (lambda x: isinstance(x, int) and not isinstance(x, bool), 'a whole number'), float: (_number, 'a number'),
-             bool: (lambda x: isinstance(x, bool), 'true or false'), str: (lambda x: isinstance(x, str), 'a word')}
+    kinds = {
+        int: (lambda x: isinstance(x, int) and not isinstance(x, bool), 'a whole number'),
+        float: (_number, 'a number'), bool: (lambda x: isinstance(x, bool), 'true or false'),
+        str: (lambda x: isinstance(x, str), 'a word')
+    }
     values = asdict(self)
     for f in fields(self):
         if f.name in ('lr', 'workers'): continue
         ok,what = kinds[f.type]
         if not ok(values[f.name]): raise StudyError(f'{f.name}: {values[f.name]!r} is not {what}')
     for k,least in _LEAST.items():
-        if values[k] < least: raise StudyError(f'{k}: {values[k]} is too small; give at least {least}')
+        if values[k] < least:
+            raise StudyError(f'{k}: {values[k]} is too small; give at least {least}')
     for k in ('label_smoothing', 'color_jitter'):
         if not 0 <= values[k] < 1: raise StudyError(f'{k}: {values[k]} is not from 0 to below 1')
     for k in ('weight_decay', 'mixup', 'backbone_lr'):
-        if not 0 <= values[k] < 100: raise StudyError(f'{k}: {values[k]} is not a sensible number from 0')
+        if not 0 <= values[k] < 100:
+            raise StudyError(f'{k}: {values[k]} is not a sensible number from 0')
     if self.workers != 'auto' and (not kinds[int][0](self.workers) or self.workers < 0):
         raise StudyError(f'workers: {self.workers!r} is neither auto nor a whole number from 0')
     lr = [self.lr] if _number(self.lr) else self.lr
-    if not isinstance(lr, (list, tuple)) or not lr or not all(_number(x) and 0 < x < 10 for x in lr) or len(set(lr)) < len(lr):
-        raise StudyError(f'lr: {self.lr!r} is not a list of different learning rates, such as [0.001, 0.003]')
+    if not isinstance(lr,
+                      (list, tuple)) or not lr or not all(_number(x) and 0 < x < 10
+                                                          for x in lr) or len(set(lr)) < len(lr):
+        raise StudyError(f'lr: {self.lr!r} is not a list of different learning rates, '
+                         'such as [0.001, 0.003]')
     object.__setattr__(self, 'lr', tuple(float(x) for x in lr))
     check_choices(values)
     if not re.fullmatch(r'cpu|mps|cuda(:\d{1,2})?', self.device):
         raise StudyError(f'device: {self.device!r} is none of cpu, mps, cuda, cuda:1 …')
     if self.precision != 'float32' and not self.device.startswith('cuda'):
-        raise StudyError(f'precision: {self.precision} is for CUDA; set device: cuda, or precision: float32')
-    if self.mixup and self.batch_size < 2: raise StudyError('mixup: takes at least two clips a batch; set batch_size: 2')
+        raise StudyError(f'precision: {self.precision} is for CUDA; set device: cuda, '
+                         'or precision: float32')
+    if self.mixup and self.batch_size < 2:
+        raise StudyError('mixup: takes at least two clips a batch; set batch_size: 2')

@@ -12,26 +12,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from ..core.base import StudyError, nearest, need_extra, writing
 from ..core.text import for_figure
 
 # %% ../../nbs/training/03_tracking.ipynb #6bcbf5ce
 def prediction_table(
-    predictions:pd.DataFrame, # clip_id, label, split and `p_<class>`, as `write_predictions` writes them
+    # clip_id, label, split and `p_<class>`, as `write_predictions` writes them
+    predictions:pd.DataFrame,
 )->pd.DataFrame: # split, clip_id, label, predicted, probability (of what was predicted)
     "What was said of each clip"
     p = predictions.filter(regex='^p_')
-    return (predictions[['split', 'clip_id', 'label']]
-            .assign(predicted=p.columns[p.to_numpy().argmax(1)].str[2:], probability=p.max(axis=1).round(4))
-            .sort_values(['split', 'clip_id'], ignore_index=True))
+    return (predictions[['split', 'clip_id', 'label']].assign(
+        predicted=p.columns[p.to_numpy().argmax(1)].str[2:],
+        probability=p.max(axis=1).round(4)).sort_values(['split', 'clip_id'], ignore_index=True))
 
 def confusion_counts(
     table:pd.DataFrame, # From `prediction_table`
     classes:list,       # All class names
 )->pd.DataFrame: # Clips, a row for each true class, a column for each predicted one
     "How often each class was taken for each other"
-    return (pd.crosstab(table.label, table.predicted).reindex(index=classes, columns=classes, fill_value=0)
-            .rename_axis(index='true', columns='predicted'))
+    return (pd.crosstab(table.label, table.predicted).reindex(index=classes, columns=classes,
+                                                              fill_value=0).rename_axis(
+                                                                  index='true',
+                                                                  columns='predicted'))
 
 # %% ../../nbs/training/03_tracking.ipynb #c8440307
 class Tracker:
@@ -39,8 +43,8 @@ class Tracker:
     def __init__(self,
         folder,         # Of all that is tracked in a study, e.g. runs/demo/tracking
         name:str,       # Of the model
-        seed:int,       # Of the unit
-        params:dict,    # Settings of the unit, by name
+        seed:int,       # Of the training run
+        params:dict,    # Its settings, by name
     ):
         self.folder,self.name,self.seed,self.params = Path(folder),name,int(seed),dict(params)
         self.begun = self.broken = False
@@ -52,33 +56,42 @@ class Tracker:
         except Exception as e:
             self.broken = True
             said = ' '.join(str(e).split())[:200]
-            warnings.warn(f'{type(self).__name__} failed and is off for {self.name}, seed {self.seed}; the training goes on '
+            warnings.warn(f'{type(self).__name__} failed and is off for {self.name}, '
+                          f'seed {self.seed}; the training goes on '
                           f'({type(e).__name__}: {said})', RuntimeWarning, stacklevel=2)
 
-    def begin(self,
-        past:list|tuple=(), # Rows of the history, of epochs that were trained before
-    ):
-        "A unit is trained from here"
-        if not self.begun: self._tell('_begin', list(past))
-        self.begun = True
+# %% ../../nbs/training/03_tracking.ipynb #35aa69c7
+@patch
+def begin(self:Tracker,
+    past:list|tuple=(), # Rows of the history, of epochs that were trained before
+):
+    "A training run begins"
+    if not self.begun: self._tell('_begin', list(past))
+    self.begun = True
 
-    def epoch(self,
-        row:dict, # epoch, train_loss, valid_loss, top1, lr
-    ):
-        "An epoch is over"
-        self._tell('_epoch', row)
+@patch
+def epoch(self:Tracker,
+    row:dict, # epoch, train_loss, valid_loss, top1, lr
+):
+    "An epoch is over"
+    self._tell('_epoch', row)
 
-    def finish(self,
-        predictions:pd.DataFrame, # As `write_predictions` writes them
-        classes:list,             # All class names
-    ):
-        "A unit is done"
-        if type(self) is Tracker: return
-        self.begin()
-        table = prediction_table(predictions)
-        self._tell('_finish', table, {s: confusion_counts(t, list(classes)) for s,t in table.groupby('split')})
+# %% ../../nbs/training/03_tracking.ipynb #36071e84
+@patch
+def finish(self:Tracker,
+    predictions:pd.DataFrame, # As `write_predictions` writes them
+    classes:list,             # All class names
+):
+    "A training run is done"
+    if type(self) is Tracker: return
+    self.begin()
+    table = prediction_table(predictions)
+    self._tell('_finish', table,
+               {s: confusion_counts(t, list(classes)) for s, t in table.groupby('split')})
 
-    def scores(self, table): return (table.label == table.predicted).groupby(table.split).mean()
+# %% ../../nbs/training/03_tracking.ipynb #486cd112
+@patch
+def scores(self:Tracker, table): return (table.label == table.predicted).groupby(table.split).mean()
 
 # %% ../../nbs/training/03_tracking.ipynb #1e16ffac
 class _Epochs(Callback):
@@ -91,12 +104,17 @@ class _Epochs(Callback):
         self.told = len(self._rows())
     def after_epoch(self):
         rows = self._rows()     # has no new row for an epoch that a resumed training skips
-        if len(rows) > self.told: self.to.epoch(rows[-1] | dict(lr=float(self.opt.hypers[-1]['lr'])))
+        if len(rows) > self.told:
+            self.to.epoch(rows[-1] | dict(lr=float(self.opt.hypers[-1]['lr'])))
         self.told = len(rows)
 
 def _markdown(df):
-    line = lambda values: '| '+' | '.join(str(v).replace('|', '/') for v in values)+' |'
-    return '\n'.join([line(df.columns), line(['---']*df.shape[1]), *(line(r) for r in df.itertuples(index=False))])
+    def line(values): return '| '+' | '.join(str(v).replace('|', '/') for v in values)+' |'
+
+    return '\n'.join([
+        line(df.columns),
+        line(['---']*df.shape[1]), *(line(r) for r in df.itertuples(index=False))
+    ])
 
 # %% ../../nbs/training/03_tracking.ipynb #c9ca7a46
 class TensorBoardTracker(Tracker):
@@ -109,7 +127,9 @@ class TensorBoardTracker(Tracker):
             for old in at.glob('events.out.tfevents.*'): old.unlink(missing_ok=True)
         self.writer = SummaryWriter(at, purge_step=past[-1]['epoch']+1 if goes_on else None)
         if goes_on: return
-        self.writer.add_text('parameters', _markdown(pd.DataFrame(sorted(self.params.items()), columns=['name', 'value'])), 0)
+        self.writer.add_text(
+            'parameters',
+            _markdown(pd.DataFrame(sorted(self.params.items()), columns=['name', 'value'])), 0)
         for row in past: self._epoch(row)
 
     def _epoch(self, row):
@@ -117,14 +137,23 @@ class TensorBoardTracker(Tracker):
             if k != 'epoch': self.writer.add_scalar(k, v, row['epoch'])
         self.writer.flush()
 
-    def _finish(self, table, matrices):
-        for split,m in matrices.items():
-            self.writer.add_figure(f'confusion/{split}', draw_confusion(m, f'{self.name}, seed {self.seed}: {split}'))
-            self.writer.add_text(f'confusion/{split}', _markdown(m.reset_index()))
-            self.writer.add_text(f'predictions/{split}', _markdown(table[table.split == split].drop(columns='split')))
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k,v in self.params.items()}
-        self.writer.add_hparams(plain, {f'score/{s}': v for s,v in self.scores(table).items()}, run_name='.')
-        self.writer.close()
+# %% ../../nbs/training/03_tracking.ipynb #e67843d6
+@patch
+def _finish(self:TensorBoardTracker, table, matrices):
+    for split,m in matrices.items():
+        self.writer.add_figure(f'confusion/{split}', draw_confusion(m, f'{self.name}, '
+                                                                       f'seed {self.seed}: '
+                                                                       f'{split}'))
+        self.writer.add_text(f'confusion/{split}', _markdown(m.reset_index()))
+        self.writer.add_text(f'predictions/{split}',
+                             _markdown(table[table.split == split].drop(columns='split')))
+    plain = {
+        k: v if isinstance(v, (bool, int, float, str)) else str(v)
+        for k, v in self.params.items()
+    }
+    self.writer.add_hparams(plain, {f'score/{s}': v for s, v in self.scores(table).items()},
+                            run_name='.')
+    self.writer.close()
 
 # %% ../../nbs/training/03_tracking.ipynb #5d31e46b
 def draw_confusion(
@@ -141,44 +170,60 @@ def draw_confusion(
     ax.set_xticks(range(len(m)), map(for_figure, m.columns), rotation=90, fontsize=7)
     ax.set_yticks(range(len(m)), map(for_figure, m.index), fontsize=7)
     for (i,j),v in np.ndenumerate(m.to_numpy()):
-        if v: ax.text(j, i, v, ha='center', va='center', fontsize=7, color='white' if v > m.iloc[i].sum()/2 else 'black')
+        if v:
+            ax.text(j, i, v, ha='center', va='center', fontsize=7,
+                    color='white' if v > m.iloc[i].sum()/2 else 'black')
     return fig
 
 # %% ../../nbs/training/03_tracking.ipynb #627a6eac
 class WandbTracker(Tracker):
     "A run of Weights & Biases, offline unless the user is logged in or has set WANDB_MODE"
-    def _begin(self, past):
-        own = str(self.folder/'wandb'/'cache')
-        # reports of errors go over the network even offline
-        for k,v in dict(WANDB_ERROR_REPORTING='false', WANDB_SILENT='true', WANDB_DATA_DIR=own, WANDB_CACHE_DIR=own).items():
-            os.environ.setdefault(k, v)
-        import wandb
-        mode = os.environ.get('WANDB_MODE') or ('online' if wandb.login(prompt=False, verify=False) else 'offline')
-        note = self.folder/'wandb'/f'{self.name}-seed{self.seed}.run'
-        goes_on = bool(past) and note.exists()
-        run_id = note.read_text().strip() if goes_on else uuid.uuid4().hex[:12]
-        with writing(note) as p: p.write_text(run_id)
-        quiet = ('disable_git', 'disable_code', 'x_disable_meta', 'x_disable_stats', 'x_disable_machine_info')
-        self.run = wandb.init(
-            project='kinetics_dance', group=str(self.params.get('study') or self.folder.parent.name), job_type=self.name,
-            name=f'{self.name} seed {self.seed}', id=run_id, resume='allow' if mode == 'online' else None, dir=self.folder, mode=mode,
-            config=self.params, reinit='finish_previous',
-            settings=wandb.Settings(silent=True, console='off', init_timeout=30, **dict.fromkeys(quiet, True)))
-        if not goes_on:
-            for row in past: self._epoch(row)
 
-    def _epoch(self, row): self.run.log(dict(row), step=row['epoch'])
+# %% ../../nbs/training/03_tracking.ipynb #81bb565e
+@patch
+def _begin(self:WandbTracker, past):
+    own = str(self.folder/'wandb'/'cache')
+    # reports of errors go over the network even offline
+    for k,v in dict(WANDB_ERROR_REPORTING='false', WANDB_SILENT='true', WANDB_DATA_DIR=own,
+                    WANDB_CACHE_DIR=own).items():
+        os.environ.setdefault(k, v)
+    import wandb
+    mode = os.environ.get('WANDB_MODE') or ('online' if wandb.login(prompt=False, verify=False)
+                                            else 'offline')
+    note = self.folder/'wandb'/f'{self.name}-seed{self.seed}.run'
+    goes_on = bool(past) and note.exists()
+    run_id = note.read_text().strip() if goes_on else uuid.uuid4().hex[:12]
+    with writing(note) as p: p.write_text(run_id)
+    quiet = ('disable_git', 'disable_code', 'x_disable_meta', 'x_disable_stats',
+             'x_disable_machine_info')
+    self.run = wandb.init(
+        project='kinetics_dance',
+        group=str(self.params.get('study') or self.folder.parent.name), job_type=self.name,
+        name=f'{self.name} seed {self.seed}', id=run_id,
+        resume='allow' if mode == 'online' else None, dir=self.folder, mode=mode,
+        config=self.params, reinit='finish_previous',
+        settings=wandb.Settings(silent=True, console='off', init_timeout=30,
+                                **dict.fromkeys(quiet, True)))
+    if not goes_on:
+        for row in past: self._epoch(row)
 
-    def _finish(self, table, matrices):
-        import wandb
-        shown = {'predictions': wandb.Table(dataframe=table)}
-        for split,m in matrices.items():
-            t,number = table[table.split == split],{c: k for k,c in enumerate(m.index)}
-            shown[f'confusion_{split}'] = wandb.plot.confusion_matrix(
-                y_true=t.label.map(number).tolist(), preds=t.predicted.map(number).tolist(), class_names=list(m.index), title=split)
-        self.run.log(shown)
-        for split,score in self.scores(table).items(): self.run.summary[f'top1_{split}'] = score
-        self.run.finish()
+# %% ../../nbs/training/03_tracking.ipynb #46129e22
+@patch
+def _epoch(self:WandbTracker, row): self.run.log(dict(row), step=row['epoch'])
+
+# %% ../../nbs/training/03_tracking.ipynb #617c4a85
+@patch
+def _finish(self:WandbTracker, table, matrices):
+    import wandb
+    shown = {'predictions': wandb.Table(dataframe=table)}
+    for split,m in matrices.items():
+        t,number = table[table.split == split],{c: k for k,c in enumerate(m.index)}
+        shown[f'confusion_{split}'] = wandb.plot.confusion_matrix(
+            y_true=t.label.map(number).tolist(), preds=t.predicted.map(number).tolist(),
+            class_names=list(m.index), title=split)
+    self.run.log(shown)
+    for split,score in self.scores(table).items(): self.run.summary[f'top1_{split}'] = score
+    self.run.finish()
 
 # %% ../../nbs/training/03_tracking.ipynb #63b01638
 TRACKERS = dict(none=Tracker, tensorboard=TensorBoardTracker, wandb=WandbTracker)
@@ -187,11 +232,14 @@ def make_tracker(
     kind:str,   # `none`, `tensorboard` or `wandb`
     folder,     # Of all that is tracked in a study, e.g. runs/demo/tracking
     name:str,   # Of the model
-    seed:int,   # Of the unit
-    params:dict, # Settings of the unit, by name
+    seed:int,   # Of the training run
+    params:dict, # Its settings, by name
 )->Tracker: # Its `callbacks` go into the training; its `finish` is called with the predictions
-    "Who is told how a unit is trained; raises `StudyError` for an unknown name or an absent package"
-    if kind not in TRACKERS: raise StudyError(f"track: {kind!r} is none of {', '.join(TRACKERS)}{nearest(kind, TRACKERS)}")
+    """Who is told how a training run goes; raises `StudyError` for an unknown name or an absent
+    package"""
+    if kind not in TRACKERS:
+        raise StudyError(f"track: {kind!r} is none of "
+                         f"{', '.join(TRACKERS)}{nearest(kind, TRACKERS)}")
     if kind != 'none':
         need_extra('track', kind, purpose=f'track: {kind}', instead='or set track: none')
     return TRACKERS[kind](folder, name, seed, params)

@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from ..core.base import Unavailable
 from ..core.processes import TOO_LARGE
 
@@ -37,6 +38,7 @@ def numbered_clip(path:str|Path,        # File to write; its ending chooses the 
         if sound: _tone(av, c, a, n/fps)
     return Path(path)
 
+# %% ../../nbs/video/00_decoding.ipynb #607a7047
 def _numbered_frame(av, i, h, w, fps):
     x = np.full((h, w, 3), 96, np.uint8)
     for k in range(10): x[h//4:h//2, k*w//10+1:(k+1)*w//10-1] = 255*(i >> k & 1)
@@ -64,12 +66,15 @@ def read_numbers(frames:np.ndarray # Frames of a numbered clip, (T,H,W,3) uint8,
 CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf'
 SAFE_INPUT = dict(protocol_whitelist='file', format_whitelist=CONTAINERS)
 
-_NOT_ITS_FAULT = errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE # says nothing of what it holds
+# says nothing of what it holds
+_NOT_ITS_FAULT = errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE
 
+# %% ../../nbs/video/00_decoding.ipynb #de291799
 @contextmanager
 def open_video(path:str|Path # A video file, of any origin
               ):
-    "Open a file as `(container, video stream)` for reading in order in one thread; `Unavailable` if it is no video"
+    """Open a file as `(container, video stream)` for reading in order in one thread; `Unavailable`
+    if it is no video"""
     import av
     try: c = av.open(f'file:{Path(path).absolute()}', options=SAFE_INPUT, metadata_errors='replace')
     except av.FFmpegError as e:
@@ -81,22 +86,27 @@ def open_video(path:str|Path # A video file, of any origin
         v = c.streams.best('video')
         if v.frames > Path(path).stat().st_size:
             raise Unavailable('too large', f'it claims {v.frames} frames, more than it has bytes')
-        if v.codec_context is None: raise Unavailable(_without(path), 'nobody knows how its pictures are coded')
+        if v.codec_context is None:
+            raise Unavailable(_without(path), 'nobody knows how its pictures are coded')
         v.thread_type, v.thread_count = 'NONE', 1
         yield c, v
 
+# %% ../../nbs/video/00_decoding.ipynb #0e0510bc
 def _what_is(path):
     "Why a file did not open: it begins like a video, so its end is missing, or it never was one"
     head = Path(path).open('rb').read(12)
-    video = head[4:8] in (b'ftyp', b'moov', b'mdat', b'free') or head[:4] in (b'\x1a\x45\xdf\xa3', b'RIFF', b'OggS')
+    video = head[4:8] in (b'ftyp', b'moov', b'mdat', b'free') or head[:4] in (b'\x1a\x45\xdf\xa3',
+                                                                              b'RIFF', b'OggS')
     return 'truncated' if video or not head else 'not a video'
 
 def _without(path):
-    "Why a file that did open shows no pictures: the header of an MP4 may be cut where it would have named them"
+    """Why a file that did open shows no pictures: the header of an MP4 may be cut where it would
+    have named them"""
     at, size = 0, Path(path).stat().st_size
     with Path(path).open('rb') as f:
         head = f.read(16)
-        for _ in range(1000 if head[4:8] == b'ftyp' else 0): # boxes, each of which says how long it is
+        # boxes, each of which says how long it is
+        for _ in range(1000 if head[4:8] == b'ftyp' else 0):
             n = int.from_bytes(head[:4], 'big')
             at += int.from_bytes(head[8:], 'big') if n == 1 else n
             if at > size: return 'truncated'
@@ -110,7 +120,8 @@ class Damaged(Unavailable):
     "What a file holds after the frames read so far cannot be trusted"
 
 def intact_frames(path:str|Path, # A video file, of any origin
-                 start:float=0, # Begin at a key frame before this second, where the file lets one jump there
+                 # Begin at a key frame before this second, where the file lets one jump there
+                 start:float=0,
                 ):              # Yields (seconds from the beginning, PyAV frame, its stream)
     "Frames in the order they are shown, to the end or to the first doubt: then raises `Damaged`"
     if start > 2:
@@ -124,6 +135,7 @@ def intact_frames(path:str|Path, # A video file, of any origin
             if n: raise
     yield from _decode(path)
 
+# %% ../../nbs/video/00_decoding.ipynb #ffc25136
 def _decode(path, since=0):
     import av
     with open_video(path) as (c, v):
@@ -137,19 +149,23 @@ def _decode(path, since=0):
                     clock.empty += 1
                     continue
                 if p.has_sidedata('encryption_info'): raise Unavailable('not a video', 'encrypted')
-                if p.is_corrupt: raise Damaged('truncated', f'a packet after frame {clock.n - 1} is incomplete')
+                if p.is_corrupt:
+                    raise Damaged('truncated', f'a packet after frame {clock.n - 1} is incomplete')
                 decoder = decoder or _decoder(path, v, p)
                 for f in _frames_of(p, decoder):
                     if f.is_corrupt: raise Damaged('truncated', f'frame {clock.n} is damaged')
                     yield clock.tick(f, last=p.dts is None and not p.size), f, v
         except av.FFmpegError as e:
             if isinstance(e, MemoryError): raise Unavailable('too large', TOO_LARGE) from None
-            raise Damaged('truncated', f'frame {clock.n} cannot be decoded ({e.strerror})') from None
+            raise Damaged('truncated',
+                          f'frame {clock.n} cannot be decoded ({e.strerror})') from None
         clock.stop()
 
+# %% ../../nbs/video/00_decoding.ipynb #eaed98ce
 def _jump(c, since):
     "Go to the last key frame before a second, in containers with an index that is exact"
-    if c.format.name.split(',')[0] not in ('mov', 'matroska'): raise Damaged('truncated', 'no index')
+    if c.format.name.split(',')[0] not in ('mov', 'matroska'):
+        raise Damaged('truncated', 'no index')
     c.seek(int(since*1e6) + (c.start_time or 0))
 
 # %% ../../nbs/video/00_decoding.ipynb #73dfb6d0
@@ -157,7 +173,8 @@ def _decoder(path, stream, packet):
     "The decoder that looks most closely"
     import av
     own = stream.codec_context
-    if own.name == 'vp9' and own.pix_fmt == 'yuv420p' and 'libvpx-vp9' in av.codecs_available and not _turned(path):
+    plain = own.name == 'vp9' and own.pix_fmt == 'yuv420p' and not _turned(path)
+    if plain and 'libvpx-vp9' in av.codecs_available:
         decoder = av.CodecContext.create('libvpx-vp9', 'r')
         decoder.thread_type, decoder.thread_count = 'NONE', 1
         return decoder
@@ -169,15 +186,18 @@ def _turned(path):
     "Is the picture shown turned? (Only the stream's own decoder is told.)"
     with open_video(path) as (c, v): return any(f.rotation for f in islice(c.decode(v), 1))
 
+# %% ../../nbs/video/00_decoding.ipynb #6ab0aeec
 def _nal_types(data, extradata):
     "Types of the units in an H.264 packet; 5 is a picture that nothing after it looks behind"
-    if extradata[:1] != b'\x01': return {m[1][0] & 31 for m in re.finditer(rb'\x00\x00\x01(.)', data, re.S)}
+    if extradata[:1] != b'\x01':
+        return {m[1][0] & 31 for m in re.finditer(rb'\x00\x00\x01(.)', data, re.S)}
     n, at, types = (extradata[4] & 3) + 1, 0, set()
     while at + n < len(data):
         types.add(data[at + n] & 31)
         at += n + int.from_bytes(data[at:at + n])
     return types
 
+# %% ../../nbs/video/00_decoding.ipynb #10fe368e
 def _frames_of(packet, decoder):
     import av
     try: return decoder.decode(packet if packet.size else None)
@@ -189,42 +209,55 @@ def _frames_of(packet, decoder):
 class _Clock:
     "Times of the frames of one stream, and whether one is missing"
     def __init__(self, c, v):
-        self.rate, self.name, self.tb = float(v.guessed_rate or v.average_rate or 25), c.format.name, v.time_base
+        self.rate = float(v.guessed_rate or v.average_rate or 25)
+        self.name = c.format.name
+        self.tb = v.time_base
         self.zero, self.reach, self.at = (c.start_time or 0)/1e6, 0., None
         self.n, self.empty, self.last, self.steps = 0, 0, None, []
-        # these two have no header: their length is a guess from where they end, and what is lost leaves no trace
+        # these two have no header: their length is a guess from where they end, and what is lost
+        # leaves no trace
         self.skipped = self.name in ('mpegts', 'mpeg')
         self.claimed = None if self.skipped or not c.duration else c.duration/1e6
 
     def look(self, p):
         "Up to which second the packets go, and whether bytes lie between them that are in none"
-        if p.pts is not None: self.reach = max(self.reach, float((p.pts + (p.duration or 0))*p.time_base))
-        if self.name.split(',')[0] in ('matroska', 'flv') and p.size and p.pos is not None and p.pos >= 0:
+        if p.pts is not None:
+            self.reach = max(self.reach, float((p.pts + (p.duration or 0))*p.time_base))
+        if self.name.split(',')[0] in ('matroska',
+                                       'flv') and p.size and p.pos is not None and p.pos >= 0:
             self.skipped |= self.at is not None and p.pos - self.at > 200
             self.at = p.pos + p.size
 
-    def tick(self, f, last):
-        "Seconds at which a frame is shown; `last`: it came out because the file ended"
-        # AVI knows no times: its frames come at its rate
-        t = (self.n + self.empty)/self.rate if f.pts is None or self.name == 'avi' else float(f.pts*self.tb)
-        if self.n:
-            step, doubt = t - self.last, self.skipped or last and not self.ended()
-            if step < 0 or doubt and step > 1.7*np.median(self.steps or [1/self.rate]):
-                raise Damaged('truncated', f'frame {self.n} is missing')
-            self.steps.append(step)
-        self.last, self.n = t, self.n + 1
-        return t - self.zero
+# %% ../../nbs/video/00_decoding.ipynb #4bd1a67a
+@patch
+def tick(self:_Clock, f, last):
+    "Seconds at which a frame is shown; `last`: it came out because the file ended"
+    # AVI knows no times: its frames come at its rate
+    t = ((self.n + self.empty)/self.rate
+         if f.pts is None or self.name == 'avi' else float(f.pts*self.tb))
+    if self.n:
+        step, doubt = t - self.last, self.skipped or last and not self.ended()
+        if step < 0 or doubt and step > 1.7*np.median(self.steps or [1/self.rate]):
+            raise Damaged('truncated', f'frame {self.n} is missing')
+        self.steps.append(step)
+    self.last, self.n = t, self.n + 1
+    return t - self.zero
 
-    def ended(self):
-        "Does the file end where its header says? True, False, or None: no word, or it is a frame or two"
-        missing = (self.claimed or 0) - self.reach
-        return (None if self.claimed is None else True if missing < .5/self.rate else
-                False if missing > max(.2, 3/self.rate, .02*self.claimed) else None)
+@patch
+def ended(self:_Clock):
+    """Does the file end where its header says? True, False, or None: no word, or it is a frame or
+    two"""
+    missing = (self.claimed or 0) - self.reach
+    return (None if self.claimed is None else True if missing < .5/self.rate else
+            False if missing > max(.2, 3/self.rate, .02*self.claimed) else None)
 
-    def stop(self):
-        if not self.n: raise Damaged('truncated', 'not one frame can be decoded')
-        if self.ended() is False:
-            raise Damaged('truncated', f'it ends at {self.reach:.2f} of the {self.claimed:.2f} s it claims')
+# %% ../../nbs/video/00_decoding.ipynb #8fa605a1
+@patch
+def stop(self:_Clock):
+    if not self.n: raise Damaged('truncated', 'not one frame can be decoded')
+    if self.ended() is False:
+        raise Damaged('truncated', f'it ends at {self.reach:.2f} of the '
+                                   f'{self.claimed:.2f} s it claims')
 
 # %% ../../nbs/video/00_decoding.ipynb #57856c59
 def upright_size(frame, # A PyAV frame
@@ -234,14 +267,20 @@ def upright_size(frame, # A PyAV frame
     h, w = frame.height, round(frame.width*float(stream.sample_aspect_ratio or 1))
     return (w, h) if frame.rotation % 180 else (h, w)
 
+# %% ../../nbs/video/00_decoding.ipynb #e4d2716f
 def probe(path:str|Path,   # A video file
-          count:bool=True, # Count the frames? Else `frames`, `fps` and `seconds` are as the header claims
-         ) -> dict: # container, codec, width, height (as shown), frames, counted, seconds, fps, constant, audio, error
-    "What is really in a file: its frames decoded and counted, never believed. Raises `Unavailable` if it is no video."
+          # Count the frames? Else `frames`, `fps` and `seconds` are as the header claims
+          count:bool=True,
+         # container, codec, width, height (as shown), frames, counted, seconds, fps, constant,
+         # audio, error
+         ) -> dict:
+    """What is really in a file: its frames decoded and counted, never believed. Raises
+    `Unavailable` if it is no video."""
     with open_video(path) as (c, v):
         rate = float(v.guessed_rate or v.average_rate or 25)
         seconds = float(v.duration*v.time_base if v.duration else (c.duration or 0)/1e6)
-        out = dict(container=c.format.name.split(',')[0], codec=v.codec.canonical_name, audio=bool(c.streams.audio))
+        out = dict(container=c.format.name.split(',')[0], codec=v.codec.canonical_name,
+                   audio=bool(c.streams.audio))
         frames = v.frames or round(seconds*rate)
     times, error, constant = [], None, None
     try:
@@ -256,9 +295,10 @@ def probe(path:str|Path,   # A video file
     if count:
         rate, constant = _steadiness(times, rate)
         frames, seconds = len(times), times[-1] - times[0] + 1/rate
-    return out | dict(width=width, height=height, frames=frames, counted=count, seconds=round(seconds, 3),
-                      fps=round(rate, 3), constant=constant, error=error)
+    return out | dict(width=width, height=height, frames=frames, counted=count, seconds=round(
+        seconds, 3), fps=round(rate, 3), constant=constant, error=error)
 
+# %% ../../nbs/video/00_decoding.ipynb #19d0b575
 def _steadiness(times, rate):
     "Frames a second (the claimed number, if it is about right), and whether each comes at its time"
     if len(times) < 3: return rate, None

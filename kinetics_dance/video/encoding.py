@@ -11,6 +11,7 @@ import hashlib, math, mmap, os, re, subprocess, tempfile, threading, time, zlib
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from fastcore.basics import patch
 from ..core.base import writing
 from ..core.base import Unavailable
 from .decoding import CONTAINERS, Damaged, open_video, probe, intact_frames
@@ -26,24 +27,28 @@ class Shaper:
     def __call__(self, frame, # A PyAV frame
                  height:int, width:int # Size of the result, upright
                 ):            # A PyAV frame
-        form = (height, width, frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range,
-                turns := round(frame.rotation/90) % 4)
+        form = (height, width, frame.width, frame.height, frame.format.name, frame.colorspace,
+                frame.color_range, turns := round(frame.rotation/90) % 4)
         if form != self.form:
             lying = (width, height) if turns % 2 else (height, width)
             self.graph, self.form = self._graph(frame, *lying, turns), form
         self.graph.push(frame)
         return self.graph.pull()
 
-    def _graph(self, frame, h, w, turns):
-        import av.filter
-        g = av.filter.Graph()
-        g.threads = 1
-        turn = ([], [('transpose', 'cclock')], [('hflip', None), ('vflip', None)], [('transpose', 'clock')])[turns]
-        steps = ('scale', f'{w}:{h}:{self.options}'), ('format', self.pix_fmt), *turn, ('buffersink', None)
-        first = g.add_buffer(width=frame.width, height=frame.height, format=frame.format,
-                             time_base=frame.time_base or Fraction(1, 1000))
-        g.link_nodes(first, *(g.add(*s) for s in steps)).configure()
-        return g
+# %% ../../nbs/video/01_encoding.ipynb #c7242a6c
+@patch
+def _graph(self:Shaper, frame, h, w, turns):
+    import av.filter
+    g = av.filter.Graph()
+    g.threads = 1
+    turn = ([], [('transpose', 'cclock')], [('hflip', None),
+                                            ('vflip', None)], [('transpose', 'clock')])[turns]
+    steps = ('scale', f'{w}:{h}:{self.options}'), ('format', self.pix_fmt), *turn, ('buffersink',
+                                                                                    None)
+    first = g.add_buffer(width=frame.width, height=frame.height, format=frame.format,
+                         time_base=frame.time_base or Fraction(1, 1000))
+    g.link_nodes(first, *(g.add(*s) for s in steps)).configure()
+    return g
 
 # %% ../../nbs/video/01_encoding.ipynb #e2af5b84
 def steady(frames,     # What `intact_frames` yields
@@ -52,7 +57,13 @@ def steady(frames,     # What `intact_frames` yields
            ticks:int=None,# How many (default: to the end)
           ):           # Yields (frame, stream), one a tick
     "The frame on screen at each tick of a constant rate; ends with `Damaged` where `frames` does"
-    k, held, zero, since, until, doubt, ticks = 0, None, None, start, 0, None, 10**9 if ticks is None else ticks
+    k = 0
+    held = None
+    zero = None
+    since = start
+    until = 0
+    doubt = None
+    ticks = 10**9 if ticks is None else ticks
     try:
         for t, f, v in frames:
             if zero is None: # not there yet
@@ -65,10 +76,12 @@ def steady(frames,     # What `intact_frames` yields
             held, since = (f, v), t
             length = float(f.duration*v.time_base)*rate if f.duration else 1
     except Damaged as e: doubt = e
-    if held: until = round_half_up((since - (zero or _tick_0(since, start, rate)))*rate + max(1, length))
+    if held:
+        until = round_half_up((since - (zero or _tick_0(since, start, rate)))*rate + max(1, length))
     for k in range(k, min(until, ticks)): yield held
     if doubt: raise doubt
 
+# %% ../../nbs/video/01_encoding.ipynb #dd016501
 def _tick_0(t, start, rate):
     "The tick before `start` of a grid on which `t` lies"
     return t + math.floor((start - t)*rate + .11)/rate
@@ -76,26 +89,40 @@ def _tick_0(t, start, rate):
 def round_half_up(x): return math.floor(x + .5)
 
 # %% ../../nbs/video/01_encoding.ipynb #4aac9abc
+def _sound_options(src, start, seconds, channels):
+    "ffmpeg's options for the sound: where it comes from, how it is encoded; none without channels"
+    if not channels: return [], []
+    part = [*(['-ss', f'{start:.6f}'] if start else []),
+            *(['-t', f'{seconds:.6f}'] if seconds else [])]
+    source = [*part, '-protocol_whitelist', 'file', '-format_whitelist', CONTAINERS, '-vn',
+              '-i', f'file:{Path(src).absolute()}', '-map', '0:v', '-map', '1:a:0?']
+    # the encoder's first 1024 samples precede time zero: dropped, or the container needs an edit
+    # list to hide them
+    plain = '-aac_coder fast -aac_pns 0 -aac_is 0 -aac_ms 0 -aac_tns 0'.split()
+    return source, ['-af', 'aresample=first_pts=0', '-c:a', 'aac', '-b:a', '96k',
+                    '-ac', str(channels), *plain, '-bsf:a', 'noise=drop=lt(pts\\,0)']
+
+_BT601 = '-colorspace smpte170m -color_primaries smpte170m -color_trc smpte170m'
+_MARKED = ('setparams=range=tv:colorspace=smpte170m:color_primaries=smpte170m:'
+           'color_trc=smpte170m,setsar=1')
+_EXACT = '-fflags +bitexact -flags:v +bitexact -flags:a +bitexact'
+
+# %% ../../nbs/video/01_encoding.ipynb #deb2fe00
 def ffmpeg_command(src, dst, start, seconds, size, gop, rate, channels):
+    "Raw frames on the standard input, sound of `src`: an MP4 whose bytes depend on these alone"
     import imageio_ffmpeg
-    h, w = size
-    whole = (['-ss', f'{start:.6f}'] if start else []) + (['-t', f'{seconds:.6f}'] if seconds else [])
-    source = [*whole, '-protocol_whitelist', 'file', '-format_whitelist', CONTAINERS, '-vn',
-              '-i', f'file:{Path(src).absolute()}', '-map', '0:v', '-map', '1:a:0?'] if channels else []
-    # the encoder's first 1024 samples precede time zero: dropped, or the container needs an edit list to hide them
-    audio = ['-af', 'aresample=first_pts=0', '-c:a', 'aac', '-b:a', '96k', '-ac', str(channels), '-aac_coder', 'fast',
-             '-aac_pns', '0', '-aac_is', '0', '-aac_ms', '0', '-aac_tns', '0',
-             '-bsf:a', 'noise=drop=lt(pts\\,0)'] if channels else []
-    return [imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-nostdin', '-y',
-            '-f', 'rawvideo', '-pixel_format', 'yuv420p', '-video_size', f'{w}x{h}', '-framerate', str(rate),
-            '-i', 'pipe:0', *source, '-map_metadata', '-1', '-map_chapters', '-1', '-filter_threads', '1',
-            '-vf', 'setparams=range=tv:colorspace=smpte170m:color_primaries=smpte170m:color_trc=smpte170m,setsar=1',
-            '-c:v', 'libx264', '-preset', 'veryfast', '-crf', '20', '-g', str(gop), '-bf', '0', '-threads', '1',
-            '-colorspace', 'smpte170m', '-color_primaries', 'smpte170m', '-color_trc', 'smpte170m',
-            '-bsf:v', 'filter_units=remove_types=6', *audio,  # type 6 is the note where x264 writes its version
-            '-fflags', '+bitexact', '-flags:v', '+bitexact', '-flags:a', '+bitexact',
-            '-metadata', f'comment={SEAL_MARK} {0:08} {0:08} {rate.numerator}/{rate.denominator} {h}x{w}',
-            '-movflags', '+faststart', '-use_editlist', '0', '-f', 'mp4', f'file:{Path(dst).absolute()}']
+    height, width = size
+    source, audio = _sound_options(src, start, seconds, channels)
+    raw = f'-f rawvideo -pixel_format yuv420p -video_size {width}x{height} -framerate {rate}'
+    picture = f'-c:v libx264 -preset veryfast -crf 20 -g {gop} -bf 0 -threads 1 {_BT601}'
+    seal = f'{SEAL_MARK} {0:08} {0:08} {rate.numerator}/{rate.denominator} {height}x{width}'
+    return [imageio_ffmpeg.get_ffmpeg_exe(), *'-v error -nostdin -y'.split(), *raw.split(),
+            '-i', 'pipe:0', *source, *'-map_metadata -1 -map_chapters -1 -filter_threads 1'.split(),
+            '-vf', _MARKED, *picture.split(),
+            # type 6 is the note where x264 writes its version
+            '-bsf:v', 'filter_units=remove_types=6', *audio, *_EXACT.split(),
+            '-metadata', f'comment={seal}', *'-movflags +faststart -use_editlist 0'.split(),
+            '-f', 'mp4', f'file:{Path(dst).absolute()}']
 
 def even_size(f, v, short_side):
     "Height and width, upright and even, with the short side shrunk to `short_side`"
@@ -107,10 +134,12 @@ def even_size(f, v, short_side):
 # %% ../../nbs/video/01_encoding.ipynb #b247dbea
 SEAL_MARK = 'kinetics_dance normalised 2'
 _SEAL = re.compile(SEAL_MARK.encode() + rb' ([0-9a-f]{8}) (\d{8})'
-                   rb' ([1-9]\d{0,8})/([1-9]\d{0,8}) ([1-9]\d{0,4})x([1-9]\d{0,4})(?!\d)') # a forged one may hold zeros
+                   # a forged one may hold zeros
+                   rb' ([1-9]\d{0,8})/([1-9]\d{0,8}) ([1-9]\d{0,4})x([1-9]\d{0,4})(?!\d)')
 
 def sealed(path:str|Path # Any file
-          ) -> tuple|None: # (frames, frames a second, height, width); None if it is not, to the byte, a clip of ours
+          # (frames, frames a second, height, width); None if it is not, to the byte, a clip of ours
+          ) -> tuple|None:
     "What is known without decoding of a clip that `normalise_clip` wrote"
     with _mapped(path) as m:
         seal = m and _SEAL.search(m, 0, 1 << 22)
@@ -120,8 +149,10 @@ def sealed(path:str|Path # Any file
 
 def _checksum(m, at):
     "Of all bytes but the checksum's own"
-    with memoryview(m) as x, x[:at] as before, x[at+8:] as after: return zlib.crc32(after, zlib.crc32(before))
+    with memoryview(m) as x, x[:at] as before, x[at+8:] as after:
+        return zlib.crc32(after, zlib.crc32(before))
 
+# %% ../../nbs/video/01_encoding.ipynb #fc75b9a4
 @contextmanager
 def _mapped(path, access=mmap.ACCESS_READ):
     with open(path, 'rb' if access == mmap.ACCESS_READ else 'r+b') as f:
@@ -129,6 +160,7 @@ def _mapped(path, access=mmap.ACCESS_READ):
         else:
             with mmap.mmap(f.fileno(), 0, access=access) as m: yield m
 
+# %% ../../nbs/video/01_encoding.ipynb #75334dce
 def _write_seal(path, frames):
     with _mapped(path, mmap.ACCESS_WRITE) as m:
         seal = _SEAL.search(m)
@@ -140,7 +172,8 @@ def _write_seal(path, frames):
 # %% ../../nbs/video/01_encoding.ipynb #ee55ae18
 @contextmanager
 def encoder(limit):
-    "`start(command)`, `write(picture)`, `end()`, which gives ffmpeg's last words if it failed; killed at `limit`"
+    """`start(command)`, `write(picture)`, `end()`, which gives ffmpeg's last words if it failed;
+    killed at `limit`"""
     process = timer = None
     with tempfile.TemporaryFile() as words:
         def start(command):
@@ -148,16 +181,19 @@ def encoder(limit):
             left = max(1, limit - time.monotonic())
             # -timelimit (CPU seconds) ends it even if whoever started it was killed
             command = [command[0], '-timelimit', str(math.ceil(left)), *command[1:]]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                       stderr=words)
             timer = threading.Timer(left, process.kill)
             timer.start()
         def write(picture):
-            if time.monotonic() > limit: raise Unavailable('timeout', 'it took too long to write the clip')
+            if time.monotonic() > limit:
+                raise Unavailable('timeout', 'it took too long to write the clip')
             process.stdin.write(picture)
         def end():
             with suppress(OSError): process.stdin.close()
             code = process.wait()
-            if time.monotonic() > limit: raise Unavailable('timeout', 'it took too long to write the clip')
+            if time.monotonic() > limit:
+                raise Unavailable('timeout', 'it took too long to write the clip')
             words.seek(0)
             error = words.read().decode(errors='replace').strip()
             if 'No space left' in error: raise Unavailable('disk full', error)
@@ -170,14 +206,17 @@ def encoder(limit):
                 with suppress(OSError): process.stdin.close()
                 process.wait()
 
+# %% ../../nbs/video/01_encoding.ipynb #bea125c0
 def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
     "Decode, shape, hand over: (what is in doubt about the video, ffmpeg's last words if it failed)"
-    shaper = Shaper('yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
+    shaper = Shaper(
+        'yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
     ticks, size, last, doubt = math.ceil(seconds*rate - 1e-6) if seconds else None, None, None, None
     with closing(intact_frames(src, start)) as sound, encoder(limit) as (begin, write, end):
         def sized():
             nonlocal size
-            for t, f, v in sound: # `steady` may hand the last frame on when the file is closed already and `v` is gone
+            # `steady` may hand the last frame on when the file is closed already and `v` is gone
+            for t, f, v in sound:
                 size = size or even_size(f, v, short_side)
                 yield t, f, v
         try:
@@ -195,27 +234,34 @@ def normalise_clip(src:str|Path,       # Any video file
                    dst:str|Path,       # The clip to write, `.mp4`
                    start:float=0,      # First second, counted from the beginning of the video
                    end:float=None,     # Last second (None or 0: the end of the video)
-                   short_side:int=256, # Shrink until the short side has so many pixels (never enlarge; None: keep)
-                   gop:int=None,       # Frames from one key frame to the next (default: one second of them)
+                   # Shrink until the short side has so many pixels (never enlarge; None: keep)
+                   short_side:int=256,
+                   # Frames from one key frame to the next (default: one second of them)
+                   gop:int=None,
                    fps:float=None,     # Frames a second (default: those of the video, at most 60)
                    timeout:float=120,  # Seconds it may take
-                  ) -> dict:           # What `probe` says of the clip, and in `error` what is wrong with the video
-    "Cut `[start, end)` out of a video, to the frame, and write it anew. Raises `Unavailable` where that fails."
+                  # What `probe` says of the clip, and in `error` what is wrong with the video
+                  ) -> dict:
+    """Cut `[start, end)` out of a video, to the frame, and write it anew. Raises `Unavailable`
+    where that fails."""
     with open_video(src) as (c, v):
-        rate = Fraction(fps or min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
+        rate = Fraction(fps
+                        or min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
         channels = min(2, c.streams.audio[0].channels or 2) if c.streams.audio else 0
         claimed = float(v.duration*v.time_base) if v.duration else (c.duration or 0)/1e6
     asked, limit = (end or claimed) - start, time.monotonic() + timeout
     with writing(dst) as temporary:
-        for channels in dict.fromkeys((channels, 0)): # a sound track nobody can decode must not cost the pictures
-            doubt, failure = _encode(src, temporary, start, end and asked, short_side, gop or round(rate), rate,
-                                     channels, limit)
+        # a sound track nobody can decode must not cost the pictures
+        for channels in dict.fromkeys((channels, 0)):
+            doubt, failure = _encode(src, temporary, start, end and asked, short_side, gop
+                                     or round(rate), rate, channels, limit)
             if not failure: break
         try: got = probe(temporary)
         except (Unavailable, OSError): got = dict(frames=0, seconds=0.)
         if got['seconds'] < .9*asked or not got['frames']:
             raise Unavailable('truncated' if claimed >= start + .9*asked else 'too short',
-                              failure or doubt or f"{got['seconds']} s of {asked:g} s can be decoded")
+                              failure or doubt or f"{got['seconds']} s of "
+                                                  f"{asked:g} s can be decoded")
         _write_seal(temporary, got['frames'])
     return got | dict(error=doubt)
 
@@ -223,4 +269,5 @@ def normalise_clip(src:str|Path,       # Any video file
 def file_digest(path:str|Path) -> dict: # bytes, sha256
     "Size and SHA-256 of a file"
     with open(path, 'rb') as f:
-        return dict(bytes=os.fstat(f.fileno()).st_size, sha256=hashlib.file_digest(f, 'sha256').hexdigest())
+        return dict(bytes=os.fstat(f.fileno()).st_size,
+                    sha256=hashlib.file_digest(f, 'sha256').hexdigest())

@@ -21,16 +21,19 @@ def film_strip(frames:np.ndarray, # (T,H,W,3) uint8
     t, h, w, _ = frames.shape
     ncols, gap = min(ncols, t), max(2, w//48)
     nrows = -(-t//ncols)
-    sheet = np.zeros((nrows*(h + gap) - gap, ncols*(w + gap) - gap, 4), np.uint8) # the gaps stay transparent
+    # the gaps stay transparent
+    sheet = np.zeros((nrows*(h + gap) - gap, ncols*(w + gap) - gap, 4), np.uint8)
     for k, f in enumerate(frames):
         y, x = k//ncols*(h + gap), k % ncols*(w + gap)
         sheet[y:y+h, x:x+w] = np.dstack([f, np.full((h, w), 255, np.uint8)])
     if ax is None:
-        _, ax = plt.subplots(figsize=(8, 8*sheet.shape[0]/sheet.shape[1] + .3*bool(title)), layout='constrained')
+        _, ax = plt.subplots(figsize=(8, 8*sheet.shape[0]/sheet.shape[1] + .3*bool(title)),
+                             layout='constrained')
     ax.imshow(sheet)
     for k, s in enumerate(labels if labels is not None else []):
-        ax.text(k % ncols*(w + gap) + w*.03, k//ncols*(h + gap) + h*.04, for_figure(s), fontsize=7, va='top', color='white',
-                bbox=dict(facecolor='black', alpha=.6, pad=1.5, linewidth=0))
+        ax.text(k % ncols*(w + gap) + w*.03, k // ncols*(h + gap) + h*.04, for_figure(s),
+                fontsize=7, va='top', color='white', bbox=dict(facecolor='black', alpha=.6, pad=1.5,
+                                                               linewidth=0))
     if title: ax.set_title(for_figure(title), loc='left', fontsize=9)
     ax.axis('off')
     return ax

@@ -29,20 +29,22 @@ class OddFile(NamedTuple):
 FRAMES = 48
 _NONE = ()
 _H264 = '-c:v libx264 -preset veryfast -g 16 -bf 2'
+_OPEN_GOP = 'open-gop=1:keyint=12:min-keyint=12:scenecut=0'
+_BT709 = '-vf scale=out_range=pc:out_color_matrix=bt709 -color_range pc -colorspace bt709'
 _HEVC = '-c:v libx265 -preset ultrafast -x265-params log-level=none'
 _VP9 = '-c:v libvpx-vp9 -deadline realtime -cpu-used 8'
 _SECRET = '-encryption_scheme cenc-aes-ctr -encryption_key 76a6c65c5ea762046bd749a2e632ccbb ' \
           '-encryption_kid a7e61c373e219033c21091fa607bf3b8'
 
+# %% ../../nbs/video/03_odd_files.ipynb #ef58af52
 ODD_FILES = {
     'H.264, GOP 16': OddFile('mp4', '-c:v libx264 -g 16 -bf 0'),
     'H.264, GOP 250': OddFile('mp4', '-c:v libx264 -g 250 -bf 0'),
     'H.264, B-frames': OddFile('mp4', '-c:v libx264 -g 250 -bf 3'),
-    'H.264, open GOP': OddFile('mp4', '-c:v libx264 -x264-params open-gop=1:keyint=12:min-keyint=12:scenecut=0'),
+    'H.264, open GOP': OddFile('mp4', f'-c:v libx264 -x264-params {_OPEN_GOP}'),
     'H.264, 10 bits': OddFile('mp4', f'{_H264} -pix_fmt yuv420p10le'),
     'H.264, odd size': OddFile('mp4', f'{_H264} -vf scale=127:95 -pix_fmt yuv444p'),
-    'H.264, BT.709, full range': OddFile('mp4', f'{_H264} -vf scale=out_range=pc:out_color_matrix=bt709 '
-                                               '-color_range pc -colorspace bt709'),
+    'H.264, BT.709, full range': OddFile('mp4', f'{_H264} {_BT709}'),
     'HEVC': OddFile('mp4', _HEVC),
     'HEVC, 10 bits': OddFile('mp4', f'{_HEVC} -pix_fmt yuv420p10le'),
     'VP8': OddFile('webm', '-c:v libvpx -deadline realtime -cpu-used 8'),
@@ -50,18 +52,31 @@ ODD_FILES = {
     'VP9, odd size': OddFile('webm', f'{_VP9} -vf scale=127:95'),
     'AV1': OddFile('mp4', '-c:v libsvtav1 -preset 12'),
     'MPEG-4, AVI': OddFile('avi', '-c:v mpeg4 -bf 2 -q:v 3'),
-    'MPEG-2, program stream': OddFile('mpg', '-c:v mpeg2video -bf 2 -q:v 3 -r 15 -strict unofficial'),
+    'MPEG-2, program stream': OddFile('mpg',
+                                      '-c:v mpeg2video -bf 2 -q:v 3 -r 15 -strict unofficial'),
     'MPEG-TS': OddFile('ts', _H264),
+}
+
+# %% ../../nbs/video/03_odd_files.ipynb #a63b319e
+ODD_FILES |= {
     'Matroska': OddFile('mkv', _H264),
     'FLV': OddFile('flv', _H264),
-    'fragmented MP4': OddFile('mp4', f'{_H264} -movflags +frag_keyframe+empty_moov+default_base_moof'),
+    'fragmented MP4': OddFile('mp4', f'{_H264} -movflags '
+                                     '+frag_keyframe+empty_moov+default_base_moof'),
     'index first': OddFile('mp4', f'{_H264} -movflags +faststart'),
     'edit list': OddFile('mp4', before='-ss 1.4', of='index first', shown=tuple(range(21, FRAMES))),
-    'edit list, one key frame': OddFile('mp4', before='-ss 1.4', of='H.264, B-frames', shown=tuple(range(21, FRAMES))),
-    'edit list, open GOP': OddFile('mp4', before='-ss 1.4', of='H.264, open GOP', shown=tuple(range(21, FRAMES))),
-    'begins in an open GOP': OddFile('mkv', before='-ss 1.4', of='H.264, open GOP', shown=tuple(range(12, FRAMES))),
+    'edit list, one key frame': OddFile('mp4', before='-ss 1.4', of='H.264, B-frames',
+                                        shown=tuple(range(21, FRAMES))),
+    'edit list, open GOP': OddFile('mp4', before='-ss 1.4', of='H.264, open GOP',
+                                    shown=tuple(range(21, FRAMES))),
+    'begins in an open GOP': OddFile('mkv', before='-ss 1.4', of='H.264, open GOP',
+                                     shown=tuple(range(12, FRAMES))),
     'variable rate': OddFile('mp4', f'{_H264} -vf select=lt(n\\,16)+not(mod(n\\,3)) -fps_mode vfr',
                             shown=tuple(i for i in range(FRAMES) if i < 16 or i % 3 == 0)),
+}
+
+# %% ../../nbs/video/03_odd_files.ipynb #1dc73ce7
+ODD_FILES |= {
     'turned by 90': OddFile('mp4', before='-display_rotation 90', of='index first', turn=90),
     'turned by 180': OddFile('mov', before='-display_rotation 180', of='index first', turn=180),
     'turned by 270': OddFile('mp4', before='-display_rotation 270', of='index first', turn=270),
@@ -73,7 +88,8 @@ ODD_FILES = {
     '1 frame': OddFile('mp4', f'{_H264} -frames:v 1', shown=(0,)),
     '3 frames': OddFile('mp4', f'{_H264} -frames:v 3', shown=(0, 1, 2)),
     '5 frames': OddFile('mp4', f'{_H264} -frames:v 5', shown=tuple(range(5))),
-    'no duration': OddFile('mkv', f'{_H264} -f matroska -live 1')}
+    'no duration': OddFile('mkv', f'{_H264} -f matroska -live 1')
+}
 
 # %% ../../nbs/video/03_odd_files.ipynb #365eeee8
 def _cut_off(part): return lambda x: x[:int(len(x)*part)]
@@ -98,6 +114,7 @@ def _claim_1000(x):
         x[at:at+4] = (1000).to_bytes(4, 'little')
     return x
 
+# %% ../../nbs/video/03_odd_files.ipynb #4f62befa
 ODD_FILES |= {
     'claims 1000 frames': OddFile('avi', of='MPEG-4, AVI', spoil=_claim_1000),
     'claims frames that are zeros': OddFile('mp4', of='index first', spoil=_zeros(.8, 1)),
@@ -113,16 +130,23 @@ ODD_FILES |= {
     'damaged at the beginning': OddFile('mp4', of='H.264, B-frames', spoil=_noise(.2)),
     'damaged MPEG-TS': OddFile('ts', of='MPEG-TS', spoil=_noise(.5)),
     'damaged Matroska': OddFile('mkv', of='Matroska', spoil=_noise(.6)),
-    'damaged FLV': OddFile('flv', of='FLV', spoil=_noise(.5)),
-    'damaged VP9': OddFile('webm', of='VP9', spoil=_noise(.5)),
-    'damaged AV1': OddFile('mp4', of='AV1', spoil=_noise(.5)),
-    'damaged AVI': OddFile('avi', of='MPEG-4, AVI', spoil=_noise(.5)),
-    'encrypted': OddFile('mp4', f'{_H264} {_SECRET}', shown=_NONE),
-    'encrypted VP9': OddFile('mp4', f'{_VP9} {_SECRET}', shown=_NONE),
-    'first segment only': OddFile('mp4', of='fragmented MP4', spoil=lambda x: x[:x.find(b'moof')-4], shown=_NONE),
-    'sound only': OddFile('m4a', '-map 1:a', shown=_NONE),
-    'text': OddFile('mp4', of='index first', spoil=lambda x: b'Video unavailable\n'*500, shown=_NONE),
-    'nothing': OddFile('mp4', of='index first', spoil=lambda x: b'', shown=_NONE)}
+    'damaged FLV': OddFile('flv', of='FLV',
+                           spoil=_noise(.5)), 'damaged VP9': OddFile('webm', of='VP9',
+                                                                     spoil=_noise(.5)),
+    'damaged AV1': OddFile('mp4', of='AV1',
+                           spoil=_noise(.5)), 'damaged AVI': OddFile('avi', of='MPEG-4, AVI',
+                                                                     spoil=_noise(.5)),
+    'encrypted': OddFile('mp4', f'{_H264} {_SECRET}',
+                         shown=_NONE), 'encrypted VP9': OddFile('mp4', f'{_VP9} {_SECRET}',
+                                                                shown=_NONE),
+    'first segment only': OddFile('mp4', of='fragmented MP4',
+                                  spoil=lambda x: x[:x.find(b'moof') - 4],
+                                  shown=_NONE), 'sound only': OddFile('m4a', '-map 1:a',
+                                                                      shown=_NONE),
+    'text': OddFile('mp4', of='index first', spoil=lambda x: b'Video unavailable\n'*500,
+                    shown=_NONE), 'nothing': OddFile('mp4', of='index first', spoil=lambda x: b'',
+                                                     shown=_NONE)
+}
 
 # %% ../../nbs/video/03_odd_files.ipynb #184eb2e8
 def odd_file(name:str,       # One of `ODD_FILES`
@@ -144,9 +168,12 @@ def odd_file(name:str,       # One of `ODD_FILES`
 
 def _ffmpeg(*args):
     import imageio_ffmpeg
-    done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-nostdin', '-y', *map(str, args)],
-                          capture_output=True, text=True)
-    if done.returncode: raise (LookupError if 'Unknown encoder' in done.stderr else RuntimeError)(done.stderr[-300:])
+    done = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-nostdin', '-y', *map(str, args)],
+        capture_output=True, text=True)
+    if done.returncode:
+        raise (LookupError if 'Unknown encoder' in done.stderr else RuntimeError)(
+            done.stderr[-300:])
 
 # %% ../../nbs/video/03_odd_files.ipynb #7d73bc9f
 def outcome_of(path:str|Path, # The file
@@ -154,7 +181,8 @@ def outcome_of(path:str|Path, # The file
            ) -> dict:      # probe, frames, normalised: each a short text, with WRONG in it if it is
     "What `probe`, `read_frames` and `normalise_clip` make of an odd file"
     _, *_, shown, turn = ODD_FILES[name]
-    ticks = [max(i for i in shown if i <= k) for k in range(shown[0], FRAMES)] if len(shown) > 5 else list(shown)
+    ticks = ([max(i for i in shown if i <= k) for k in range(shown[0], FRAMES)]
+             if len(shown) > 5 else list(shown))
 
     def normalised():
         with tempfile.TemporaryDirectory() as folder:
@@ -172,6 +200,7 @@ def _probed(path):
     return (f"{p['codec']} in {p['container']}, {p['width']}×{p['height']}, "
             f"{p['frames']} frames, {p['fps']:g}/s {steady}")
 
+# %% ../../nbs/video/03_odd_files.ipynb #0d6d3c67
 def _judge(read, shown, turn):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')

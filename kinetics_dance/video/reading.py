@@ -16,20 +16,24 @@ from .encoding import Shaper, sealed
 
 # %% ../../nbs/video/02_reading.ipynb #1d6cb1b9
 def regular(path:str|Path # A video file
-           ) -> tuple|None: # (frames, frames a second, height, width); None for a file that is not one of ours
+           # (frames, frames a second, height, width); None for a file that is not one of ours
+           ) -> tuple|None:
     "What is known without decoding of a clip that `normalise_clip` wrote"
     return sealed(path)
 
 def frame_times(path:str|Path   # A video file
                ) -> np.ndarray: # Seconds from the beginning at which each frame is shown, (n,)
-    "Times of all frames that can be read, with a warning if more were meant to be; `Unavailable` if there is none"
+    """Times of all frames that can be read, with a warning if more were meant to be; `Unavailable`
+    if there is none"""
     if ours := regular(path): return np.arange(ours[0])/float(ours[1])
     times, n, doubt = _collect(path, lambda i, t, f, v: t)
     if doubt: _warn(path, n, doubt)
     return np.array(times)
 
+# %% ../../nbs/video/02_reading.ipynb #64c1f786
 def _collect(path, take, count=None):
-    "What `take` makes of the frames, up to `count` things that are not None: (things, frames seen, what is in doubt)"
+    """What `take` makes of the frames, up to `count` things that are not None: (things, frames
+    seen, what is in doubt)"""
     things, n, doubt = [], 0, None
     try:
         with closing(intact_frames(path)) as sound:
@@ -41,8 +45,10 @@ def _collect(path, take, count=None):
         doubt = e.detail
     return things, n, doubt
 
+# %% ../../nbs/video/02_reading.ipynb #8279ed13
 def _warn(path, n, doubt):
-    warnings.warn(f'{Path(path).name}: only {n} frame{"s"*(n != 1)} can be read: {doubt}', stacklevel=4)
+    warnings.warn(f'{Path(path).name}: only {n} frame{"s"*(n != 1)} can be read: {doubt}',
+                  stacklevel=4)
 
 # %% ../../nbs/video/02_reading.ipynb #ee96f97d
 def cover_size(h, w, size):
@@ -53,28 +59,32 @@ def cover_size(h, w, size):
     return big, ((big[0] - size[0])//2, (big[1] - size[1])//2)
 
 def cut_out(x, size, at):
-    return x if size is None else np.ascontiguousarray(x[..., at[0]:at[0]+size[0], at[1]:at[1]+size[1], :])
+    return (x if size is None else np.ascontiguousarray(x[..., at[0]:at[0] + size[0],
+                                                          at[1]:at[1] + size[1], :]))
 
 def _read_decord(path, wanted, size, ours):
     from decord import VideoReader, cpu
     (h, w), at = cover_size(*_shown_size(path, ours), size)
     return cut_out(
-        VideoReader(str(path), cpu(0), width=w, height=h, num_threads=1).get_batch(list(wanted)).asnumpy(),
-        size, at)
+        VideoReader(str(path), cpu(0), width=w, height=h,
+                    num_threads=1).get_batch(list(wanted)).asnumpy(), size, at)
 
 def _shown_size(path, ours):
     if ours: return ours[2:]
     with closing(intact_frames(path)) as sound: return upright_size(*next(sound)[1:])
 
+# %% ../../nbs/video/02_reading.ipynb #2a28f5e0
 def _read_torchcodec(path, wanted, size, ours):
     try:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
     except (ImportError, OSError, RuntimeError) as e: # no package, or no ffmpeg libraries for it
-        raise StudyError("reader: 'torchcodec' cannot be loaded here; install it and ffmpeg's shared libraries, "
+        raise StudyError("reader: 'torchcodec' cannot be loaded here; "
+                         "install it and ffmpeg's shared libraries, "
                          f"or take 'auto' ({' '.join(str(e).split())[:80]})") from None
     (h, w), at = cover_size(*_shown_size(path, ours), size)
-    decoder = VideoDecoder(str(path), dimension_order='NHWC', seek_mode='exact', transforms=[Resize((h, w))])
+    decoder = VideoDecoder(str(path), dimension_order='NHWC', seek_mode='exact',
+                           transforms=[Resize((h, w))])
     return cut_out(decoder.get_frames_at(indices=[int(i) for i in wanted]).data.numpy(), size, at)
 
 # %% ../../nbs/video/02_reading.ipynb #2f336639
@@ -92,7 +102,8 @@ def _read_pyav(path, wanted, size, ours=None):
     pictures, n, doubt = _collect(path, take, None if wanted is None else len(wanted))
     if wanted is None and doubt: _warn(path, n, doubt)
     if wanted is not None and len(pictures) < len(wanted):
-        raise IndexError(f'{Path(path).name}: frame {wanted[len(pictures)]} was asked for, {n} can be decoded'
+        raise IndexError(f'{Path(path).name}: frame {wanted[len(pictures)]} was asked for, '
+                         f'{n} can be decoded'
                          + f': {doubt}'*bool(doubt))
     return np.stack(pictures)
 
@@ -119,31 +130,41 @@ def shaper_to(size):
 
 # %% ../../nbs/video/02_reading.ipynb #67fc0ea0
 def read_frames(path:str|Path,  # A video file
-                indices=None,   # Which frames, counted from 0, in any order, repeats allowed (default: all)
-                times=None,     # Or: the seconds whose frames are wanted (the frame on screen at that time)
+                # Which frames, counted from 0, in any order, repeats allowed (default: all)
+                indices=None,
+                # Or: the seconds whose frames are wanted (the frame on screen at that time)
+                times=None,
                 size:tuple=None,# Height and width of the result (default: as in the file)
                 reader:str='auto', # 'pyav' (which is 'auto', too), 'decord', 'torchcodec'
                ) -> np.ndarray: # (T,H,W,3) uint8, RGB, upright
-    """Exactly the frames asked for. Raises `IndexError` for a frame that is not there or cannot be trusted, and
+    """Exactly the frames asked for. Raises `IndexError` for a frame that is not there or cannot
+    be trusted, and
     `Unavailable` for no video; warns where all were asked for and not all can be read."""
-    readers = dict(auto=_read_pyav, pyav=_read_pyav, decord=_read_decord, torchcodec=_read_torchcodec)
-    if reader not in readers: raise StudyError(f"reader: {reader!r} is none of {', '.join(readers)}")
+    readers = dict(auto=_read_pyav, pyav=_read_pyav, decord=_read_decord,
+                   torchcodec=_read_torchcodec)
+    if reader not in readers:
+        raise StudyError(f"reader: {reader!r} is none of {', '.join(readers)}")
     if reader == 'decord' and not has_decord():
-        raise StudyError("reader: 'decord' is not installed here (it has no wheel for some machines); take 'auto'")
+        raise StudyError("reader: 'decord' is not installed here (it has no wheel for some "
+                         "machines); take 'auto'")
     ours = regular(path)
     if times is not None:
-        indices = np.searchsorted(frame_times(path), np.asarray(times, float) + 1e-6, side='right').clip(1) - 1
-    if indices is None and reader in ('auto', 'pyav') and not ours: return _read_pyav(path, None, size)
+        indices = np.searchsorted(frame_times(path),
+                                  np.asarray(times, float) + 1e-6, side='right').clip(1) - 1
+    if indices is None and reader in ('auto', 'pyav') and not ours:
+        return _read_pyav(path, None, size)
     if indices is None: indices = np.arange(ours[0] if ours else len(frame_times(path)))
     indices = np.asarray(indices, int)
     wanted, back = np.unique(indices, return_inverse=True)
     if not len(wanted): raise ValueError('no frame was asked for')
     if wanted[0] < 0 or ours and wanted[-1] >= ours[0]:
-        raise IndexError(f'{Path(path).name}: frame {wanted[0] if wanted[0] < 0 else wanted[-1]} was asked for; '
+        raise IndexError(f'{Path(path).name}: frame {wanted[0] if wanted[0] < 0 else wanted[-1]} '
+                         'was asked for; '
                          'see frame_times')
     frames = readers[reader](path, wanted, size, ours)
     return frames if np.array_equal(wanted, indices) else frames[back]
 
+# %% ../../nbs/video/02_reading.ipynb #313876c0
 def has_decord() -> bool:
     "Is decord installed? (It has no wheel for some machines.)"
     from importlib.util import find_spec
