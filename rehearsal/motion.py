@@ -298,11 +298,15 @@ def scores(folder, n=2000):
 def longer_table():
     "Accuracies and differences to the vote, by the length of the training"
     text = lambda e, f='{:.1f} % [{:.1f}, {:.1f}]': f.format(*(100*float(x) for x in (e.value, *e.interval(.95))))
-    rows = []
+    rows, boots, signed = [], [], '{:+.1f} [{:.1f}, {:.1f}]'
     for epochs, folder in ((read_settings('motion')['epochs'], RESULTS/'motion'), (LONGER['epochs'], RESULTS/'motion'/'longer')):
         boot, seeds = scores(folder)
         rows.append([f"{epochs} epochs, {len(seeds['per_frame'])} runs", *map(text, boot.values()),
-                     *(text(boot[m]-boot['per_frame'], '{:+.1f} [{:.1f}, {:.1f}]') for m in HEADS[1:])])
+                     *(text(boot[m]-boot['per_frame'], signed) for m in HEADS[1:])])
+        boots.append(boot)
+    first, last = boots
+    more = {m: last[m] - first[m] for m in HEADS}
+    rows.append(['change', *(text(more[m], signed) for m in HEADS), *(text(more[m] - more['per_frame'], signed) for m in HEADS[1:])])
     return table(['trained for', *(NAMES[m] for m in HEADS), *(f'{NAMES[m]} less vote' for m in HEADS[1:])], rows)
 
 
