@@ -116,6 +116,7 @@ def study_budgets(
         if m := re.fullmatch(r'percent_(\d+)', f.parent.name): found['clips', int(m[1])/100] = f.parent
     return {k: v for k, v in found.items() if sum(axis == k[0] for axis, _ in found) > 1}
 
+# %% ../../nbs/training/09_budget.ipynb #d23fcac3
 def plot_budget(
     gains:pd.DataFrame, # As `budget_gains` gives it
     baseline:str='per_frame' # The model of single frames
