@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 from .common import UserError, settings
 
+LOADED = {'stylesheet', 'icon', 'preload', 'modulepreload', 'manifest'}   # what a browser fetches of a page's <link>s; `next` and `index` it does not
 HEAVIEST = 1_500_000       # bytes of a page with its scripts and styles, without pictures and films
 
 
@@ -92,7 +93,7 @@ class Page(HTMLParser):
         a = dict(attrs)
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
         if tag == 'a' and a.get('href') is not None: self.links.append(a['href'])
-        loads = [a[k] for k in ('src', 'poster') if a.get(k)] + ([a['href']] if tag == 'link' and 'href' in a else [])
+        loads = [a[k] for k in ('src', 'poster') if a.get(k)] + ([a['href']] if tag == 'link' and 'href' in a and LOADED & set((a.get('rel') or '').split()) else [])
         (self.media if tag in ('img', 'video', 'source') else self.loads).extend(loads)
 
 

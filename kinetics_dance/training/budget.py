@@ -51,7 +51,8 @@ def budget_folder(
     to = run/'budgets'/name
     to.mkdir(parents=True, exist_ok=True)
     if not (to/'frames').exists(): (to/'frames').symlink_to(os.path.relpath(run/'frames', to))
-    rows = training_share(ClipTable(run/'clips.sqlite').frame(), share)     # the study may have changed
+    # the study may have changed
+    rows = training_share(ClipTable(run/'clips.sqlite').frame(), share)
     with writing(to/'clips.sqlite') as part:
         clips = ClipTable(part)
         clips.set(rows)
@@ -61,10 +62,10 @@ def budget_folder(
 # %% ../../nbs/training/09_budget.ipynb #58314fa1
 def _chosen_lr(run, model):
     "The learning rate that the study trained a model with"
-    cards = sorted(config_path(f) for f in (run/'models'/model).glob('seed*/'))
-    if not cards or not cards[0].exists():
+    configs = sorted(config_path(f) for f in (run/'models'/model).glob('seed*/'))
+    if not configs or not configs[0].exists():
         raise StudyError(f'{run.name}: {model} has not been trained yet; train the study first')
-    return json.loads(cards[0].read_text())['recipe']['lr']
+    return json.loads(configs[0].read_text())['recipe']['lr']
 
 def train_budgets(
     settings:dict, # Of the study, by name
@@ -80,7 +81,8 @@ def train_budgets(
     for name, share, n in plans:
         at = budget_folder(run, name, share)
         for m in models:
-            own = settings | dict(study=name, runs=str(at.parent), epochs=n, lr=[_chosen_lr(run, m)])
+            own = settings | dict(study=name, runs=str(at.parent), epochs=n,
+                                  lr=[_chosen_lr(run, m)])
             for seed in settings['seeds']: train_run(m, own, seed, log)
     return [run/'budgets'/name for name, *_ in plans]
 
@@ -89,7 +91,8 @@ def budget_gains(
     folders:dict, # `{(axis, amount): folder}`, e.g. `('epochs', 10)` and `('clips', .25)`
     baseline:str='per_frame', # The model of single frames
     n_resamples:int=2000, seed:int=0, confidence:float=.95
-)->pd.DataFrame: # axis, amount, model, accuracy, gain, low, high, runs; the baseline has a gain of 0
+    # axis, amount, model, accuracy, gain, low, high, runs; the baseline has a gain of 0
+)->pd.DataFrame:
     "What each model wins over the baseline of the same budget"
     rows = []
     for (axis, amount), folder in sorted(folders.items()):
@@ -100,8 +103,9 @@ def budget_gains(
         for m, b in boot.items():
             d = b['accuracy'] - boot[baseline]['accuracy']
             low, high = d.interval(confidence) if m != baseline else (0., 0.)
-            rows.append(dict(axis=axis, amount=amount, model=m, accuracy=b['accuracy'].value, gain=d.value,
-                             low=low, high=high, runs=len(p.seeds[m])))
+            rows.append(
+                dict(axis=axis, amount=amount, model=m, accuracy=b['accuracy'].value, gain=d.value,
+                     low=low, high=high, runs=len(p.seeds[m])))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/training/09_budget.ipynb #d941b194
@@ -113,7 +117,8 @@ def study_budgets(
     found = {('epochs', epochs): run, ('clips', 1.): run}
     for f in sorted((run/'budgets').glob('*/predictions')):
         if m := re.fullmatch(r'epochs_(\d+)', f.parent.name): found['epochs', int(m[1])] = f.parent
-        if m := re.fullmatch(r'percent_(\d+)', f.parent.name): found['clips', int(m[1])/100] = f.parent
+        if m := re.fullmatch(r'percent_(\d+)', f.parent.name):
+            found['clips', int(m[1])/100] = f.parent
     return {k: v for k, v in found.items() if sum(axis == k[0] for axis, _ in found) > 1}
 
 # %% ../../nbs/training/09_budget.ipynb #d23fcac3
@@ -129,7 +134,8 @@ def plot_budget(
         for m in models:
             t = gains[(gains.axis == axis) & (gains.model == m)]
             ax.plot(t.amount, 100*t.gain, color=look.colour[m], label=look.drawn(m))
-            for r in t.itertuples(): look.bar(ax, r.amount, 100*r.gain, 100*r.low, 100*r.high, m, across=False)
+            for r in t.itertuples():
+                look.bar(ax, r.amount, 100*r.gain, 100*r.low, 100*r.high, m, across=False)
         ax.axhline(0, color='black', lw=1.2)
         ax.set(xscale='log', xlabel='epochs' if axis == 'epochs' else 'share of the training clips')
         ticks = sorted(gains[gains.axis == axis].amount.unique())
