@@ -115,7 +115,7 @@ def test_motion_says_what_holds():
 
 
 def test_random_effects_of_the_textbook():
-    "Seven trials of magnesium after infarction would do; here by hand: equal variances, tau is the spread beyond them"
+    "By hand: with equal variances tau is the spread beyond them"
     g = np.array([.1, .2, .3, .8])
     whole, each = shrunken(g, [.01]*4)
     assert whole['Q'] == pytest.approx(((g - g.mean())**2).sum()/.01) and whole['df'] == 3
