@@ -10,6 +10,7 @@ from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp
                      settings, source, wings, write_atomic, write_json)
 from .polish import polish, protect, refuse
 from .untrusted import raw
+from .wings import Wings
 
 HERE = Path(__file__).parent
 MARKER = '.kinetics_dance'                         # names the files of a site: what else is there is somebody's own
@@ -29,11 +30,12 @@ def not_again(src):
     return '#| eval: false\n' + src if mixed else src
 
 
-def process(root, stems, executed, lib, cache):
+def process(root, stems, executed, lib, cache, shared=None):
     """{stem: path} of the notebooks as nbdev's `proc_nbs` leaves them. It imports what a page documents, which takes
-    seconds, so what did not change is taken from `cache`."""
+    seconds, so what did not change is taken from `cache`; pages of the wings from `shared`, which all studies have."""
+    def place(s): return shared if shared and IN_WING.match(s) else cache
     library = b''.join(p.read_bytes() for p in sorted((root/lib).rglob('*.py'))) + inspect.getsource(Api).encode() + (root/'settings.ini').read_bytes()
-    res = {s: cache/f'{s}-{sha(library, executed[s].read_bytes())}.ipynb' for s in stems}
+    res = {s: place(s)/f'{s}-{sha(library, executed[s].read_bytes())}.ipynb' for s in stems}
     todo = [s for s, p in res.items() if not p.exists()]
     if not todo: return res
     # a project of its own: `proc_nbs` writes _proc/ beside the settings.ini of the working directory
@@ -53,7 +55,7 @@ def process(root, stems, executed, lib, cache):
             why = re.search(r'^Exception: (Error in notebook.*?)(?=\n"""|\nThe above|\Z)', p.stderr, re.M | re.S)
             raise UserError('nbdev could not process the notebooks :\n' + (why[1] if why else p.stdout + p.stderr).strip())
         for s in todo:
-            for old in cache.glob(f'{s}-*.ipynb'): old.unlink()
+            for old in place(s).glob(f'{s}-*.ipynb'): old.unlink(missing_ok=True)
             write_atomic(res[s], (tmp/'_proc'/f'{s}.ipynb').read_bytes())
     return res
 
@@ -210,7 +212,8 @@ def build(root, study, runs='runs', out=None, as_they_are=False, answer=False):
     stamp = sha(of_answer, 'and nothing else') if answer else stamp_of(root, study, runs, executed)
     if is_stamped(out, '.stamp', stamp): return False
     check_site(out)
-    proc = process(root, [s for s in stems if s not in later], executed, lib, folder/'.site')
+    kept = Wings(root/runs)
+    proc = process(root, [s for s in stems if s not in later], executed, lib, folder/'.site', kept.pages if kept.ours() else None)
     with tempfile.TemporaryDirectory(prefix='.site-', dir=out.parent) as tmp:
         src, html = Path(tmp)/'src', Path(tmp)/'html'
         media = Media(src/'_static/media')

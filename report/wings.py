@@ -18,7 +18,9 @@ def environment(root):
 
 class Wings:
     "Executed notebooks of the wings with their records, by what they depend on"
-    def __init__(self, runs): self.folder = Path(runs)/FOLDER
+    def __init__(self, runs):
+        self.folder = Path(runs)/FOLDER
+        self.pages = self.folder/'pages'         # as the site wants them
 
     def files(self, stem, key):
         "The executed notebook and its record; names of modules do not count, definitions do"

@@ -33,7 +33,7 @@ def site(t, *args, **kw): return t.run('--site', *args, **kw)
 def bare(t, *args, **kw): return t.run(*args, study='studies/other.yaml', **kw)
 
 
-def test_the_answer_comes_first(project):
+def test_the_answer_comes_first(project, monkeypatch, tmp_path):
     p = site(project)
     assert started(p)[-1] == WING and 'index' in started(p)
     lines = p.stdout.splitlines()
@@ -44,6 +44,13 @@ def test_the_answer_comes_first(project):
     assert int(niceness) > os.nice(0) and there == 'True'        # the site was there before the wing, which runs at low priority
     assert 'Shifts' in (project.root/'_site/parts-helper.html').read_text()
     assert 'is being executed' not in (project.root/'_site/parts-helper.html').read_text()
+
+    from report import site as lib      # another study with the same execution has nothing of it processed again
+    def fails(*_, **__): raise AssertionError('nbdev runs')
+    monkeypatch.setattr(lib.subprocess, 'run', fails)
+    executed = {WING: project.folder/'executed'/f'{WING}.ipynb'}
+    assert lib.process(project.root, [WING], executed, 'toy', tmp_path/'none', Wings(project.root/'runs').pages)[WING].exists()
+    monkeypatch.undo()
 
     before = (project.root/'_site').stat().st_ino
     p = site(project)                                           # nothing changed: nothing runs, nothing is built
