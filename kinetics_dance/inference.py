@@ -50,6 +50,22 @@ class Predictor:
         reader = _reader().start() # it gets ready while PyTorch is loaded
         return cls(load_model(folder, config, device), config, reader)
 
+    def predict(self,
+        video,                # Any video file
+        step:float|None=None, # Seconds from one window to the next; None: the length of a window
+        # Seconds that a file may take (default: a minute and four times its length)
+        timeout:float|None=None,
+        start:float=0.,       # Watch it from this second on ...
+        end:float|None=None,  # ... to this one
+        strip:int=0,          # Pictures to keep for a film strip
+        save_frames=None,     # Folder for the frames that the model sees, as JPEG
+        progress=None,        # Called with the second that has been reached
+    )->Prediction: # Probabilities of each window and of the video
+        """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`,
+        what
+        was wrongly asked."""
+        return _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress)
+
 # %% ../nbs/06_inference.ipynb #f7df66a5
 @patch
 def probabilities(self:Predictor,
@@ -78,20 +94,8 @@ def _check_times(length, step, timeout, start, end):
     return step, *check_span(start, end)
 
 # %% ../nbs/06_inference.ipynb #87f90e91
-@patch
-def predict(self:Predictor,
-    video,                # Any video file
-    step:float|None=None, # Seconds from one window to the next; None: the length of a window
-    # Seconds that a file may take (default: a minute and four times its length)
-    timeout:float|None=None,
-    start:float=0.,       # Watch it from this second on ...
-    end:float|None=None,  # ... to this one
-    strip:int=0,          # Pictures to keep for a film strip
-    save_frames=None,     # Folder for the frames that the model sees, as JPEG
-    progress=None,        # Called with the second that has been reached
-)->Prediction: # Probabilities of each window and of the video
-    """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`, what
-    was wrongly asked."""
+def _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress):
+    "What `Predictor.predict` does"
     c,length,path = self.config,float(self.config['clip_seconds']),check_video(video)
     step, start, end = _check_times(length, step, timeout, start, end)
     shape,said,written = tuple(c['crop']),{},set()
