@@ -63,7 +63,7 @@ def execute(folder):
             made.append(c)
         nb.cells = made
         write_nb(nb, run/'executed'/f'{stem}.ipynb')
-    study = "study, runs, n_resamples, bootstrap_seed, confidence, baseline, contrast = 'hostile', 'runs', 20, 0, .95, 'per_frame', None"
+    study = "study, runs, n_resamples, bootstrap_seed, confidence, baseline, contrast, margin = 'hostile', 'runs', 20, 0, .95, 'per_frame', None, .02"
     (run/'executed').mkdir()
     cells('05_comparison', study, lambda c: '#| study' in c.source or 'import' in c.source or 'parameters' in c.metadata.get('tags', []) or 'claims = ' in c.source)
     cells('index', study, lambda c: '#| study' in c.source or 'import' in c.source or 'parameters' in c.metadata.get('tags', []))
@@ -71,17 +71,17 @@ def execute(folder):
     clips = pd.DataFrame([dict(label=c, youtube_id=f'{s}{k}-{i}', group=f'{s}{k}-{i}', clip_id=f'{s}{k}-{i}', split=s, time_start=0., time_end=10., status='ok', reason=None, path='media/x.mp4', why=c, updated=0., bytes=1)
                           for k, s in enumerate(('train', 'train', 'valid', 'test')) for i, c in enumerate(classes)])
     clips.loc[clips.index[:30], ['status', 'reason']] = np.array([['missing']*30, classes]).T
-    shown = {'crosstab', 'gone.groupby', 'attrition_report(', 'balance(', 'plot_attrition(', 'plot_audit(', 'video = lambda', 'Markdown(f'}
+    shown = {'crosstab', 'gone.groupby', 'attrition_report(', 'balance(', 'plot_attrition(', 'plot_audit(', 'video = lambda', 'Markdown(conclusion('}
     def data(c):
-        c.source = re.sub(r"(?m)^(run|check_study|lines, gone|clips = choose|test_eq|outcome = collect|p = dict|         n_train=|         url_template).*\n", '', c.source)
+        c.source = re.sub(r"(?m)^(run|check_study|lines, gone|clips = choose|test_eq|outcome = collect|p = dict|         n_train=|         url_template|         memory_mb).*\n", '', c.source)
         return '#| study' in c.source and any(s in c.source for s in shown) or 'import' in c.source
     cells('00_data', '', data, run=run, lines=clips, gone=clips[:30], clips=clips, outcome=clips, listed=clips, source='youtube')
     from types import SimpleNamespace
     watched = SimpleNamespace(classes=classes, windows=np.eye(len(classes)), starts=np.zeros(len(classes)), seconds=3.)
     one = SimpleNamespace(youtube_id='test3-3', clip_id='test3-3', seconds=3.)
     from IPython.display import Markdown
-    from kinetics_dance.core.text import for_markdown
-    cells('06_inference', '', lambda c: 'Markdown(f' in c.source, watched=watched, uploads=[], one=one, clips=clips.assign(seconds=3.), infer_model=MODEL, Markdown=Markdown, for_markdown=for_markdown)
+    from kinetics_dance.core.text import conclusion, for_markdown
+    cells('06_inference', '', lambda c: 'Markdown(conclusion(' in c.source, watched=watched, uploads=[], one=one, clips=clips.assign(seconds=3.), infer_model=MODEL, Markdown=Markdown, for_markdown=for_markdown, conclusion=conclusion)
 
 
 @pytest.fixture(scope='module')
