@@ -5,6 +5,8 @@ import numpy as np, pandas as pd
 import pytest
 import yaml
 import preloaded
+from kinetics_dance.evaluation.perturbations import list_perturbations
+from kinetics_dance.models.registry import CONTROLS, MODELS
 from kinetics_dance.synthetic import uploads, dancers
 from kinetics_dance.clips.annotations import read_annotations, select_classes
 from kinetics_dance.clips.splits import list_clips, assign_splits, official_splits
@@ -67,7 +69,8 @@ def test_clips_are_cut_where_the_list_says(smoke):
 def test_predictions_are_of_the_same_clips(smoke):
     tables = [pd.read_parquet(f) for f in sorted((smoke/'predictions').rglob('*.parquet')) if f.parent.name != 'over_time']
     tables = [t[t.split == 'test'] for t in tables]
-    assert len(tables) == 3*8        # three models, as they are and under seven probes
+    # three models, as they are and under every perturbation; controls, as they are
+    assert len(tables) == 3*len(list_perturbations(8, 8)) + len(CONTROLS)
     for t in tables:
         assert t.clip_id.tolist() == tables[0].clip_id.tolist() and np.allclose(t.filter(regex='^p_').sum(axis=1), 1)
     per_frame = [pd.read_parquet(smoke/'predictions/per_frame'/p/'seed0.parquet').query("split == 'test'").filter(regex='^p_') for p in ('', 'shuffled')]
@@ -75,7 +78,7 @@ def test_predictions_are_of_the_same_clips(smoke):
 
 
 def test_models_hold_no_code(smoke):
-    folders = sorted((smoke/'models').glob('*/seed0')); assert len(folders) == 3
+    folders = sorted((smoke/'models').glob('*/seed0')); assert {f.parent.name for f in folders} == {*MODELS, *CONTROLS}
     for f in folders:
         assert {p.name for p in f.iterdir()} == {'model.safetensors', 'config.json', 'history.csv'}
         card = json.loads((f/'config.json').read_text()); assert card['classes'] == dancers.CLASSES and card['stored']['n_frames'] == 8
