@@ -126,6 +126,7 @@ def test_only_few_executions_stay(tmp_path):
     assert wings.get('parts/00_helper', moved) and not wings.get('parts/00_helper', key(3) | dict(library={'a.f': 'z'}))
 
 
+@pytest.mark.new_processes     # what outlives a process that is killed must lose its parent
 @pytest.mark.parametrize('sig, rc, args', [(signal.SIGKILL, -9, ['--site']), (signal.SIGINT, 130, [])])
 def test_stopped_while_a_wing_runs(tmp_path, sig, rc, args):
     "The answer's pages are there and whole; the next run executes the wing and nothing else"
