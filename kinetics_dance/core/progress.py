@@ -142,7 +142,9 @@ class Bars:
                          share=_percent(share), text=where, left=_left(task))
 
     def close(self, task):
-        if task in self.ids: self.bars.remove_task(self.ids.pop(task))
+        if task in self.ids:
+            self.bars.refresh() # what was done in less time than a bar is drawn shows, too
+            self.bars.remove_task(self.ids.pop(task))
         if not self.ids: self.bars.stop()
 
 # %% ../../nbs/core/09_progress.ipynb #0f21ddb6
