@@ -139,7 +139,7 @@ if __name__ == '__main__':
         # now the process with its workers, as when the power goes, now the process alone, which leaves workers behind
         (os.killpg if k % 2 else os.kill)(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        print(stored())
+        print(stored(), flush=True)
     os.waitpid(build('killed')[0], 0)
 """
 
