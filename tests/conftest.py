@@ -167,3 +167,26 @@ def whole_site(request, tmp_path_factory, worker_id):
 def screens(whole_site):
     "Where pictures of the site are left for a look"
     return Path(os.environ['SCREENS']) if os.environ.get('SCREENS') else ROOT/'runs'/('demo' if whole_site == ROOT/'_site' else 'smoke')/'screens'
+
+
+def tiny_study(runs, steps):
+    "A study of two dances in the folder `runs`: clip table and frames, nothing trained"
+    import pandas as pd
+    from kinetics_dance.clips.table import ClipTable
+    from kinetics_dance.loading.store import build_store
+    from kinetics_dance.synthetic import dancers, uploads
+    at, rows = runs/'tiny', []
+    (at/'videos').mkdir(parents=True)
+    for number in range(9):
+        for k, step in enumerate(steps):
+            name = f'upload{number:05d}_{k:06d}_{k+3:06d}'
+            uploads.write_video(at/'videos'/f'{name}.mp4', dancers.render_clip(step, 0, number))
+            rows.append(dict(clip_id=name, path=f'videos/{name}.mp4', label=dancers.PAIRS[step][0], youtube_id=f'upload{number:05d}',
+                             group=f'upload{number:05d}', time_start=k, time_end=k+3, source='folder',
+                             split='train' if number < 5 else 'valid' if number < 7 else 'test'))
+    table = pd.DataFrame(rows)
+    clips = ClipTable(at/'clips.sqlite')
+    clips.set(table)
+    clips.update([dict(clip_id=c, status='ok', seconds=3., frames=45) for c in table.clip_id])
+    build_store(table, at/'frames', n_frames=8, size=(48, 64), base=at, jobs=1)
+    return runs

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest, torch
 from kinetics_dance.models.registry import CONTROLS, MODELS, model_class
 from kinetics_dance.models.order_blind import DeepSet
 from kinetics_dance.video_transformer import VideoTransformer
-from conftest import ROOT
+from conftest import ROOT, tiny_study
 
 TINY = dict(study='tiny', seeds=[0], epochs=2, lr=[.002], clip_frames=4, batch_size=4, controls=True)
 BLIND = {'deep set': lambda **o: DeepSet(5, hidden=32, **o),
@@ -14,27 +14,7 @@ BLIND = {'deep set': lambda **o: DeepSet(5, hidden=32, **o),
 
 
 @pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    "A study of two dances: clip table and frames, nothing trained"
-    from kinetics_dance.clips.table import ClipTable
-    from kinetics_dance.loading.store import build_store
-    from kinetics_dance.synthetic import dancers, uploads
-    runs = tmp_path_factory.mktemp('runs')
-    at, rows = runs/'tiny', []
-    (at/'videos').mkdir(parents=True)
-    for number in range(9):
-        for k, step in enumerate(('windmill', 'bounce')):
-            name = f'upload{number:05d}_{k:06d}_{k+3:06d}'
-            uploads.write_video(at/'videos'/f'{name}.mp4', dancers.render_clip(step, 0, number))
-            rows.append(dict(clip_id=name, path=f'videos/{name}.mp4', label=dancers.PAIRS[step][0], youtube_id=f'upload{number:05d}',
-                             group=f'upload{number:05d}', time_start=k, time_end=k+3, source='folder',
-                             split='train' if number < 5 else 'valid' if number < 7 else 'test'))
-    table = pd.DataFrame(rows)
-    clips = ClipTable(at/'clips.sqlite')
-    clips.set(table)
-    clips.update([dict(clip_id=c, status='ok', seconds=3., frames=45) for c in table.clip_id])
-    build_store(table, at/'frames', n_frames=8, size=(48, 64), base=at, jobs=1)
-    return runs
+def tiny(tmp_path_factory): return tiny_study(tmp_path_factory.mktemp('runs'), ('windmill', 'bounce'))
 
 
 @pytest.fixture(scope='module')

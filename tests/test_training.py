@@ -4,32 +4,13 @@ import numpy as np, pandas as pd, pytest, yaml
 import preloaded
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.core.base import StudyError
-from conftest import ROOT
+from conftest import ROOT, tiny_study
 
 TINY = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0, 1], epochs=3, lr=[.002], clip_frames=4, batch_size=4, crop_height=44, crop_width=60)
 
 
 @pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    "A study of two dances: clip table and frames, nothing trained"
-    from kinetics_dance.synthetic import uploads, dancers
-    from kinetics_dance.loading.store import build_store
-    runs = tmp_path_factory.mktemp('runs')
-    at, rows = runs/'tiny', []
-    (at/'videos').mkdir(parents=True)
-    for number in range(9):
-        for k, step in enumerate(('windmill', 'round')):
-            name = f'upload{number:05d}_{k:06d}_{k+3:06d}'
-            uploads.write_video(at/'videos'/f'{name}.mp4', dancers.render_clip(step, 0, number))
-            rows.append(dict(clip_id=name, path=f'videos/{name}.mp4', label=dancers.PAIRS[step][0], youtube_id=f'upload{number:05d}',
-                             group=f'upload{number:05d}', time_start=k, time_end=k+3, source='folder',
-                             split='train' if number < 5 else 'valid' if number < 7 else 'test'))
-    table = pd.DataFrame(rows)
-    clips = ClipTable(at/'clips.sqlite')
-    clips.set(table)
-    clips.update([dict(clip_id=c, status='ok', seconds=3., frames=45) for c in table.clip_id])
-    build_store(table, at/'frames', n_frames=8, size=(48, 64), base=at, jobs=1)
-    return runs
+def tiny(tmp_path_factory): return tiny_study(tmp_path_factory.mktemp('runs'), ('windmill', 'round'))
 
 
 def copy(tiny, to):

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.sparse import csr_array, vstack
 from scipy.stats import t as student
-from .predictions import BINS, Predictions, rank_of_truth
+from .predictions import SCORES, BINS, Predictions, rank_of_truth
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #96b7c502
 def upload_weights(
@@ -161,7 +161,6 @@ def _score_block(true, sums, exact, k, at, scores, recall):
     scores['calibration_error'][:, at] = np.abs(gaps).sum(1)/size
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #bce8f5cb
-_COMPUTED = ('accuracy', 'top3', 'macro_f1', 'balanced_accuracy', 'log_loss', 'calibration_error')
 _BOUNDS = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #eddc6a85
@@ -186,7 +185,7 @@ def bootstrap(
         exact = np.stack([x.sum(1, dtype=np.float64) for x in tables])
         stacked = np.concatenate(tables) if k <= 64 else vstack(tables, format='csr')
         shape = (len(probs), total)
-        scores = {s: np.empty(shape) for s in _COMPUTED}
+        scores = {s: np.empty(shape) for s in SCORES}
         recall = np.empty((k, *shape), np.float32)
         for i in range(0, total, block):
             at = slice(i, i + block)
