@@ -150,6 +150,8 @@ def set_environment(env, args):
         from threadpoolctl import threadpool_limits
         threadpool_limits(wanted)
         if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(wanted)
+    if kernel := sys.modules.get('ipykernel.kernelapp'):
+        importlib.reload(kernel)                # it reads JPY_PARENT_PID, whose end ends a kernel
     backend = env.get('MPLBACKEND') or (INLINE if args[:2] == ['-m', 'ipykernel_launcher'] else '')
     if backend and 'matplotlib' in sys.modules:
         sys.modules['matplotlib'].rcParams['backend'] = backend
@@ -173,7 +175,7 @@ def set_path(request):
     first = {'-c': '', '-m': request['cwd']}.get(what := request['args'][0])
     if first is None: first = str(Path(what).resolve().parent)
     mine = [p for p in request['env'].get('PYTHONPATH', '').split(os.pathsep) if p]
-    sys.path[:] = [first, *mine, *(p for p in PATH if p not in mine)]
+    sys.path[:] = [*([] if sys.flags.safe_path else [first]), *mine, *(p for p in PATH if p not in mine)]
 
 
 def interpret(request):
@@ -286,10 +288,17 @@ def nested():
         serve(theirs)
     theirs.close()
     on = True
-    for kind in KINDS: servers[kind] = Client(ours, STARTED)
+    one = Client(ours, STARTED)
+    servers.update(dict.fromkeys(KINDS, one))
     spawn()
     subprocess.Popen = Popen
     if launcher := sys.modules.get('jupyter_client.launcher'): launcher.Popen = Popen
+
+
+def same_anyway():
+    "Flags that say of a child what our own flags and environment say of us and of the server"
+    flags = {'-B': sys.dont_write_bytecode, '-s': sys.flags.no_user_site, '-P': sys.flags.safe_path}
+    return {name for name, on in flags.items() if on}
 
 
 def understood(args):
@@ -302,7 +311,7 @@ def understood(args):
         if flag == '-W' and args: warn.append(args.pop(0))
         elif flag.startswith('-W'): warn.append(flag[2:])
         elif flag == '-u': direct = True
-        elif not (flag == '-B' and sys.dont_write_bytecode): return None
+        elif flag not in same_anyway(): return None
     if not args or args[0] in ('-m', '-c') and len(args) < 2: return None
     return warn, direct, args
 

@@ -65,5 +65,13 @@ def test_what_it_starts_is_preloaded_and_its_child(tmp_path):
 
 @pytest.mark.parametrize('changes', [dict(PYTHONHASHSEED='77'), dict(PYTHONUTF8='1'), dict(LC_ALL='C')])
 def test_what_python_reads_when_it_starts_takes_a_new_process(changes):
+    if changes.items() <= os.environ.items(): changes = {k: '0' for k in changes}
     p = preloaded.run([sys.executable, '-c', 'import sys; print("pandas" in sys.modules)'], libraries='light', capture_output=True, text=True, env=os.environ | changes)
     assert p.stdout == 'False\n'
+
+
+def test_a_kernel_ends_with_who_started_it(tmp_path):
+    "Its library reads when it is imported whose end ends it: that must not be what it was in the server"
+    ask = 'from ipykernel.kernelapp import IPKernelApp; print(IPKernelApp().parent_handle)'
+    p = preloaded.run([sys.executable, '-c', ask], capture_output=True, text=True, env=os.environ | dict(JPY_PARENT_PID='4242'))
+    assert p.stdout == '4242\n', p
