@@ -216,6 +216,13 @@ def test_a_changed_lock_is_installed(project, index):
     assert project.make('env', UV_DEFAULT_INDEX=NOWHERE) == [], 'a remark in settings.ini changes nothing'
 
 
+@needs_uv
+def test_compiled_where_python_may_not_keep_what_it_compiles(project):
+    "Else each process would compile torch again: seconds a notebook"
+    project.make('env', PYTHONDONTWRITEBYTECODE='1')
+    assert list((project.site()/'__pycache__').glob('tiny.*.pyc'))
+
+
 def test_pip_where_uv_cannot_be_had(project, monkeypatch):
     "No uv on PATH but a shim that stands for none, and none in the lock: pip installs the same, hashes and all"
     for useless in ('echo "uv: command not found" >&2; exit 127', 'echo "uv 0.1.2"'):
