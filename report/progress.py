@@ -124,8 +124,9 @@ class Show:
         self.line(f'{st.stem}: ' + ('FAILED' if st.state == 'failed' else f'done in {st.seconds:.1f} s'))
         self.over(st.stem)
         self.events.end(st.stem)
-        if st.state == 'ran': self.pace.note(st.stem, work(st.stem, self.values), st.seconds)
+        if st.state == 'ran': self.pace.note(st.stem, self.todo(st), st.seconds - st.earlier)
 
+    def todo(self, st): return work(st.stem, self.values)*st.networks
     def over(self, stem): self.screen.close(self.tasks.pop(stem))
 
     def tick(self, running):
@@ -144,14 +145,14 @@ class Show:
         if event:
             of = '' if event['name'] in st.stem else f"{event['name']}: "
             return event['share'], of + event['text'], event['left']
-        expected = self.pace.expected(st.stem, work(st.stem, self.values))
+        expected = self.pace.expected(st.stem, self.todo(st))
         left = None if expected is None else max(.1*spent, expected - spent)
         return spent/(spent + left) if left else None, st.where, left
 
     def whole(self, ours):
         "(share, words, seconds left) of all that is to be run: the answer first, then the rest"
         path = {s: st for s, st in self.r.stages.items() if s in self.chosen and st.state in ('waiting', 'running')}
-        left = {s: ours[s][2] if s in ours and ours[s][2] is not None else self.pace.expected(s, work(s, self.values)) for s in path}
+        left = {s: ours[s][2] if s in ours and ours[s][2] is not None else self.pace.expected(s, self.todo(st)) for s, st in path.items()}
         if None in left.values(): return None, 'time left: known when the first notebook is done', None
         first = {s: x for s, x in left.items() if not path[s].wing}
         then = {s: x for s, x in left.items() if path[s].wing}
@@ -159,7 +160,8 @@ class Show:
         site = self.pace.expected('site', 1) or 0
         answer = finish_time(first, needs, self.jobs, [s for s in first if s in ours]) + site if first else 0
         rest = finish_time(then, needs, self.jobs, [s for s in then if s in ours]) + site if then else 0
-        words = f'the answer in about {duration(answer)}' if first and then else ''
+        if first: rest += self.r.later(lambda s, networks: self.pace.expected(s, work(s, self.values)*networks) or 0, self.jobs)
+        words = f'the answer in about {duration(answer)}' if first and rest and self.r.controls != 'last' else ''
         spent = time.monotonic() - self.tasks['all'].began
         return spent/max(1, spent + answer + rest), words, answer + rest
 

@@ -20,7 +20,7 @@ from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, pins, read_json,
                      settings, sha, source, write_atomic, write_json)
-from .progress import Pace, Show
+from .progress import Pace, Show, finish_time
 from .record import machine, write_record
 from .answer import in_a_line
 from .wings import Wings, environment
@@ -142,6 +142,12 @@ class Stage:
     where: str = ''                           # the running cell, in words
     error: str = ''
     code: int = 0                             # exit code that the error asks for
+    networks: int = 1                         # how many are trained now, of a stage that trains
+    earlier: float = 0.                       # seconds that it took when it ran without controls
+
+
+def has_controls(st): return st.stem[:2] in CONTROLS and st.globs and bool(st.params.get('overrides', {}).get('controls'))
+def with_controls(params, yes): return {**params, 'overrides': {**params['overrides'], 'controls': yes}}
 
 
 class Run:
@@ -156,18 +162,41 @@ class Run:
         for stem, path in nbs.items():
             mine = {k: v for k, v in params.items() if k in decl[stem]}
             # what no notebook has as a parameter goes to those that take any setting
-            if 'overrides' in decl[stem]: mine['overrides'] = {k: v for k, v in params.items() if not any(k in d for d in decl.values())}
+            if 'overrides' in decl[stem]: mine['overrides'] = params.get('overrides', {}) | {k: v for k, v in params.items() if not any(k in d for d in decl.values())}
             if NUMBERED.match(stem):
                 needs, globs = STAGES.get(stem[:2], (tuple(numbers), ()))
                 trained = [stem[3:], *CONTROLS.get(stem[:2], ()), *(mine.get('extra_models') or ())] if globs is MODEL else [stem[3:]]
                 st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], list(dict.fromkeys(g.format(name=n) for n in trained for g in globs)),
                            one_thread=globs is MODEL)        # three of them run side by side
+                if has_controls(st): st.networks += len(CONTROLS[stem[:2]])
                 numbers[stem[:2]] = stem
             elif stem == 'index': st = Stage(stem, path, mine, list(numbers.values()), one_thread=True)
             else: st = Stage(stem, path, mine, one_thread=True, wing=True)
             self.stages[stem] = st
         self.stages = {s: st for wing in (False, True) for s, st in self.stages.items() if st.wing == wing}
         self.wings, self.versions = Wings(self.folder.parent), environment(root)
+
+    def put_off_controls(self):
+        "Let the stages run without controls where none was trained yet: the answer does not wait for them. True where there is something to put off"
+        self.late = [st for st in self.stages.values() if has_controls(st)]
+        noted = [(self.record(st.stem) or {}).get('key', {}).get('parameters', {}).get('overrides', {}) for st in self.late]
+        if not self.late or any(p.get('controls') for p in noted): return False
+        for st in self.late: st.params, st.networks = with_controls(st.params, False), 1
+        self.controls = 'later'
+        return True
+
+    def take_up_controls(self):
+        "The stages that run again, now that the answer is there: those that train controls, and those that need them"
+        for st in self.late: st.params, st.networks = with_controls(st.params, True), len(CONTROLS[st.stem[:2]])
+        again = [st for st in self.stages.values() if not st.wing and (st in self.late or {s.stem for s in self.late} & set(st.needs))]
+        for st in again: st.state, st.earlier = 'waiting', st.seconds
+        self.controls = 'last'
+        return [st.stem for st in again]
+
+    def later(self, expected, jobs):
+        "Seconds that what is put off will take; `expected`: those of a notebook with so many networks to train"
+        if self.controls != 'later': return 0
+        return finish_time({st.stem: expected(st.stem, len(CONTROLS[st.stem[:2]])) for st in self.late}, {}, jobs)
 
     def record(self, stem):
         if stem not in self.records: self.records[stem] = read_json(self.folder/'stages'/f'{stem}.json')
@@ -236,7 +265,8 @@ class Run:
         if rec['key'].get('scheme') != SCHEME: return 'last run by an older version, which noted less'
         for part, old in rec['key'].items():
             if old == key[part] or part == 'library' and same_library(old, key[part]): continue
-            names = [k for k in {**old, **key[part]} if old.get(k) != key[part].get(k)] if isinstance(old, dict) else []
+            if isinstance(old, dict): old, now = ({**d, **d.get('overrides', {}), 'overrides': 0} for d in (old, key[part]))
+            names = [k for k in {**old, **now} if old.get(k) != now.get(k)] if isinstance(old, dict) else []
             return f"{part} changed" + (f": {', '.join(sorted(names)[:4])}" if names else '')
         now = self.outputs(st, rec['outputs'])
         bad = [f for f in {**rec['outputs'], **now} if rec['outputs'].get(f, [0]*3)[2] != now.get(f, [0]*3)[2]]
@@ -332,7 +362,7 @@ class Run:
         for k in ('input_path', 'output_path'): nb.metadata.papermill.pop(k, None)     # absolute paths of this machine
         write_atomic(out, nbformat.writes(nb))
         running.unlink(missing_ok=True)
-        st.seconds, st.state = round(time.time() - t0, 2), 'ran'
+        st.seconds, st.state = round(time.time() - t0 + st.earlier, 2), 'ran'
         self.save(st.stem, dict(key=key, source=src_sha, library=st.library, outputs=self.outputs(st), seconds=st.seconds, cells=n, started=started.isoformat(timespec='seconds'),
                                 finished=datetime.now(timezone.utc).isoformat(timespec='seconds')))
         self.keep(st)
@@ -356,7 +386,7 @@ class Run:
                 run.note(self.provisioner.process.pid)
         return Kernel
 
-    kernels, events, files, _lock = (), None, None, threading.Lock()
+    kernels, events, files, controls, _lock = (), None, None, 'now', threading.Lock()
 
     def note(self, pid):
         import psutil
@@ -372,6 +402,7 @@ class Run:
                 if psutil.Process(pid).create_time() == created: os.killpg(pid, sig)
             except (psutil.Error, ProcessLookupError, PermissionError): pass
 
+    def complete(self): return all(st.state in ('fresh', 'ran') for st in self.stages.values() if not st.wing)
     def failed(self): return [st for st in self.stages.values() if st.state == 'failed']
 
     # --- all of them --------------------------------------------------------------------------------------------------
@@ -492,16 +523,14 @@ class Pages:
     def all(self): return f"{'built' if self.build() else 'up to date'}: {self.home}"
 
 
-def first(r, values, last, pages, show):
-    "What a reader came for, before any notebook of a wing runs: the answer in a line, its page and those of the stages"
+def first(r, values, pages, show, put_off):
+    "What a reader came for, before controls are trained and any notebook of a wing runs: the answer in a line, its page and those of the stages"
     r.finish()
     write_record(r, values)
     if pages: pages.build(answer=True)
-    whole = all(st.state in ('fresh', 'ran') for st in r.stages.values() if not st.wing)
-    if whole and (said := in_a_line(read_json(r.folder/'report.json'))):
-        show.line(for_terminal(f'the answer: {said}' + (f'; open {pages.home}' if pages else '')))
-    ran = any(st.state == 'ran' for st in r.stages.values())
-    if ran and (news := changed_numbers(*last, r.folder)): show.line(news)
+    if not r.complete() or not (said := in_a_line(read_json(r.folder/'report.json'))): return
+    show.line(for_terminal(f'the answer: {said}' + (f'; open {pages.home}' if pages else '')))
+    if put_off: show.line('what time buys (a set of moments, or their order) is known when the controls are trained, too')
 
 
 def run():
@@ -539,13 +568,16 @@ def run():
             show = Show(r, chosen, max(1, a.jobs), Pace(r.folder.parent/'.pace.json', machine()), values)
             r.events, pages = show.events, Pages(r, a.out, show) if a.site else None
             try:
-                settling = r.settle(chosen, a.force)
+                settling, put_off = r.settle(chosen, a.force), not a.only and r.put_off_controls()
                 r.go([s for s in chosen if not r.stages[s].wing], max(1, a.jobs), a.force, show, settling)
-                if not r.failed(): first(r, values, last, pages if not a.only else None, show)
+                if not r.failed(): first(r, values, pages if not a.only else None, show, put_off)
+                again = r.take_up_controls() if put_off and not r.failed() else []
                 for _ in settling: pass
-                r.go([s for s in chosen if r.stages[s].wing], max(1, a.jobs), a.force, show)
+                r.go([*again, *(s for s in chosen if r.stages[s].wing)], max(1, a.jobs), a.force, show)
                 (r.folder/'.kernels').unlink(missing_ok=True)
                 r.finish()
+                ran = any(st.state == 'ran' for st in r.stages.values() if not st.wing)
+                if ran and not r.failed() and (news := changed_numbers(*last, r.folder)): show.line(news)
                 if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
                 else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
                 bad = r.failed()

@@ -190,3 +190,36 @@ def test_changed_numbers(toy, tmp_path):
     toy.run()
     edit(toy, '05_comparison', "'seconds': {},", "'seconds': {}, 'k': 1,")
     assert "k: not there → 1" in toy.run().stdout
+
+
+def with_controls(toy):
+    for nb in '02_a', '03_b':
+        edit(toy, nb, "epochs = 1", "epochs = 1\\noverrides = {}")
+        edit(toy, nb, "d.mkdir(", "(run/f'controls_{d.name}').write_text(str(overrides['controls']))\\nd.mkdir(")
+    edit(toy, '03_b', "d.mkdir(", "c = run/'predictions/shuffled_lstm'\\nif overrides['controls']: c.mkdir(exist_ok=True); (c/'seed0.parquet').touch()\\nd.mkdir(")
+    toy.study('study: toy\nn: 3\noverrides: {controls: true}\n')
+
+
+def test_controls_come_after_the_answer(toy):
+    "The stages run without them first; a study that has them already does not run twice"
+    with_controls(toy)
+    out = toy.run().stdout
+    ran = toy.ran()
+    assert ran.count('00') == 1 and ran[3:5] == ['05', 'index'] and sorted(ran[5:7]) == ['02', '03'] and ran[7:] == ['05', 'index'], ran
+    assert '02_a: starts (parameters changed: controls)' in out and (toy.folder/'controls_a').read_text() == 'True'
+    assert json.loads((toy.folder/'stages/03_b.json').read_text())['key']['parameters']['overrides']['controls'] is True
+    assert 'are fresh' in toy.run().stdout and toy.ran() == []
+    edit(toy, '02_a', 'x = sum', 'y = 1\\nx = sum')
+    toy.run()
+    assert toy.ran() == ['02']
+
+
+def test_killed_before_its_controls(toy):
+    "The next run does not begin again with what it has"
+    with_controls(toy)
+    edit(toy, '03_b', "d.mkdir(", "if overrides['controls'] and not (run/'go').exists(): 1/0\\nd.mkdir(")
+    toy.run(rc=1)
+    assert toy.ran().count('00') == 1 and (toy.folder/'executed/05_comparison.ipynb').exists()
+    (toy.folder/'go').touch()
+    toy.run()
+    assert '00' not in (ran := toy.ran()) and ran[-2:] == ['05', 'index'] and (toy.folder/'controls_b').read_text() == 'True'
