@@ -50,22 +50,6 @@ class Predictor:
         reader = _reader().start() # it gets ready while PyTorch is loaded
         return cls(load_model(folder, config, device), config, reader)
 
-    def predict(self,
-        video,                # Any video file
-        step:float|None=None, # Seconds from one window to the next; None: the length of a window
-        # Seconds that a file may take (default: a minute and four times its length)
-        timeout:float|None=None,
-        start:float=0.,       # Watch it from this second on ...
-        end:float|None=None,  # ... to this one
-        strip:int=0,          # Pictures to keep for a film strip
-        save_frames=None,     # Folder for the frames that the model sees, as JPEG
-        progress=None,        # Called with the second that has been reached
-    )->Prediction: # Probabilities of each window and of the video
-        """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`,
-        what
-        was wrongly asked."""
-        return _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress)
-
 # %% ../nbs/06_inference.ipynb #f7df66a5
 @patch
 def probabilities(self:Predictor,
@@ -93,17 +77,25 @@ def _check_times(length, step, timeout, start, end):
     if end is None: return step, check_span(start, duration=1.)[0], None
     return step, *check_span(start, end)
 
+# %% ../nbs/06_inference.ipynb #460b950a
+@patch
+def _messages(self:Predictor, path, step, timeout, start, end, strip, save_frames):
+    "What the reading process says of a video: (what it is, bytes), piece by piece"
+    c = self.config
+    return self.reader.ask('kinetics_dance.deploy.windows:watch', timeout,
+                           path=str(path.absolute()), n=c['frames'],
+                           seconds=float(c['clip_seconds']), step=step,
+                           size=(c['stored']['height'], c['stored']['width']),
+                           crop=tuple(c['crop']), start=start, stop=end, strip=strip,
+                           save=save_frames and str(save_frames))
+
 # %% ../nbs/06_inference.ipynb #87f90e91
 def _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress):
     "What `Predictor.predict` does"
     c,length,path = self.config,float(self.config['clip_seconds']),check_video(video)
     step, start, end = _check_times(length, step, timeout, start, end)
     shape,said,written = tuple(c['crop']),{},set()
-    for head, data in self.reader.ask('kinetics_dance.deploy.windows:watch', timeout,
-                                      path=str(path.absolute()), n=c['frames'], seconds=length,
-                                      step=step, size=(c['stored']['height'], c['stored']['width']),
-                                      crop=shape, start=start, stop=end, strip=strip,
-                                      save=save_frames and str(save_frames)):
+    for head, data in self._messages(path, step, timeout, start, end, strip, save_frames):
         if head['kind'] == 'plan': # also where the file has to be read again
             starts,at = window_times(c['frames'], length, step, start, head['stop'])
             todo,out,pictures,names = Windows(at, shape, _batch(c)),[],[],[]
@@ -121,6 +113,23 @@ def _watch_video(self, video, step, timeout, start, end, strip, save_frames, pro
                       said['frames'], doubts(said, start, end),
                       np.stack(pictures) if pictures else None)
 
+# %% ../nbs/06_inference.ipynb #eb97d42d
+@patch
+def predict(self:Predictor,
+    video,                # Any video file
+    step:float|None=None, # Seconds from one window to the next; None: the length of a window
+    # Seconds that a file may take (default: a minute and four times its length)
+    timeout:float|None=None,
+    start:float=0.,       # Watch it from this second on ...
+    end:float|None=None,  # ... to this one
+    strip:int=0,          # Pictures to keep for a film strip
+    save_frames=None,     # Folder for the frames that the model sees, as JPEG
+    progress=None,        # Called with the second that has been reached
+)->Prediction: # Probabilities of each window and of the video
+    """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`, what
+    was wrongly asked."""
+    return _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress)
+
 # %% ../nbs/06_inference.ipynb #1769ae71
 @patch
 def close(self:Predictor):
@@ -132,17 +141,31 @@ def _batch(config):
     "Windows at a time: those whose numbers take about 32 MB"
     return int(np.clip(2**25//(12*config['frames']*config['crop'][0]*config['crop'][1]), 1, 32))
 
+# %% ../nbs/06_inference.ipynb #fbb1a7fc
+def _save_video(predictor, path, p, target, timeout):
+    "Write the video with its prediction drawn in; that its sound is lost, becomes a warning"
+    top = [p.top(3, i) for i in range(len(p.windows))]
+    # a window speaks for its middle
+    times = np.r_[p.span[0], ((p.starts+p.ends)[1:]+(p.starts+p.ends)[:-1])/4].tolist()
+    for head, _ in predictor.reader.ask('kinetics_dance.deploy.overlay:draw', timeout, path=path,
+                                        target=str(target.absolute()), times=times,
+                                        lines=[[f'{q:4.0%} {c}' for c, q in t] for t in top],
+                                        shares=[[q for _, q in t] for t in top],
+                                        start=p.span[0], stop=p.span[1]):
+        if head.get('lost'):
+            p.warnings.append('its sound cannot be decoded: the video that was written has none')
+
 # %% ../nbs/06_inference.ipynb #63b2b404
 def _row(predictor, video, o, planned):
     "Everything that is asked for about one video: its row, and the prediction"
-    (to,frames),ask = planned,predictor.reader.ask
+    to, frames = planned
     check_video(video)
     part = dict(zip(('start', 'stop'), o['part']))
     path,moving = str(Path(video).absolute()),o['over_time'] or o['save_video']
     if 'cut' in to:
         target = str(to['cut'].absolute())
-        for _ in ask('kinetics_dance.deploy.windows:cut', o['timeout'], path=path, target=target,
-                     **part):
+        for _ in predictor.reader.ask('kinetics_dance.deploy.windows:cut', o['timeout'], path=path,
+                                      target=target, **part):
             pass
     with folder_of_frames(frames, o['rm_frames']) as folder:
         step = (o['step'] if o['step'] is not None else predictor.config['clip_seconds']
@@ -151,20 +174,31 @@ def _row(predictor, video, o, planned):
                               save_frames=folder)
     if 'picture' in to:
         with writing(to['picture']) as at: p.plot().savefig(at, dpi=120)
-    if 'video' in to:
-        top = [p.top(3, i) for i in range(len(p.windows))]
-        # a window speaks for its middle
-        times = np.r_[p.span[0], ((p.starts+p.ends)[1:]+(p.starts+p.ends)[:-1])/4].tolist()
-        for head, _ in ask('kinetics_dance.deploy.overlay:draw', o['timeout'], path=path,
-                           target=str(to['video'].absolute()), times=times,
-                           lines=[[f'{q:4.0%} {c}' for c, q in t]
-                                  for t in top], shares=[[q for _, q in t] for t in top],
-                           start=p.span[0], stop=p.span[1]):
-            if head.get('lost'):
-                p.warnings.append(
-                    'its sound cannot be decoded: the video that was written has none')
+    if 'video' in to: _save_video(predictor, path, p, to['video'], o['timeout'])
     row = dict(video=readable(video)) | p.to_dict(o['top'], bool(moving or o['step']))
     return row | ({'files': {k: readable(v) for k,v in to.items()}} if to else {}), p
+
+# %% ../nbs/06_inference.ipynb #83e49763
+def _row_or_reason(predictor, video, o, planned, many):
+    "The row of a video and its prediction; what is wrong with one of many becomes its row"
+    try: return _row(predictor, video, o, planned)
+    except Exception as e: # whatever it is: one file does not end the answers of the others
+        known = isinstance(e, (Unavailable, StudyError, OSError))
+        if not many and not known: raise
+        if not many:
+            raise StudyError(f'{video}: {e}' if isinstance(e, Unavailable) else str(e)) from e
+        why = str(e) if known else f'a fault of kinetics_dance: {type(e).__name__}: {e}'
+        return dict(video=readable(video), error=readable(' '.join(why.split()))), None
+
+# %% ../nbs/06_inference.ipynb #c535f249
+def _complete(options, top):
+    "All options of the command `predict`, and in `part` what is watched of a video"
+    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None,
+             rm_frames=True, step=None, timeout=None, overwrite=False, out=None, start_time=None,
+             end_time=None, duration=None) | options | dict(top=top)
+    o['part'] = check_span(o['start_time'], o['end_time'], o['duration'])
+    o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
+    return o
 
 # %% ../nbs/06_inference.ipynb #67db96dd
 def watch_videos(
@@ -176,11 +210,7 @@ def watch_videos(
     **options            # As the command `predict` has them
 )->list: # A dictionary a file: label, probability, top, warnings …; or error
     "Watch videos; a single bad one is an error, one of many is a row with its reason"
-    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None,
-             rm_frames=True, step=None, timeout=None, overwrite=False, out=None, start_time=None,
-             end_time=None, duration=None) | options | dict(top=top)
-    o['part'] = check_span(o['start_time'], o['end_time'], o['duration'])
-    o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
+    o = _complete(options, top)
     files = find_videos(names)
     many,rows = files != [str(n) for n in names] or len(files) > 1,[]
     if not many: check_video(files[0])
@@ -189,14 +219,7 @@ def watch_videos(
     plan,predictor = plan_targets(files, o, many),Predictor.load(model_path)
     try:
         for f in _bar(files, many):
-            try: row,p = _row(predictor, f, o, plan[f])
-            except Exception as e: # whatever it is: one file does not end the answers of the others
-                known = isinstance(e, (Unavailable, StudyError, OSError))
-                if not many and not known: raise
-                if not many:
-                    raise StudyError(f'{f}: {e}' if isinstance(e, Unavailable) else str(e)) from e
-                why = str(e) if known else f'a fault of kinetics_dance: {type(e).__name__}: {e}'
-                row,p = dict(video=readable(f), error=readable(' '.join(why.split()))),None
+            row, p = _row_or_reason(predictor, f, o, plan[f], many)
             rows.append(row)
             if show: show(row, p, many)
     finally: predictor.close()

@@ -127,18 +127,22 @@ class _Plain(ast.NodeTransformer):
         if isinstance(body, list) and not node.body: node.body = [ast.Pass()]
         return node
 
-    def visit_Import(self, node):
-        self.loads += self.library.loads(self.module, node)
-        node.names = [a for a in node.names if a.name.split('.')[0] != self.library.lib]
-        return node if node.names else None
-
-    def visit_ImportFrom(self, node):
-        self.loads += self.library.loads(self.module, node)
-        ours = self.module.base(node).split('.')[0] == self.library.lib
-        if ours and node.names[0].name == '*': self.refers.add((self.module.base(node), None))
-        return None if ours else node
-
     def note(self, targets): self.refers.update(targets)
+
+# %% ../../nbs/core/05_dependencies.ipynb #a7de92e2
+def _visit_import(self, node):
+    "What is imported from the library is noted, and left out of the hash"
+    self.loads += self.library.loads(self.module, node)
+    node.names = [a for a in node.names if a.name.split('.')[0] != self.library.lib]
+    return node if node.names else None
+
+def _visit_import_from(self, node):
+    self.loads += self.library.loads(self.module, node)
+    ours = self.module.base(node).split('.')[0] == self.library.lib
+    if ours and node.names[0].name == '*': self.refers.add((self.module.base(node), None))
+    return None if ours else node
+
+_Plain.visit_Import, _Plain.visit_ImportFrom = _visit_import, _visit_import_from
 
 # %% ../../nbs/core/05_dependencies.ipynb #1777bf63
 def _visit_name(self, node):

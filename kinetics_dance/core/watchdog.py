@@ -86,6 +86,24 @@ def close(self:Reader):
     if self.stop: self.stop()
     self.process = None
 
+# %% ../../nbs/core/03_watchdog.ipynb #dd501b18
+def _messages(pipe, clock, left, extended, silence):
+    "The messages of one answer; `left` seconds may be waited, which messages may make more"
+    while True:
+        began = time.monotonic()
+        if left <= 0: clock.give_up()
+        with clock.until(began + min(left, silence)): head, data = _receive(pipe)
+        left += head.get('more', 0)*extended - (time.monotonic() - began)
+        if head['kind'] == 'done': return
+        if head['kind'] == 'error': raise _error(head)
+        yield head, data
+
+def _gone(pipe, clock, error):
+    "Why the process does not answer any more; None where it does, and the error is another one"
+    if clock.late: return Unavailable('timeout', 'reading it took too long, and was stopped')
+    if isinstance(error, (EOFError, BrokenPipeError)):
+        return Unavailable('other', f'the process that read it died ({pipe.wait(5)})')
+
 # %% ../../nbs/core/03_watchdog.ipynb #92057042
 @patch
 def ask(self:Reader,
@@ -101,21 +119,10 @@ def ask(self:Reader,
         clock = _Clock(pipe)
         try:
             _send(pipe, {'do': what, 'with': kwargs})
-            while True:
-                began = time.monotonic()
-                if left <= 0: clock.give_up()
-                with clock.until(began + min(left, silence)): head, data = _receive(pipe)
-                left += head.get('more', 0)*(not timeout) - (time.monotonic() - began)
-                if head['kind'] == 'done': break
-                if head['kind'] == 'error': raise _error(head)
-                yield head, data
+            yield from _messages(pipe, clock, left, not timeout, silence)
             pipe = None # it is ready for the next
         except (EOFError, OSError) as e:
-            if clock.late:
-                raise Unavailable('timeout', 'reading it took too long, and was stopped') from None
-            if isinstance(e, (EOFError, BrokenPipeError)):
-                raise Unavailable('other',
-                                  f'the process that read it died ({pipe.wait(5)})') from None
+            if why := _gone(pipe, clock, e): raise why from None
             raise
         except (Unavailable, StudyError):
             pipe = None

@@ -133,6 +133,28 @@ def _frames_target(inside, o, many):
         raise StudyError(f'--save-frames-path: {at} is too long a name')
     return at
 
+# %% ../../nbs/deploy/03_output.ipynb #c01a6e8e
+class _Claims:
+    "Who reads and who writes which file: nothing is written over a video, or twice"
+    def __init__(self, files):
+        self.inputs = {os.path.realpath(f): f for f in files}
+        self.same = {(s.st_dev, s.st_ino): f
+                     for f in files if os.path.exists(f) for s in [os.stat(f)]}
+        self.taken = {}
+
+    def claim(self, path, video):
+        "Note that `path` is written for a video; `StudyError` where it cannot be"
+        real = os.path.realpath(path)
+        stat = os.stat(path) if os.path.exists(path) else None
+        if over := self.inputs.get(real) or stat and self.same.get((stat.st_dev, stat.st_ino)):
+            raise StudyError(f'{video}: what is written for it, {path}, is a video that is read, '
+                             f'{over}; nothing was done')
+        key = unicodedata.normalize('NFC', real).casefold()
+        if key in self.taken:
+            raise StudyError(f'{video}: what is written for it, {path}, '
+                             f'is written for {self.taken[key]}, too')
+        self.taken[key] = video
+
 # %% ../../nbs/deploy/03_output.ipynb #b051d9a3
 def plan_targets(
     files:list, # The videos, all of them
@@ -141,27 +163,15 @@ def plan_targets(
 )->dict: # {video: ({kind: path}, folder for frames or None)}
     """All that will be written, checked before anything is; `StudyError` if it would go over a
     video or over another output"""
-    beside,inside,plan = distinct(files, True),distinct(files, False),{}
-    inputs,taken = {os.path.realpath(f): f for f in files},{}
-    same = {(s.st_dev, s.st_ino): f for f in files if os.path.exists(f) for s in [os.stat(f)]}
-    def claim(path, video):
-        real = os.path.realpath(path)
-        stat = os.stat(path) if os.path.exists(path) else None
-        if over := inputs.get(real) or stat and same.get((stat.st_dev, stat.st_ino)):
-            raise StudyError(f'{video}: what is written for it, {path}, is a video that is read, '
-                             f'{over}; nothing was done')
-        key = unicodedata.normalize('NFC', real).casefold()
-        if key in taken:
-            raise StudyError(f'{video}: what is written for it, {path}, '
-                             f'is written for {taken[key]}, too')
-        taken[key] = video
-    if o.get('out'): claim(o['out'], '--out')
+    beside, inside = distinct(files, True), distinct(files, False)
+    plan, claims = {}, _Claims(files)
+    if o.get('out'): claims.claim(o['out'], '--out')
     for f in files:
         try: to = targets(f, o, many, (beside[f], inside[f]))
         except StudyError as e:
             raise StudyError(f'{e}; nothing was done' if many else str(e)) from None
         frames = _frames_target(inside[f], o, many)
-        for path in [*to.values(), *([frames] if frames and many else [])]: claim(path, f)
+        for path in [*to.values(), *([frames] if frames and many else [])]: claims.claim(path, f)
         plan[f] = to,frames
     return plan
 
@@ -183,18 +193,21 @@ class Printer:
         if out:
             check_target(self.part, '--out (rows of a run that was stopped)', None, (), overwrite)
 
-    def __call__(self, row, p, many):
-        self.n,self.bad = self.n+1,self.bad+('error' in row)
-        for w in row.get('warnings', ()):
-            print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
-        if self.json: return self.line(json.dumps(row), many)
-        if many or self.out: return self.csv(row)
-        print(for_terminal(row['video']),
-              *(f'  {q:6.1%}  {for_terminal(c)}' for c, q in row['top']), sep='\n')
-        for i,(a,b) in enumerate(zip(row.get('starts', ()), row.get('ends', ()))):
-            (c,q), = p.top(1, i)
-            print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {for_terminal(c)}')
-        for kind,path in row.get('files', {}).items(): print(for_terminal(f'{kind}: {path}'))
+# %% ../../nbs/deploy/03_output.ipynb #710788ea
+@patch
+def __call__(self:Printer, row, p, many):
+    "Write a row; `p` is its prediction, None for a file that cannot be read"
+    self.n,self.bad = self.n+1,self.bad+('error' in row)
+    for w in row.get('warnings', ()):
+        print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
+    if self.json: return self.line(json.dumps(row), many)
+    if many or self.out: return self.csv(row)
+    print(for_terminal(row['video']),
+          *(f'  {q:6.1%}  {for_terminal(c)}' for c, q in row['top']), sep='\n')
+    for i,(a,b) in enumerate(zip(row.get('starts', ()), row.get('ends', ()))):
+        (c,q), = p.top(1, i)
+        print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {for_terminal(c)}')
+    for kind,path in row.get('files', {}).items(): print(for_terminal(f'{kind}: {path}'))
 
 # %% ../../nbs/deploy/03_output.ipynb #d4f22df9
 @patch

@@ -103,8 +103,7 @@ def draw(path, target, times, lines, shares, start=0., stop=None):
 # %% ../../nbs/deploy/01_overlay.ipynb #665cabf4
 def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
     "Ffmpeg's last words if it failed"
-    shaper = Shaper(
-        'yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
+    shaper = Shaper('yuv420p', _COLOURS_OF_A_CLIP)
     size = last = base = shown = None
     def sized(frames):
         nonlocal size # a stream can be asked only while it is read
@@ -116,12 +115,7 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
                                                                 + 30*86400) as (begin, write, end):
         try:
             for k,(f,_) in enumerate(steady(sized(frames), float(rate), start, ticks)):
-                if k == 0:
-                    seconds = stop and stop-start
-                    begin(
-                        _titled(
-                            ffmpeg_command(path, target, start, seconds, size, round(rate), rate,
-                                           channels)))
+                if k == 0: begin(_command(path, target, start, stop, size, rate, channels))
                 if f is not last: last, base = f, shaper(f, *size).to_ndarray()
                 i = max(0, int(np.searchsorted(times, start+k/rate+1e-6, side='right'))-1)
                 if i != shown: shown, caption = i, _caption(lines[i], shares[i], *size)
@@ -134,7 +128,12 @@ def _drawn(path, target, times, lines, shares, start, stop, rate, channels):
         return end() if size else 'not one frame can be decoded'
 
 # %% ../../nbs/deploy/01_overlay.ipynb #4259ff8e
-def _titled(command):
-    "Without the mark of a clip of ours: this is none"
+_COLOURS_OF_A_CLIP = ('flags=bicubic+accurate_rnd+full_chroma_int:'
+                      'out_color_matrix=bt601:out_range=tv')
+
+def _command(path, target, start, stop, size, rate, channels):
+    "What encodes a clip, without the mark of a clip of ours: this is none"
+    command = ffmpeg_command(path, target, start, stop and stop-start, size, round(rate), rate,
+                             channels)
     k = next(i for i,a in enumerate(command) if a.startswith('comment='))
     return [*command[:k], 'comment=with what a model says of it', *command[k+1:]]

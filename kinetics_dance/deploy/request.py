@@ -135,6 +135,24 @@ def readable(
     except UnicodeEncodeError: odd = str(name).encode('utf-8', 'backslashreplace')
     return odd.decode('utf-8', 'backslashreplace')
 
+# %% ../../nbs/deploy/02_request.ipynb #90ee0321
+def _fail(code, line, debug):
+    "End the process with one line on standard error; before it, to debug, where it happened"
+    if debug:
+        import traceback
+        traceback.print_exc()
+    print(f'error: {for_terminal(" ".join(str(line).split()))}', file=sys.stderr)
+    sys.exit(code)
+
+def _outcome(error):
+    "Exit code and line of an error that is none of ours"
+    if hasattr(error, 'format_message'): return 2, error.format_message() # typer's
+    if type(error).__name__ == 'Abort': return 130, 'stopped'
+    if blame := system_error(error, getattr(error, 'filename', None) or 'this machine'):
+        return 2, blame
+    return 1, (f'a fault of kinetics_dance: {type(error).__name__}: {error} '
+               '(--debug shows where)')
+
 # %% ../../nbs/deploy/02_request.ipynb #a1f2c4a7
 def run_command(
     command, # A function of a list of arguments
@@ -147,14 +165,8 @@ def run_command(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     if not debug: warnings.simplefilter('ignore')
-    def fail(code, line):
-        if debug:
-            import traceback
-            traceback.print_exc()
-        print(f'error: {for_terminal(" ".join(str(line).split()))}', file=sys.stderr)
-        sys.exit(code)
     try: sys.exit(command([a for a in args if a != '--debug']) or 0)
-    except (StudyError, Unavailable) as e: fail(2, e)
+    except (StudyError, Unavailable) as e: _fail(2, e, debug)
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
@@ -162,31 +174,37 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     except Exception as e:
-        if hasattr(e, 'format_message'): # typer's; one without words comes after the help
-            fail(2, e.format_message()) if e.format_message() else sys.exit(2)
-        if type(e).__name__ == 'Abort': fail(130, 'stopped')
-        if blame := system_error(e, getattr(e, 'filename', None) or 'this machine'): fail(2, blame)
-        fail(1, f'a fault of kinetics_dance: {type(e).__name__}: {e} (--debug shows where)')
+        code, line = _outcome(e)
+        if not line: sys.exit(code) # typer has shown the help
+        _fail(code, line, debug)
+
+# %% ../../nbs/deploy/02_request.ipynb #a8aa3411
+def _truth(word):
+    "The value of an option that is True or False"
+    import argparse
+    if word.lower() in ('true', 'yes', '1', 'on'): return True
+    if word.lower() in ('false', 'no', '0', 'off'): return False
+    raise argparse.ArgumentTypeError(f'{word!r} is neither True nor False')
+
+def _parser(name, description):
+    "A parser whose errors are those of the library"
+    import argparse
+    class Parser(argparse.ArgumentParser):
+        def error(self, message): raise StudyError(message)
+    return Parser(name, description=description, allow_abbrev=False)
 
 # %% ../../nbs/deploy/02_request.ipynb #73364686
 def script_arguments(
     args:list, # As they were typed
 )->dict: # By name, as `predict` has them
     "Arguments in the form `--videopath VIDEO --rm-frames False …`"
-    import argparse
-    class Parser(argparse.ArgumentParser):
-        def error(self, message): raise StudyError(message)
-    def truth(word):
-        if word.lower() in ('true', 'yes', '1', 'on'): return True
-        if word.lower() in ('false', 'no', '0', 'off'): return False
-        raise argparse.ArgumentTypeError(f'{word!r} is neither True nor False')
-    p = Parser('inference.py', description='Which dance is it?', allow_abbrev=False)
+    p = _parser('inference.py', 'Which dance is it?')
     p.add_argument('--videopath', required=True, metavar='VIDEO', help='an .avi or .mp4 file, '
                                                                        'or whatever else decodes')
     p.add_argument('--model-path', help='folder of a model (default: the newest below runs/)')
     p.add_argument('--save-frames-path', metavar='DIR', help='where to write the frames '
                                                              'that the model sees')
-    p.add_argument('--rm-frames', type=truth, nargs='?', const=True, default=True, metavar='BOOL',
+    p.add_argument('--rm-frames', type=_truth, nargs='?', const=True, default=True, metavar='BOOL',
                    help='remove them afterwards (default: True)')
     for name,what in (('start-time', 'second where to begin; needs an end or a duration'),
                       ('end-time', 'second where to end'), ('duration', 'seconds to watch')):

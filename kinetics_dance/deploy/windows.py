@@ -92,6 +92,26 @@ def _shapes(size, crop=None):
             cut_out(shaper(f, *big).to_ndarray(), size, at)[top:top + h, left:left + w])
     return shape
 
+# %% ../../nbs/deploy/00_windows.ipynb #9e79ce11
+def _count(look):
+    "Read a video to its end, with news every few seconds"
+    news = 0
+    for t, *_ in look.pairs():
+        if t < news+5: continue
+        news = t
+        yield {'kind': 'news', 'at': t, 'more': 20}, b''
+
+def _as_expected(look, until, last):
+    "Did a reading end where the header said, or `until`?"
+    # two frames: which times are rounded is the container's secret
+    slack = max(.05, 2.01*((look.end or until)-look.start)/max(1, look.frames))
+    return look.end is None or abs(look.end - (until if last is None else last)) <= slack
+
+def _ended(look, until, claimed):
+    return dict(kind='end', frames=look.frames,
+                end=until if look.end is None else min(look.end, until), claimed=claimed,
+                doubt=look.doubt), b''
+
 # %% ../../nbs/deploy/00_windows.ipynb #5ffedc66
 def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0, save=None):
     """Yield what a model wants of a video: a plan, then frames in order, then how it ended; runs in
@@ -104,24 +124,16 @@ def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0,
         if last is not None: _inside(start, until, path, begins=True)
         # no word, or not to be believed: count
         if until == np.inf or (until-start)/step > MOST and known is None:
-            look, news = _Pass(path, start, stop), 0
-            for t, *_ in look.pairs():
-                if t < news+5: continue
-                news = t
-                yield {'kind': 'news', 'at': t, 'more': 20}, b''
+            look = _Pass(path, start, stop)
+            yield from _count(look)
             known = stop if look.end is None else look.end
             continue
         look = _Pass(path, start, stop)
         yield {'kind': 'plan', 'stop': until, 'more': 4*min(until-start, 86400)}, b''
         at = window_times(n, seconds, step, start, until)[1]
         yield from _moments(look, at, until, _shapes(size, crop), strip, save)
-        # two frames: which times are rounded is the container's secret
-        slack = max(.05, 2.01*((look.end or until)-start)/max(1, look.frames))
-        if look.end is None or known is not None or abs(look.end -
-                                                        (until if last is None else last)) <= slack:
-            yield dict(kind='end', frames=look.frames,
-                       end=until if look.end is None else min(look.end, until), claimed=claimed,
-                       doubt=look.doubt), b''
+        if known is not None or _as_expected(look, until, last):
+            yield _ended(look, until, claimed)
             return
         known = look.end
         if stop is not None and not look.doubt: _inside(stop, known, path)

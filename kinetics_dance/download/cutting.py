@@ -16,6 +16,13 @@ from .sources import get_source, is_final, reason_of
 from ..core.storage import is_remote, writing_to
 from ..video.encoding import file_digest, normalise_clip
 
+# %% ../../nbs/download/04_cutting.ipynb #31a474ee
+def _needed(rows):
+    "The stretch of an upload in which all its clips lie, as one clip"
+    ends = [r['time_end'] for r in rows]
+    return rows[0] | dict(time_start=min(r['time_start'] for r in rows),
+                          time_end=max(ends) if all(ends) else None)
+
 # %% ../../nbs/download/04_cutting.ipynb #9e60c3e3
 def fetch_upload(rows:list,     # The clips of one upload, as dicts of the table's columns
                  folder:Path,   # The study's folder, as `storage.place` gives it
@@ -28,9 +35,7 @@ def fetch_upload(rows:list,     # The clips of one upload, as dicts of the table
     """Fetch an upload, cut its clips into `videos/`; never raises, each clip gets its status and
     reason"""
     start, beside = time.monotonic(), None if own_disk or is_remote(folder) else folder/'videos'
-    ends = [r['time_end'] for r in rows]
-    wanted = rows[0] | dict(time_start=min(r['time_start'] for r in rows),
-                            time_end=max(ends) if all(ends) else None)
+    wanted = _needed(rows)
     try:
         with tempfile.TemporaryDirectory(prefix='.part-', dir=beside,
                                          ignore_cleanup_errors=True) as part:

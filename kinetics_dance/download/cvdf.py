@@ -107,6 +107,18 @@ def refusal(member:tarfile.TarInfo, # A member of a tar
     if member.size > max_size:
         return Unavailable('too large', f'{member.size} bytes, {max_size} are allowed')
 
+# %% ../../nbs/download/02_cvdf.ipynb #e9ef32ce
+def _members(tar, unpacked, left):
+    "The members of a tar as long as something is `left`; `Unavailable` where they have no end"
+    seen = 0
+    while left and (m := tar.next()) is not None:
+        tar.members.clear() # tarfile would remember them all
+        if (seen := seen + 1) > MAX_MEMBERS:
+            raise Unavailable('too large', f'more than {MAX_MEMBERS} members')
+        if not 0 <= m.size <= MAX_UNPACKED - unpacked.n: # to skip it would take for ever
+            raise Unavailable('too large', f'{m.name[:80]!r} is said to have {m.size} bytes')
+        yield m
+
 # %% ../../nbs/download/02_cvdf.ipynb #d51f6643
 def clips_in(file,          # Compressed tar, open for reading from its start
              received:Callable, # Bytes read from it so far
@@ -122,13 +134,8 @@ def clips_in(file,          # Compressed tar, open for reading from its start
     unpacked = _Unpacked(file, received, stop)
     header = type('Header', (_Header,), dict(unpacked=unpacked))
     with tarfile.open(fileobj=unpacked, mode='r|', tarinfo=header) as tar:
-        seen = said = 0
-        while left and (m := tar.next()) is not None:
-            tar.members.clear() # tarfile would remember them all
-            if (seen := seen + 1) > MAX_MEMBERS:
-                raise Unavailable('too large', f'more than {MAX_MEMBERS} members')
-            if not 0 <= m.size <= MAX_UNPACKED - unpacked.n: # to skip it would take for ever
-                raise Unavailable('too large', f'{m.name[:80]!r} is said to have {m.size} bytes')
+        said = 0
+        for m in _members(tar, unpacked, left):
             name = re.split(r'[/\\]', m.name)[-1]
             if m.isdir(): continue
             if problem := refusal(m, max_size):

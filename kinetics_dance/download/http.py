@@ -44,11 +44,15 @@ class Transfer(io.RawIOBase):
             status_forcelist=[408, 425, 429, 500, 502, 503, 504], allowed_methods=None)
         self.response, self.skip, self.since, self.waited = None, 0, 0, [0., 0]
 
-    def readable(self): return True
-    def close(self):
-        if self.response is not None: self.response.close()
-        self.response = None
-        super().close()
+# %% ../../nbs/download/01_http.ipynb #193eaabf
+@patch
+def readable(self:Transfer): return True
+
+@patch
+def close(self:Transfer):
+    if self.response is not None: self.response.close()
+    self.response = None
+    super(Transfer, self).close()
 
 # %% ../../nbs/download/01_http.ipynb #8316a201
 @patch

@@ -21,6 +21,15 @@ from .sources import SOURCES, Source, Upload
 from ..core.storage import system_error
 from ..core.base import Unavailable
 
+# %% ../../nbs/download/03_motion_source.ipynb #23f4c37a
+def _check_sequences(sequences, xy, joints):
+    for s,x in zip(sequences, xy):
+        if x.shape[1:] != (len(joints), 2):
+            raise StudyError(f"motion: sequence {s['id']}: joints of the shape {x.shape} where "
+                             f"(frames, {len(joints)}, 2) is expected")
+        if s['split'] not in ('train', 'test'):
+            raise StudyError(f"motion: sequence {s['id']}: split is neither train nor test")
+
 # %% ../../nbs/download/03_motion_source.ipynb #a647c800
 def write_motion(
     path,          # The file to write, .npz
@@ -35,12 +44,7 @@ def write_motion(
         np.ones(x.shape[:2]) if s.get('visible') is None else s['visible']
         for s, x in zip(sequences, xy)
     ]
-    for s,x in zip(sequences, xy):
-        if x.shape[1:] != (len(joints), 2):
-            raise StudyError(f"motion: sequence {s['id']}: joints of the shape {x.shape} where "
-                             f"(frames, {len(joints)}, 2) is expected")
-        if s['split'] not in ('train', 'test'):
-            raise StudyError(f"motion: sequence {s['id']}: split is neither train nor test")
+    _check_sequences(sequences, xy, joints)
     meta = [
         dict(id=str(s['id']), action=s['action'], train=1 if s['split'] == 'train' else -1)
         for s in sequences
@@ -68,20 +72,7 @@ class MotionFile:
     ):
         self.path = Path(path)
         if not self.path.is_file(): raise StudyError(f'motion: {self.path.name}: no such file')
-        try:
-            with np.load(self.path, allow_pickle=False) as f:
-                self.xy, seen, self.offsets = f['xy'].astype(np.float32), f['vis'], f['offsets']
-                meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v
-                                                 for k, v in (('meta', None),
-                                                              ('joints', BODY_JOINTS), ('parts',
-                                                                                        PARTS)))
-                self.fps = float(f['fps']) if 'fps' in f else 30.
-            self.table = pd.DataFrame(
-                [dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
-            if blame := system_error(e, f'motion: {self.path.name}'): raise blame from None
-            raise StudyError(f'motion: {self.path.name}: not a file of sequences: '
-                             f'{(str(e) or type(e).__name__).splitlines()[0]}') from None
+        seen = self._read()
         self._check(seen)
         # Penn Action writes a joint that nobody labelled into the corner
         self.xy[(np.asarray(seen) == 0) & (self.xy <= 1).all(-1)] = np.nan
@@ -96,6 +87,25 @@ class MotionFile:
     def __getitem__(self, k):
         rows = slice(self.offsets[k], self.offsets[k+1])
         return self.xy[rows], self.seen[rows]
+
+# %% ../../nbs/download/03_motion_source.ipynb #8722cd0a
+@patch
+def _read(self:MotionFile):
+    "Read what is in the file; returns which joints are to be seen"
+    try:
+        with np.load(self.path, allow_pickle=False) as f:
+            self.xy, seen, self.offsets = f['xy'].astype(np.float32), f['vis'], f['offsets']
+            known = (('meta', None), ('joints', BODY_JOINTS), ('parts', PARTS))
+            meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v
+                                             for k, v in known)
+            self.fps = float(f['fps']) if 'fps' in f else 30.
+        self.table = pd.DataFrame(
+            [dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
+        if blame := system_error(e, f'motion: {self.path.name}'): raise blame from None
+        raise StudyError(f'motion: {self.path.name}: not a file of sequences: '
+                         f'{(str(e) or type(e).__name__).splitlines()[0]}') from None
+    return seen
 
 # %% ../../nbs/download/03_motion_source.ipynb #c8a2a605
 @patch

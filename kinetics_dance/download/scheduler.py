@@ -83,11 +83,23 @@ def uploads(self:_Round, units, settings):
               if hasattr(self.pool, 'room') else lib.fetch_upload)
         if not self.submit(fn, rows, rows, self.folder, name, settings): return
 
+# %% ../../nbs/download/06_scheduler.ipynb #6ede0066
+@patch
+def _cut(self:_Round, row, got):
+    "Hand out a clip that is on disk: what is set when its file may go; None if the round has ended"
+    from kinetics_dance.download import cutting as lib
+    done, size = threading.Event(), got.path.stat().st_size
+    def after():
+        done.set()
+        got.path.unlink(missing_ok=True)
+    sent = self.submit(lib.cut_clip, [row | dict(fetched=size)], row, *got, self.folder,
+                       after=after)
+    return done if sent else None
+
 # %% ../../nbs/download/06_scheduler.ipynb #4a57f542
 @patch
 def stream(self:_Round, name, rows, settings):
     "Hand out the clips of one transfer as they come"
-    from kinetics_dance.download import cutting as lib
     left, cut = {r['clip_id']: r for r in rows}, []
     try:
         beside = None if is_remote(self.folder) else self.folder/'videos'
@@ -97,13 +109,7 @@ def stream(self:_Round, name, rows, settings):
                 for row, got in get_source(name, settings).stream(rows, Path(part), self.stop):
                     if isinstance(got, Exception): self.news.put(_noted([outcome(row, got)], [row]))
                     else:
-                        event, size = threading.Event(), got.path.stat().st_size
-                        def after(path=got.path, event=event):
-                            event.set(), path.unlink(missing_ok=True)
-
-                        if not self.submit(lib.cut_clip, [row | dict(fetched=size)], row, *got,
-                                           self.folder, after=after):
-                            return
+                        if not (event := self._cut(row, got)): return
                         cut.append(event)
                     del left[row['clip_id']]
             finally: # the workers still need the files
@@ -142,6 +148,37 @@ def _listen(r, heard, pace, timeout):
         raise RuntimeError('the workers do not answer any more')
     return rows, heard
 
+# %% ../../nbs/download/06_scheduler.ipynb #8237b92c
+class _Notes:
+    "Rows on their way into the table: fifty at a time, or what came in a second"
+    def __init__(self, table): self.table, self.rows, self.written = table, [], time.monotonic()
+
+    def write(self):
+        if self.rows and (len(self.rows) >= 50 or time.monotonic() - self.written > 1):
+            _note(self.table, self.rows)
+            self.rows, self.written = [], time.monotonic()
+
+    def close(self):
+        if self.rows: _note(self.table, [r for r in self.rows if r['reason'] != 'disk full'])
+
+# %% ../../nbs/download/06_scheduler.ipynb #6092ddc4
+def _account(r, feeders, progress, notes, log, task):
+    "Note what comes until all clips are there or a server says stop: the words behind the reasons"
+    details, heard = {}, notes.written # when the last news came
+    while progress.seen.total() < progress.total:
+        rows, heard = _listen(r, heard, r.pace, r.timeout)
+        details |= {row['clip_id']: row.pop('detail') for row in rows}
+        notes.rows += rows
+        _take(rows, progress, r.pace, log, r.folder)
+        notes.write()
+        if r.pace.why:
+            log(f'stopped: {r.pace.why}; run this again later ({progress.line()})')
+            break
+        task.update(progress.seen.total(), progress.words())
+        for f in feeders:
+            if f.done(): f.result() # an error of ours is not to be waited out
+    return details
+
 # %% ../../nbs/download/06_scheduler.ipynb #5be42461
 def one_round(table:ClipTable, # The study's clips
               folder,        # Where clips go, as `storage.place` gives it
@@ -155,8 +192,7 @@ def one_round(table:ClipTable, # The study's clips
               **options      # For `fetch_upload` and `cut_clip`
              ) -> dict:      # Clip id → the words behind its reason
     "Fetch all these clips once; each gets a row in the table"
-    details, batch, written = {}, [], time.monotonic()
-    heard = written # when the last news came
+    notes = _Notes(table)
     progress = Progress([r for _, rows in uploads for r in rows])
     hands = nullcontext(workers) if workers else worker_pool(jobs, memory_limit(jobs))
     with follow('download', progress.total,
@@ -164,25 +200,11 @@ def one_round(table:ClipTable, # The study's clips
         r = _Round(pool, folder, workers.room() if workers else jobs, timeout, pace, **options)
         try:
             feeders = _feed(r, threads, uploads, settings)
-            while progress.seen.total() < progress.total:
-                rows, heard = _listen(r, heard, pace, timeout)
-                details |= {row['clip_id']: row.pop('detail') for row in rows}
-                batch += rows
-                _take(rows, progress, pace, log, folder)
-                if batch and (len(batch) >= 50 or time.monotonic() - written > 1):
-                    _note(table, batch)
-                    batch, written = [], time.monotonic()
-                if pace.why:
-                    log(f'stopped: {pace.why}; run this again later ({progress.line()})')
-                    break
-                task.update(progress.seen.total(), progress.words())
-                for f in feeders:
-                    if f.done(): f.result() # an error of ours is not to be waited out
+            return _account(r, feeders, progress, notes, log, task)
         finally:
             r.stop.set()
-            if batch: _note(table, [b for b in batch if b['reason'] != 'disk full'])
+            notes.close()
             if progress.seen.total() < progress.total: pool.stop()
-    return details
 
 # %% ../../nbs/download/06_scheduler.ipynb #fcb5717c
 def _take(rows, progress, pace, log, folder):

@@ -158,6 +158,16 @@ def _polite(cookies, proxy, ratelimit, sleep, retries, wait):
         retries=retries, fragment_retries=retries, extractor_retries=retries, file_access_retries=0,
         retry_sleep_functions=pause)
 
+# %% ../../nbs/download/00_sources.ipynb #5007311a
+def _server(url_template):
+    "Is an address with `{id}` one of YouTube, and is it on this machine?"
+    if re.sub(r'\{id\}', '', url_template).count('{') or '{id}' not in url_template:
+        raise StudyError(f'url_template: {url_template!r} must hold {{id}}, '
+                         'where the id of an upload goes, and no other braces')
+    host = urlsplit(url_template).hostname or ''
+    youtube = bool(re.search(r'(^|\.)youtube\.com$|^youtu\.be$', host))
+    return youtube, host in ('127.0.0.1', 'localhost', '::1')
+
 # %% ../../nbs/download/00_sources.ipynb #61c67eae
 class YouTube(Source):
     "Uploads that yt-dlp can fetch"
@@ -177,14 +187,10 @@ class YouTube(Source):
                  max_filesize:int=2**31, # Bytes; what is larger is given up as `too large`
                  options:dict=None,    # More options of yt-dlp
                 ):
-        if re.sub(r'\{id\}', '', url_template).count('{') or '{id}' not in url_template:
-            raise StudyError(f'url_template: {url_template!r} must hold {{id}}, '
-                             'where the id of an upload goes, and no other braces')
-        host = urlsplit(url_template).hostname or ''
+        self.youtube, local = _server(url_template)
         self.url_template, self.height, self.max_filesize = url_template, height, max_filesize
-        self.youtube = bool(re.search(r'(^|\.)youtube\.com$|^youtu\.be$', host))
         self.sections = self.youtube if sections is None else sections
-        if proxy is None and host in ('127.0.0.1', 'localhost', '::1'): proxy = ''
+        if proxy is None and local: proxy = ''
         if sleep is None and self.youtube: sleep = 10 # YouTube blocks who asks faster
         self.options = _polite(cookies, proxy, ratelimit, sleep, retries, wait) | dict(options
                                                                                        or {})
@@ -232,6 +238,30 @@ def _bounded(self:YouTube, progress):
     if n > self.max_filesize:
         raise Unavailable('too large', f'{n} bytes, {self.max_filesize} are allowed')
 
+# %% ../../nbs/download/00_sources.ipynb #259cf6d7
+def _fixed_options(ffmpeg, height, max_filesize, bounded):
+    "Options of yt-dlp that no setting changes: quiet, one file, nothing of the user's home"
+    return dict(
+        quiet=True,
+        no_warnings=True,
+        noprogress=True,
+        logger=_Silent(),
+        color='no_color',
+        cachedir=False,
+        outtmpl='upload.%(ext)s',
+        noplaylist=True,
+        overwrites=True,
+        updatetime=False,
+        fixup='never',
+        format_sort=[f'res:{height}', 'codec:h264:aac'],
+        ffmpeg_location=ffmpeg,
+        progress_hooks=[bounded],
+        external_downloader_args={
+            'ffmpeg_i': ['-rw_timeout', '20000000'], # microseconds without a byte
+            'ffmpeg_o': ['-fs', str(max_filesize)]
+        },
+        socket_timeout=20)
+
 # %% ../../nbs/download/00_sources.ipynb #4bafe776
 @patch
 def _ydl(self:YouTube):
@@ -245,29 +275,10 @@ def _ydl(self:YouTube):
             self.options.setdefault('js_runtimes', found)
         # whether ffmpeg is there is asked without looking at the option below; the command line
         # sets this, too
-        yt_dlp.postprocessor.FFmpegPostProcessor._ffmpeg_location.set(
-            imageio_ffmpeg.get_ffmpeg_exe())
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+        yt_dlp.postprocessor.FFmpegPostProcessor._ffmpeg_location.set(ffmpeg)
         self._kept = yt_dlp, _bounded_pages(yt_dlp.YoutubeDL)(
-            dict(
-                quiet=True,
-                no_warnings=True,
-                noprogress=True,
-                logger=_Silent(),
-                color='no_color',
-                cachedir=False,
-                outtmpl='upload.%(ext)s',
-                noplaylist=True,
-                overwrites=True,
-                updatetime=False,
-                fixup='never',
-                format_sort=[f'res:{self.height}', 'codec:h264:aac'],
-                ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(),
-                progress_hooks=[self._bounded],
-                external_downloader_args={
-                    'ffmpeg_i': ['-rw_timeout', '20000000'], # microseconds without a byte
-                    'ffmpeg_o': ['-fs', str(self.max_filesize)]
-                },
-                socket_timeout=20) | self.options)
+            _fixed_options(ffmpeg, self.height, self.max_filesize, self._bounded) | self.options)
     return self._kept
 
 # %% ../../nbs/download/00_sources.ipynb #9a01c0d7

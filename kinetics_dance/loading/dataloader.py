@@ -32,6 +32,22 @@ def frame_orders(
     ranks = [hash_order([f'{c}|{k}|{tail}' for k in range(t)]) for c in clip_ids]
     return np.argsort(np.array(ranks).reshape(len(clip_ids), t), axis=1)
 
+# %% ../../nbs/loading/04_dataloader.ipynb #41d280d2
+def _check_clips(store, table, classes, n_frames, crop):
+    "Labels must be known, and frames and crop must be in the store"
+    unknown = sorted(set(table.label)-set(classes))
+    if unknown:
+        raise StudyError(f'class {unknown[0]!r} of clip '
+                         f'{table.clip_id[table.label == unknown[0]].iloc[0]} '
+                         f'is not among the {len(classes)} classes')
+    stored,h,w,_ = store.shape
+    if crop[0] > h or crop[1] > w:
+        raise StudyError(f'crop {tuple(crop)} is larger than the stored frames ({h}, {w})')
+    if n_frames > stored:
+        raise StudyError(f'clip_frames: {n_frames} frames a clip, '
+                         f'but the store holds {stored}; '
+                         'ask for fewer or build it with more')
+
 # %% ../../nbs/loading/04_dataloader.ipynb #958d9a32
 class Clips:
     "The clips of a split, as batches of frames and labels"
@@ -46,24 +62,13 @@ class Clips:
         flip:bool=False,
         shuffle_frames:bool=False, # Show the frames of a clip in random order?
     ):
-        unknown = sorted(set(table.label)-set(classes))
-        if unknown:
-            raise StudyError(f'class {unknown[0]!r} of clip '
-                             f'{table.clip_id[table.label == unknown[0]].iloc[0]} '
-                             f'is not among the {len(classes)} classes')
+        _check_clips(store, table, classes, n_frames, crop)
         self.store,self.table,self.classes,self.n_frames,self.crop,self.seed,self.flip = (
             store, table.reset_index(drop=True), list(classes), n_frames, tuple(crop), seed, flip)
         self.ids, self.y = table.clip_id.to_numpy(object), torch.tensor(
             [self.classes.index(l) for l in table.label])
         self.stored,self.h,self.w,_ = store.shape
         self._drawn,self.shuffle_frames = (None,None),shuffle_frames
-        if crop[0] > self.h or crop[1] > self.w:
-            raise StudyError(f'crop {tuple(crop)} is larger than the stored frames '
-                             f'({self.h}, {self.w})')
-        if n_frames > self.stored:
-            raise StudyError(f'clip_frames: {n_frames} frames a clip, '
-                             f'but the store holds {self.stored}; '
-                             'ask for fewer or build it with more')
 
     def __len__(self): return len(self.table)
 
@@ -120,12 +125,7 @@ class ClipLoader(Counted, DataLoader):
         zoom:float=0.,    # How much larger things may become in training
     ):
         self.clips,self.train,self.color_jitter,self.zoom = clips,train,color_jitter,zoom
-        # epoch: of the batches that come, or came last; step: those of it that are out
-        self.epoch,self.step = -1,0
-        self.part = 0,1 # which process this is, and of how many
-        self.resume = -1,0 # an epoch, and the batch of it to begin with
-        self.plan = [] # places of the clips of this epoch, in the order in which they come
-        self.why_none = '' # where `auto` found no room for workers: what is too small
+        self._before_epochs()
         if num_workers == 'auto':
             num_workers,self.why_none = fit_workers(self.batch_bytes(bs), device)
         # then copies to the device start from locked memory
@@ -135,16 +135,31 @@ class ClipLoader(Counted, DataLoader):
         self.fake_l = Fetcher(self, pin, num_workers, start)
         # else each epoch would take a number from the model's
         self.fake_l.generator = torch.Generator()
-    def get_idxs(self):
-        self.plan = super().get_idxs()[self.step*self.bs:]
-        return self.plan
 
-    def one_batch(self):
-        "A batch to look at; it does not count as the beginning of an epoch"
-        names = 'epoch', 'step', 'first', 'plan'
-        kept = {k: getattr(self, k) for k in names}
-        try: return super().one_batch()
-        finally: vars(self).update(kept)
+# %% ../../nbs/loading/04_dataloader.ipynb #cd6ee400
+@patch
+def _before_epochs(self:ClipLoader):
+    "What a loader knows before its first epoch"
+    # epoch: of the batches that come, or came last; step: those of it that are out
+    self.epoch,self.step = -1,0
+    self.part = 0,1 # which process this is, and of how many
+    self.resume = -1,0 # an epoch, and the batch of it to begin with
+    self.plan = [] # places of the clips of this epoch, in the order in which they come
+    self.why_none = '' # where `auto` found no room for workers: what is too small
+
+# %% ../../nbs/loading/04_dataloader.ipynb #6e25ba27
+@patch
+def get_idxs(self:ClipLoader):
+    self.plan = super(ClipLoader, self).get_idxs()[self.step*self.bs:]
+    return self.plan
+
+@patch
+def one_batch(self:ClipLoader):
+    "A batch to look at; it does not count as the beginning of an epoch"
+    names = 'epoch', 'step', 'first', 'plan'
+    kept = {k: getattr(self, k) for k in names}
+    try: return super(ClipLoader, self).one_batch()
+    finally: vars(self).update(kept)
 
 # %% ../../nbs/loading/04_dataloader.ipynb #6f626175
 @patch

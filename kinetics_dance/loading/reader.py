@@ -38,6 +38,21 @@ def with_room(read,  # What to do, e.g. map a file
     forget()
     return read()
 
+# %% ../../nbs/loading/01_reader.ipynb #b5573bac
+def _read_index(folder):
+    "What a store was made with, the table of its clips, and a digest of both"
+    try:
+        head = (folder/'store.json').read_text()
+        index = (folder/'index.parquet').read_bytes()
+        version = hashlib.sha256(head.encode() + index).hexdigest()
+        params, index = json.loads(head), pd.read_parquet(io.BytesIO(index))
+    except (OSError, ValueError) as e:
+        raise (system_error(e, folder) or StudyError(
+            f'{folder}: no finished frame store here; run 01_frames')) from None
+    if params.pop('format') != STORE_FORMAT:
+        raise StudyError(f'{folder}: made by another version; run 01_frames again')
+    return params, index, version
+
 # %% ../../nbs/loading/01_reader.ipynb #c05fbf97
 class FrameStore:
     "The stored clips of a study, as memory-mapped files"
@@ -48,19 +63,10 @@ class FrameStore:
         self.folder, self._open = as_path(folder), {}
         if not (self.folder/'store.json').exists():
             self.folder = home(self.folder.parent)/self.folder.name
-        try:
-            head = (self.folder/'store.json').read_text()
-            index = (self.folder/'index.parquet').read_bytes()
-            self.version = hashlib.sha256(head.encode() + index).hexdigest()
-            head, self.index = json.loads(head), pd.read_parquet(io.BytesIO(index))
-        except (OSError, ValueError) as e:
-            raise (system_error(e, self.folder) or StudyError(
-                f'{self.folder}: no finished frame store here; run 01_frames')) from None
-        if head.pop('format') != STORE_FORMAT:
-            raise StudyError(f'{self.folder}: made by another version; run 01_frames again')
-        self.params, self.clip_ids = head, self.index.clip_id.tolist()
-        self.shape = head['n_frames'], head['height'], head['width'], 3
-        self.packed = head['compression'] == 'jpeg'
+        self.params, self.index, self.version = _read_index(self.folder)
+        self.clip_ids = self.index.clip_id.tolist()
+        self.shape = self.params['n_frames'], self.params['height'], self.params['width'], 3
+        self.packed = self.params['compression'] == 'jpeg'
         self.threads = min(
             4,
             len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
@@ -70,14 +76,32 @@ class FrameStore:
     def __contains__(self, clip_id): return clip_id in self._bytes
     # maps are opened anew in another process
     def __getstate__(self): return self.__dict__ | {'_open': {}}
-    def __repr__(self):
-        return (f"FrameStore: {len(self)} clips of {'×'.join(map(str, self.shape))}, "
-                f"{self.nbytes/1e6:.1f} MB"
-                + (' as JPEG' if self.packed else ''))
 
 # %% ../../nbs/loading/01_reader.ipynb #bb1b223d
 @patch(as_prop=True)
 def nbytes(self:FrameStore): return sum(self._bytes.values())
+
+@patch
+def __repr__(self:FrameStore):
+    return (f"FrameStore: {len(self)} clips of {'×'.join(map(str, self.shape))}, "
+            f"{self.nbytes/1e6:.1f} MB"
+            + (' as JPEG' if self.packed else ''))
+
+# %% ../../nbs/loading/01_reader.ipynb #050be311
+def _parse_npy(data):
+    "The bytes of an array as one row, and what its header says: shape, order, type"
+    numpy.lib.format.read_magic(head := io.BytesIO(data[:256]))
+    header = numpy.lib.format.read_array_header_1_0(head)
+    return np.frombuffer(data, np.uint8, offset=head.tell()), header
+
+@patch
+def _check_header(self:FrameStore, header, clip_id, name):
+    "The array of a clip must have the shape and the type of the store"
+    if header != (self.shape, False, np.uint8):
+        raise StudyError(f'clip {clip_id}: {self.folder.name}/{name} holds {header[2]} of '
+                         f'shape {header[0]}, the rest '
+                         f'of the store has {self.shape}; delete the file and '
+                         'run 01_frames again')
 
 # %% ../../nbs/loading/01_reader.ipynb #7fd70088
 @patch
@@ -93,20 +117,13 @@ def _map(self:FrameStore, clip_id):
         data = with_room(lambda: map_file(path), self._open.clear)
         if len(data) != self._bytes[clip_id]: raise ValueError('another size')
         if self.packed: x = data, np.array(json.loads(self._note(clip_id))['offsets'])
-        else:
-            numpy.lib.format.read_magic(head := io.BytesIO(data[:256]))
-            what = numpy.lib.format.read_array_header_1_0(head)
-            x = np.frombuffer(data, np.uint8, offset=head.tell())
+        else: x, header = _parse_npy(data)
     except (OSError, ValueError) as e:
         name = f'clip {clip_id}: {self.folder.name}/{path.name}'
         raise (system_error(e, name)
                or StudyError(f'{name} is damaged; run 01_frames again')) from None
     if not self.packed:
-        if what != (self.shape, False, np.uint8):
-            raise StudyError(f'clip {clip_id}: {self.folder.name}/{path.name} holds {what[2]} of '
-                             f'shape {what[0]}, the rest '
-                             f'of the store has {self.shape}; delete the file and '
-                             'run 01_frames again')
+        self._check_header(header, clip_id, path.name)
         x = x.reshape(self.shape)
     if len(self._open) >= self.most_maps: self._open.pop(next(iter(self._open)), None)
     self._open[clip_id] = x
@@ -150,6 +167,25 @@ def seconds(self:FrameStore, clip_id:str) -> np.ndarray: # (N,)
                          'run 01_frames')
     return np.array(json.loads(self._note(clip_id))['seconds'])
 
+# %% ../../nbs/loading/01_reader.ipynb #fd50cc2e
+@patch
+def _check_windows(self:FrameStore, top, left, h, w):
+    "Windows must lie inside of the stored pictures"
+    if (min(top.min(), left.min()) < 0 or top.max() + h > self.shape[1]
+            or left.max() + w > self.shape[2]):
+        raise ValueError(f'a window of {h}×{w} lies partly outside of the '
+                         f'{self.shape[1]}×{self.shape[2]} '
+                         'that are stored')
+
+@patch
+def _copy_window(self:FrameStore, out, clip_id, index, y, x, mirror):
+    "Some frames of a clip, cut from row `y` and column `x` on, into `out (T,h,w,3)`"
+    h, w = out.shape[1:3]
+    for a, frame in zip(out, self._frames(clip_id, index)): a[:] = frame[y:y+h, x:x+w]
+    if mirror:
+        from torch import from_numpy
+        out[:] = from_numpy(out).flip(2).numpy() # several times faster than NumPy's
+
 # %% ../../nbs/loading/01_reader.ipynb #de96beee
 @patch
 def batch(self:FrameStore,
@@ -165,21 +201,13 @@ def batch(self:FrameStore,
     index = (np.broadcast_to(np.arange(self.shape[0]), (n, self.shape[0]))
              if index is None else np.asarray(index))
     top, left, flip = (np.zeros(n, int) if a is None else np.asarray(a) for a in (top, left, flip))
-    if n and (min(top.min(), left.min()) < 0 or top.max() + h > self.shape[1]
-              or left.max() + w > self.shape[2]):
-        raise ValueError(f'a window of {h}×{w} lies partly outside of the '
-                         f'{self.shape[1]}×{self.shape[2]} '
-                         'that are stored')
+    if n: self._check_windows(top, left, h, w)
     out = np.empty((n, index.shape[1], h, w, 3), np.uint8)
-    if flip.any(): from torch import from_numpy
-    def fill(o, c, i, y, x, mirror):
-        for a, frame in zip(o, self._frames(c, i)): a[:] = frame[y:y+h, x:x+w]
-        if mirror: o[:] = from_numpy(o).flip(2).numpy() # several times faster than NumPy's
     if self.packed and self.threads > 1 and n > 1: # decoding lets other threads run
         with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(fill, out, clip_ids, index, top, left, flip))
+            list(pool.map(self._copy_window, out, clip_ids, index, top, left, flip))
     else:
-        for a in zip(out, clip_ids, index, top, left, flip): fill(*a)
+        for a in zip(out, clip_ids, index, top, left, flip): self._copy_window(*a)
     return out
 
 # %% ../../nbs/loading/01_reader.ipynb #d6187df9

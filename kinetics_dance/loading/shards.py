@@ -64,6 +64,21 @@ def read_shard(
 # %% ../../nbs/loading/05_shards.ipynb #e8afb223
 PACK = 1 # format of a pack; raised when what is written changes
 
+# %% ../../nbs/loading/05_shards.ipynb #521c2463
+def _named(shards, version, shard_mb):
+    "Shards by their names, which begin with a digest of what decides their contents"
+    key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
+    return {f'{key}-{k:06d}.tar': clips for k,clips in enumerate(shards)}
+
+def _write_shards(folder, out, plan, suffix, there, log):
+    "Write the shards of a plan that are not there; their names, each with where its clips lie"
+    shards = []
+    for k,(name,clips) in enumerate(plan.items()):
+        if name not in there: write_shard(out/name, _samples(folder, clips, suffix), suffix)
+        shards.append(dict(name=name, clips=_contents(out/name)))
+        if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
+    return shards
+
 # %% ../../nbs/loading/05_shards.ipynb #2ce658c4
 def pack_store(
     folder,             # A finished frame store
@@ -75,24 +90,19 @@ def pack_store(
     folder,out = as_path(folder),as_path(out)
     head,index = (folder/'store.json').read_bytes(),(folder/'index.parquet').read_bytes()
     version = hashlib.sha256(head+index).hexdigest()
-    key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
-    plan = _plan(folder, shard_mb*1_000_000)
+    plan = _named(_plan(folder, shard_mb*1_000_000), version, shard_mb)
     claim(out, 'packs')
     sweep(out, 'packs') # of a packing that was killed
-    there,names = sizes(out),[f'{key}-{k:06d}.tar' for k in range(len(plan))]
-    _check_room(out, [sum(p.bytes) for n,p in zip(names, plan) if n not in there], log)
+    there = sizes(out)
+    _check_room(out, [sum(p.bytes) for n,p in plan.items() if n not in there], log)
     for name,text in (('store.json', head), ('index.parquet', index)):
         with writing_to(out/name) as p: p.write_bytes(text)
-    suffix,shards = SUFFIX[json.loads(head)['compression']],[]
-    for k,(name,clips) in enumerate(zip(names, plan)):
-        if name not in there: write_shard(out/name, _samples(folder, clips, suffix), suffix)
-        shards.append(dict(name=name, clips=_contents(out/name)))
-        if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
-    made = dict(format=PACK, version=version, shard_mb=shard_mb, store=json.loads(head),
-                shards=shards)
+    store = json.loads(head)
+    shards = _write_shards(folder, out, plan, SUFFIX[store['compression']], there, log)
+    made = dict(format=PACK, version=version, shard_mb=shard_mb, store=store, shards=shards)
     with writing_to(out/'index.json') as p: p.write_text(json.dumps(made))
     # of an earlier packing
-    remove_ours(out, set(sizes(out)) - set(names), r'[0-9a-f]{10}-\d{6}\.tar')
+    remove_ours(out, set(sizes(out)) - set(plan), r'[0-9a-f]{10}-\d{6}\.tar')
     return made
 
 # %% ../../nbs/loading/05_shards.ipynb #584030a4

@@ -61,6 +61,15 @@ def unpack_jpeg(data,              # What `pack_jpeg` gave
 # %% ../../nbs/loading/00_store.ipynb #2b4975af
 STORE_FORMAT = 2 # of the store; raised when what is written changes
 
+# %% ../../nbs/loading/00_store.ipynb #9c8318cb
+def _as_bytes(frames, params):
+    "Frames as a file holds them, and what the note has to say of it"
+    if params['compression'] == 'jpeg':
+        data, offsets = pack_jpeg(frames, params['quality'])
+        return data, dict(offsets=offsets.tolist())
+    np.save(data := io.BytesIO(), frames)
+    return data.getvalue(), {}
+
 # %% ../../nbs/loading/00_store.ipynb #0266dc5d
 def store_clip(clip_id:str,   # Name of the clip: of its files, too
                path:str|Path, # Its video
@@ -78,12 +87,8 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
                          reader=params['reader'])
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)),
                index=index.tolist(), seconds=times[index].round(6).tolist())
-    if params['compression'] == 'jpeg':
-        data, offsets = pack_jpeg(frames, params['quality'])
-        out['offsets'] = offsets.tolist()
-    else:
-        np.save(data := io.BytesIO(), frames)
-        data = data.getvalue()
+    data, offsets = _as_bytes(frames, params)
+    out |= offsets
     with writing_to(array) as p:
         p.write_bytes(data)
         out['array'] = file_digest(p)

@@ -9,6 +9,7 @@ __all__ = ['MOST_WORKERS', 'start_worker', 'Fetcher', 'shared_room', 'fit_worker
 import errno, multiprocessing.queues, os, re, sys, time
 from pathlib import Path
 from fastai.data.load import _FakeLoader, _wif
+from fastcore.basics import patch
 from ..core.base import StudyError
 from ..core.storage import system_error
 
@@ -155,18 +156,21 @@ class Counted:
             time.sleep(1)
             raise RuntimeError('DataLoader worker (pid unknown) is gone') from e
 
-    def __iter__(self):
-        came,wrong = 0,None
-        try:
-            for batch in self._fetched():
-                came += 1
-                yield batch
-        except StudyError as e: # a worker's comes wrapped in a traceback
-            wrong = StudyError(str(e).strip().split('StudyError: ')[-1])
-        except (RuntimeError, OSError, MemoryError) as e:
-            if (wrong := worker_error(e)) is None: raise
-        # out here, where it does not keep the loader's frames and workers alive
-        if wrong: raise wrong
-        if came < (due := len(self) - self.first):
-            raise StudyError(f'{due - came} of {due} batches of the epoch did not come; '
-                             f'set workers: 0 (now {self.fake_l.num_workers})')
+# %% ../../nbs/loading/03_workers.ipynb #608883f5
+@patch
+def __iter__(self:Counted):
+    "The batches of an epoch, counted"
+    came,wrong = 0,None
+    try:
+        for batch in self._fetched():
+            came += 1
+            yield batch
+    except StudyError as e: # a worker's comes wrapped in a traceback
+        wrong = StudyError(str(e).strip().split('StudyError: ')[-1])
+    except (RuntimeError, OSError, MemoryError) as e:
+        if (wrong := worker_error(e)) is None: raise
+    # out here, where it does not keep the loader's frames and workers alive
+    if wrong: raise wrong
+    if came < (due := len(self) - self.first):
+        raise StudyError(f'{due - came} of {due} batches of the epoch did not come; '
+                         f'set workers: 0 (now {self.fake_l.num_workers})')

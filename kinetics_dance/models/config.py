@@ -81,43 +81,49 @@ def _read(path):
 _WHAT = 'a model is a folder with model.safetensors and config.json'
 _PICKLES = {'.pt', '.pth', '.pkl', '.pickle', '.ckpt', '.bin'}
 
+# %% ../../nbs/models/05_config.ipynb #5656f334
+def _check_schema(config, path):
+    "Raise a `StudyError` that names the first key that breaks `SCHEMA`"
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+    wrong = best_match(Draft202012Validator(SCHEMA).iter_errors(config))
+    if wrong is None: return
+    if wrong.validator == 'required': # which of them, says only the text
+        raise StudyError(f"{path}: {wrong.message.split(' is a ')[0]} is missing "
+                         "or cannot be right")
+    if list(wrong.absolute_path) == ['model']:
+        raise StudyError(f"{path}: model {config['model']!r} is none of "
+                         f"{', '.join(known_specs())}")
+    key = '.'.join(map(str, wrong.absolute_path)) or 'the config'
+    raise StudyError(f'{path}: {key} is missing or cannot be right: '
+                     f'{" ".join(wrong.message.split())[:160]}')
+
+# %% ../../nbs/models/05_config.ipynb #25e2446e
+def _check_sizes(config, path):
+    "Raise a `StudyError` where numbers that are fine one by one make no sense together"
+    normalise = [v for v in config.get('normalise', {}).values() if isinstance(v, list)]
+    if not all(map(math.isfinite, [config['clip_seconds'], *(x for v in normalise for x in v)])):
+        raise StudyError(f'{path}: clip_seconds or normalise is no number')
+    stored = config['stored']['height'], config['stored']['width']
+    if config['crop'][0] > stored[0] or config['crop'][1] > stored[1]:
+        raise StudyError(f'{path}: crop or stored cannot be right: '
+                         'the crop is larger than the frame')
+    for size, most in ((config['crop'], MOST_PIXELS), (stored, 4*MOST_PIXELS)):
+        if config['frames']*math.prod(size) > most:
+            raise StudyError(f'{path}: frames, crop, stored cannot be right: together too large')
+
 # %% ../../nbs/models/05_config.ipynb #e5917d4d
 def read_config(
     folder, # A model's folder: model.safetensors and config.json
 )->dict: # The config, checked
     "Read and check a model's config; `StudyError` says what is wrong with it"
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
     path = config_path(folder)
     config = _read(path)
     if isinstance(config.get('format'), int) and config['format'] > CONFIG_FORMAT:
         raise StudyError(f"{path}: written by a newer version (format {config['format']}); "
                          "update kinetics_dance")
-    if wrong := best_match(Draft202012Validator(SCHEMA).iter_errors(config)):
-        if wrong.validator == 'required': # which of them, says only the text
-            raise StudyError(f"{path}: {wrong.message.split(' is a ')[0]} is missing "
-                             "or cannot be right")
-        if list(wrong.absolute_path) == ['model']:
-            raise StudyError(f"{path}: model {config['model']!r} is none of "
-                             f"{', '.join(known_specs())}")
-        key = '.'.join(map(str, wrong.absolute_path)) or 'the config'
-        raise StudyError(f'{path}: {key} is missing or cannot be right: '
-                         f'{" ".join(wrong.message.split())[:160]}')
-    numbers = [
-        config['clip_seconds'], *(x
-                                for v in config.get('normalise', {}).values() if isinstance(v, list)
-                                for x in v)
-    ]
-    if not all(map(math.isfinite, numbers)):
-        raise StudyError(f'{path}: clip_seconds or normalise is no number')
-    if config['crop'][0] > config['stored']['height'] or config['crop'][1] > config['stored'][
-            'width']:
-        raise StudyError(f'{path}: crop or stored cannot be right: '
-                         'the crop is larger than the frame')
-    stored = config['stored']['height'], config['stored']['width']
-    for size, most in ((config['crop'], MOST_PIXELS), (stored, 4*MOST_PIXELS)):
-        if config['frames']*math.prod(size) > most:
-            raise StudyError(f'{path}: frames, crop, stored cannot be right: together too large')
+    _check_schema(config, path)
+    _check_sizes(config, path)
     return config
 
 # %% ../../nbs/models/05_config.ipynb #e9a6c0c6
@@ -181,6 +187,31 @@ def _compare(want, path):
         if str(want[k].dtype) != kinds.get(have[k][1]):
             raise ValueError(f'{k} is of type {have[k][1]}')
 
+# %% ../../nbs/models/05_config.ipynb #b6f152c8
+def _read_weights(path, want):
+    "The tensors of a file: just those that a network wants, and all of them numbers"
+    import torch
+    from safetensors.torch import load_file
+    if not path.is_file(): raise StudyError(f'{path}: no such file; {_WHAT}')
+    try:
+        _compare(want, path)
+        weights = load_file(path)
+        if not all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point()):
+            raise ValueError('some are not numbers')
+    except Exception as e: # safetensors has errors of its own
+        if blame := system_error(e, path): raise blame from None
+        why = (str(e) or type(e).__name__).splitlines()[0][:200]
+        raise StudyError(f'{path}: not the weights of this model: {why}') from None
+    return weights
+
+# %% ../../nbs/models/05_config.ipynb #238b9075
+def _in_form(weights, want):
+    "Weights in the order in memory that the network has them in: channels last, where it says so"
+    import torch
+    form = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return {k: v if v.stride() == want[k].stride() else v.contiguous(memory_format=form[v.ndim])
+            for k, v in weights.items()}
+
 # %% ../../nbs/models/05_config.ipynb #0fdcad62
 def load_model(
     folder,       # A model's folder
@@ -189,30 +220,14 @@ def load_model(
 ): # A network of frames `(B,T,3,h,w)`, ready to predict
     """Build the network that the config names and fill in its weights; `StudyError` if they do not
     fit"""
-    import torch
-    from safetensors.torch import load_file
     config, path = config or read_config(folder), Path(folder)/'model.safetensors'
     model = _build(config, folder, 'meta')
-    if not path.is_file(): raise StudyError(f'{path}: no such file; {_WHAT}')
-    try:
-        _compare(want := model.state_dict(), path)
-        weights = load_file(path)
-        if not all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point()):
-            raise ValueError('some are not numbers')
-    except Exception as e: # safetensors has errors of its own
-        if blame := system_error(e, path): raise blame from None
-        why = (str(e) or type(e).__name__).splitlines()[0][:200]
-        raise StudyError(f'{path}: not the weights of this model: {why}') from None
+    want = model.state_dict()
+    weights = _read_weights(path, want)
     if {k for k, _ in model.named_buffers()} - set(weights): # tables that are computed, not saved
         model = _build(config, folder, 'cpu')
         model.load_state_dict(weights)
-    else:
-        form = {4: torch.channels_last, 5: torch.channels_last_3d}
-        model.load_state_dict(
-            {
-                k: v if v.stride() == want[k].stride() else v.contiguous(memory_format=form[v.ndim])
-                for k, v in weights.items()
-            }, assign=True)
+    else: model.load_state_dict(_in_form(weights, want), assign=True)
     return model.requires_grad_(False).eval().to(device)
 
 # %% ../../nbs/models/05_config.ipynb #bbde7d75

@@ -116,6 +116,16 @@ def peak_memory(
             ImportError):        return unknown
     return dict(peak_memory_mb=round(peak, 1), idle_memory_mb=round(before, 1))
 
+# %% ../../nbs/models/06_cost.ipynb #aa188cd3
+def _counts(model, shape):
+    "What needs no clock: weights, and operations of one clip"
+    return count_parameters(model) | dict(gflops_per_clip=count_flops(model, shape)/1e9)
+
+def _machine(device):
+    "Where the cost was measured"
+    return dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+                threads=torch.get_num_threads(), cores=os.cpu_count())
+
 # %% ../../nbs/models/06_cost.ipynb #8b1ab42c
 def measure_cost(
     model:nn.Module, # A trained model of frames (B,T,3,h,w), on the device on which it will answer
@@ -134,14 +144,11 @@ def measure_cost(
     device, was = next(model.parameters()).device, model.training
     model.eval()
     try:
+        counts = _counts(model, (clip_frames, 3, *crop))
+        took = time_clip(model, video, clip_frames, size, crop, rounds)
         return dict(
-            **count_parameters(model),
-            gflops_per_clip=count_flops(model, (clip_frames, 3, *crop))/1e9, **{
-                k: round(v, 3)
-                for k, v in time_clip(model, video, clip_frames, size, crop, rounds).items()
-            }, **peak_memory(model, video, clip_frames, size, crop),
+            **counts, **{k: round(v, 3) for k, v in took.items()},
+            **peak_memory(model, video, clip_frames, size, crop),
             train_seconds=None if train_seconds is None else round(float(train_seconds), 1),
-            clip_frames=clip_frames,
-            device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            threads=torch.get_num_threads(), cores=os.cpu_count())
+            clip_frames=clip_frames, **_machine(device))
     finally: model.train(was)

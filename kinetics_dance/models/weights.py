@@ -15,6 +15,21 @@ from ..clips.splits import rooted
 from ..core.base import StudyError, nearest
 from ..core.storage import system_error
 
+# %% ../../nbs/models/00_weights.ipynb #59be8176
+def _load(path):
+    "What a file holds, by the end of its name; nothing in it is run"
+    if path.suffix == '.npz':
+        with np.load(path, allow_pickle=False) as f:
+            return {k: torch.from_numpy(f[k]) for k in f.files}
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        return load_file(path)
+    if path.suffix in ('.pth', '.pt', '.bin'):
+        return torch.load(path, map_location='cpu', weights_only=True)
+    raise StudyError(f"weights: {path.name!r} is neither none, imagenet, nor a .npz, "
+                     ".safetensors or .pth file"
+                     f"{nearest(path.name, ('none', 'imagenet'))}")
+
 # %% ../../nbs/models/00_weights.ipynb #9f1cb5c9
 def read_weights(
     # A .npz, .safetensors, .pth, .pt or .bin file; a relative path starts at the project's root
@@ -22,19 +37,7 @@ def read_weights(
 )->dict: # Tensors by name
     "Read a file of weights; `StudyError` says in one line what is wrong with it"
     path = Path(rooted(path))
-    try:
-        if path.suffix == '.npz':
-            with np.load(path, allow_pickle=False) as f:
-                state = {k: torch.from_numpy(f[k]) for k in f.files}
-        elif path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            state = load_file(path)
-        elif path.suffix in ('.pth', '.pt', '.bin'):
-            state = torch.load(path, map_location='cpu', weights_only=True)
-        else:
-            raise StudyError(f"weights: {path.name!r} is neither none, imagenet, nor a .npz, "
-                             ".safetensors or .pth file"
-                             f"{nearest(path.name, ('none', 'imagenet'))}")
+    try: state = _load(path)
     except FileNotFoundError: raise StudyError(f'weights: there is no file {path}') from None
     except StudyError: raise
     except Exception as e:
@@ -50,6 +53,30 @@ def read_weights(
         raise StudyError(f'weights: {path} is not a table of weights: names with numbers')
     return state
 
+# %% ../../nbs/models/00_weights.ipynb #3f492250
+def _own_names(state):
+    "Weights under the names that the network itself gives its parts"
+    # wrapped for several GPUs; part of a model of ours; how DenseNets were named when their weights
+    # were made
+    for prefix in ('module.', 'features.body.'):
+        if any(k.startswith(prefix) for k in state):
+            state = {k.removeprefix(prefix): v for k,v in state.items() if k.startswith(prefix)}
+    return {
+        re.sub(r'(denselayer\d+\.(?:norm|relu|conv))\.(\d)', r'\1\2', k): v
+        for k, v in state.items()
+    }
+
+# %% ../../nbs/models/00_weights.ipynb #39f83ab6
+def _mismatches(want, have):
+    "What is missing, unexpected or of another shape, each kind in a few words"
+    missing = [k for k in want if k not in have and not k.endswith('num_batches_tracked')]
+    other = [f'{k}: {tuple(have[k].shape)} instead of {tuple(v.shape)}' for k,v in want.items()
+             if k in have and have[k].shape != v.shape]
+    kinds = (('missing', missing), ('unexpected', [k for k in have if k not in want]),
+             ('of another shape', other))
+    return [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in kinds if names]
+
 # %% ../../nbs/models/00_weights.ipynb #7a3a04df
 def fill(
     body:nn.Module, # A network
@@ -59,27 +86,10 @@ def fill(
     ignore=(),      # Parts that may be in the file though the network lacks them
 ):
     "Give a network these weights; `StudyError` lists what does not fit"
-    # wrapped for several GPUs; part of a model of ours; how DenseNets were named when their weights
-    # were made
-    for prefix in ('module.', 'features.body.'):
-        if any(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k,v in state.items() if k.startswith(prefix)}
-    state = {
-        re.sub(r'(denselayer\d+\.(?:norm|relu|conv))\.(\d)', r'\1\2', k): v
-        for k, v in state.items()
-    }
+    state = _own_names(state)
     want = body.state_dict()
     have = {k: v for k,v in state.items() if k in want or k.split('.')[0] not in ignore}
-    missing = [k for k in want if k not in have and not k.endswith('num_batches_tracked')]
-    other = [f'{k}: {tuple(have[k].shape)} instead of {tuple(v.shape)}' for k,v in want.items()
-             if k in have and have[k].shape != v.shape]
-    wrong = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (('missing', missing), ('unexpected', [k for k in have
-                                                                  if k not in want]),
-                            ('of another shape', other)) if names
-    ]
-    if wrong:
+    if wrong := _mismatches(want, have):
         raise StudyError(f"weights: {source} is of another network than {name}: {'; '.join(wrong)}")
     odd = [k for k,v in have.items() if not v.isfinite().all()]
     if odd:

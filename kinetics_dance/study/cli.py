@@ -120,6 +120,14 @@ def _tell(clips, as_json):
         alive = attrition_report(clips).alive['all']
         print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
+# %% ../../nbs/study/02_cli.ipynb #236b2f47
+def _pack(at, shard_mb):
+    "The frames of a study, in shards beside them"
+    from kinetics_dance.loading.shards import pack_store
+    made = pack_store(at/'frames', at/'packs', shard_mb, log=_news)
+    _news(f"{at/'packs'}: {sum(len(s['clips']) for s in made['shards'])} clips in "
+          f"{len(made['shards'])} shards")
+
 # %% ../../nbs/study/02_cli.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
     from kinetics_dance.clips.table import ClipTable
@@ -145,11 +153,7 @@ def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False
     counts = {str(k): int(v) for k,v in out.reason.fillna('ok').value_counts().items()}
     print(json.dumps(counts) if as_json
           else for_terminal(f'{at/"frames"}: ' + ', '.join(f'{v} {k}' for k,v in counts.items())))
-    if pack:
-        from kinetics_dance.loading.shards import pack_store
-        made = pack_store(at/'frames', at/'packs', shard_mb, log=_news)
-        _news(f"{at/'packs'}: {sum(len(s['clips']) for s in made['shards'])} clips in "
-              f"{len(made['shards'])} shards")
+    if pack: _pack(at, shard_mb)
 
 # %% ../../nbs/study/02_cli.ipynb #40759dcc
 def _train(study, model, seed, runs, as_json, packed=None):

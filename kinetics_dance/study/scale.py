@@ -16,30 +16,27 @@ from ..core.base import StudyError, project_root
 CONSTANTS = { # name: (value, unit, published / assumed, of what)
     'clips': (650_000, 'clips', 'published', 'Kinetics-700-2020, all splits, rounded'),
     'alive': (.92, 'share', 'published', 'of the dancing training clips in December 2022'),
-    'clip_seconds': (10, 's', 'published',
-                     'length of a clip'), 'upload_bytes': (3.0e6, 'bytes', 'assumed',
-                                                           'what comes over the network '
-                                                           'for a clip, 360 lines'),
-    'cut_seconds': (.60, 'core s', 'assumed', 'decode, check, encode and count 10 s, '
-                    '640×360 → 256 lines'),
+    'clip_seconds': (10, 's', 'published', 'length of a clip'),
+    'upload_bytes': (3.0e6, 'bytes', 'assumed',
+                     'what comes over the network for a clip, 360 lines'),
+    'cut_seconds': (.60, 'core s', 'assumed',
+                    'decode, check, encode and count 10 s, 640×360 → 256 lines'),
     'clip_bytes': (1.0e6, 'bytes', 'assumed', 'a clip as this library writes it, 256 lines'),
     'store_seconds': (.30, 'core s', 'assumed',
                       'decode a clip and store 32 of its frames, 128×171'),
-    'frames': (32, 'frames', 'assumed',
-               'kept of a clip'), 'height': (128, 'pixels', 'assumed',
-                                             'of a kept frame'), 'width': (171, 'pixels', 'assumed',
-                                                                           'of a kept frame'),
+    'frames': (32, 'frames', 'assumed', 'kept of a clip'),
+    'height': (128, 'pixels', 'assumed', 'of a kept frame'),
+    'width': (171, 'pixels', 'assumed', 'of a kept frame'),
     'jpeg_share': (1/8, 'share', 'assumed', 'of the bytes of its pixels that a packed clip takes'),
-    'overhead': (.005, 's', 'assumed',
-                 'of the scheduler, a clip'), 'row_bytes': (260, 'bytes', 'assumed',
-                                                            'of a clip in the clip table'),
+    'overhead': (.005, 's', 'assumed', 'of the scheduler, a clip'),
+    'row_bytes': (260, 'bytes', 'assumed', 'of a clip in the clip table'),
     'read_rate': (400, 'clips/core s', 'assumed',
                   'packed clips read, cut and handed over by one process'),
     'gpu_rate': (250, 'clips/s', 'assumed',
                  'of 16 frames of 112×112 that a GPU trains a ResNet18 on, mixed precision'),
     'epochs': (30, 'epochs', 'assumed', 'of a training'),
-    'link': (1e9/8, 'bytes/s', 'assumed',
-             'a network of one gigabit a second'), 'cores': (32, 'cores', 'assumed', 'of a machine')
+    'link': (1e9/8, 'bytes/s', 'assumed', 'a network of one gigabit a second'),
+    'cores': (32, 'cores', 'assumed', 'of a machine'),
 }
 
 # %% ../../nbs/study/04_scale.ipynb #1f1aec50

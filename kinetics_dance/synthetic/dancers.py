@@ -118,6 +118,14 @@ def _step(step, th):
     if step not in _STEPS: raise KeyError(f'no step {step!r}; there are {", ".join(PAIRS)}')
     return _STEPS[step](th)
 
+# %% ../../nbs/synthetic/00_dancers.ipynb #ca12cbe0
+def _turned(joints, turn):
+    "The whole body, turned about the vertical"
+    x,z = joints[...,0].copy(), joints[...,2].copy()
+    c,s = np.cos(turn)[:,None],np.sin(turn)[:,None]
+    joints[...,0], joints[...,2] = x*c+z*s, z*c-x*s
+    return joints
+
 # %% ../../nbs/synthetic/00_dancers.ipynb #50e393e9
 def pose(
     step:str, # One of `PAIRS`, or `rest`
@@ -142,10 +150,7 @@ def pose(
         J[:,6,1] += wave[3]
     J[:,7], J[:,8], J[:,11], J[:,12] = hip+[-.065, 0, 0], hip+[.065, 0, 0], fl, fr
     J[:,9], J[:,10] = _knee(J[:,7], fl, -1), _knee(J[:,8], fr, 1)
-    x,z = J[...,0].copy(), J[...,2].copy()
-    c,s = np.cos(turn)[:,None],np.sin(turn)[:,None]
-    J[...,0], J[...,2] = x*c+z*s, z*c-x*s     # turning the whole body about the vertical
-    return J, turn, size
+    return _turned(J, turn), turn, size
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #4d261657
 def phases(
@@ -291,6 +296,19 @@ def head(self:_Pen):
         self.d.pieslice((x-r, y-r, x+r, y+r*.9), 180, 360, fill=lk['hair'])
         for e in (-.35, .35): self.disc((x+r*(.8*s+e*f), y+.15*r), .012*self.u, (25, 20, 20))
 
+# %% ../../nbs/synthetic/00_dancers.ipynb #457efb0b
+def _parts(pen, z, turn):
+    "What to draw of a body, (…, function, side) from the farthest part to the nearest"
+    def depth(*j): return float(np.mean([z[_J[k]] for k in j]))
+    front = .05 if math.cos(turn) > .95 else 0    # facing us, arms pass in front of the body
+    parts = [(depth('knee_l', 'foot_l')-.15,         0, pen.leg,   'l'),
+             (depth('knee_r', 'foot_r')-.15,         1, pen.leg,   'r'),
+             (-.002,                                 2, pen.torso, None),
+             (0.,                                    3, pen.head,  None),
+             (depth('shoulder_l', 'hand_l')+front,   4, pen.arm,   'l'),
+             (depth('shoulder_r', 'hand_r')+front,   5, pen.arm,   'r')]
+    return sorted(parts, key=lambda t: t[:2])
+
 # %% ../../nbs/synthetic/00_dancers.ipynb #d4ceab77
 def draw_frame(
     stage:Image.Image, # From `backdrop`
@@ -308,21 +326,12 @@ def draw_frame(
     ground = h*.90+(size-1)*h*.16-camera[1]*_SS
     middle = w/2-camera[0]*_SS
     p = _Pen(im, np.stack([middle+joints[:,0]*u, ground-joints[:,1]*u], -1), u, turn, lk)
-    z = joints[:,2]
-    def depth(*j): return float(np.mean([z[_J[k]] for k in j]))
     hips = (p.at('hip_l')[0]+p.at('hip_r')[0])/2
     # the shadow: the ground's own colour, darker
     p.disc((hips, ground), .24*u,
            _dark(im.getpixel((min(max(int(hips), 0), w - 1), min(max(int(ground), 0), h - 1))), .6),
            .035*u)
-    front = .05 if math.cos(turn) > .95 else 0    # facing us, arms pass in front of the body
-    parts = [(depth('knee_l', 'foot_l')-.15,         0, p.leg,   'l'),
-             (depth('knee_r', 'foot_r')-.15,         1, p.leg,   'r'),
-             (-.002,                                 2, p.torso, None),
-             (0.,                                    3, p.head,  None),
-             (depth('shoulder_l', 'hand_l')+front,   4, p.arm,   'l'),
-             (depth('shoulder_r', 'hand_r')+front,   5, p.arm,   'r')]
-    for *_,f,side in sorted(parts, key=lambda t: t[:2]): f(side) if side else f()
+    for *_,f,side in _parts(p, joints[:,2], turn): f(side) if side else f()
     return np.asarray(im.reduce(_SS))
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #c577597a

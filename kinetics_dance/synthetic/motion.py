@@ -123,6 +123,20 @@ def _known(pen, chain):
             run = []
     if run: yield run
 
+# %% ../../nbs/synthetic/02_motion.ipynb #a19b796b
+def _check_joints(xy, seen, joints):
+    if (xy.ndim != 3 or xy.shape[1:] != (len(joints), 2) or not len(xy)
+            or seen.shape != xy.shape[:2]):
+        raise StudyError(f'motion: joints of the shape {xy.shape} where (frames, {len(joints)}, '
+                         '2) is expected')
+
+def _hidden(seen, joints, parts):
+    "{part: in which frames the body hides it, `(n,)`}"
+    return {
+        p: np.mean([joint(seen[..., None], joints, j)[:, 0] for j in c], axis=0) < .5
+        for p, c in parts.items()
+    }
+
 # %% ../../nbs/synthetic/02_motion.ipynb #46e3f989
 def render_motion(
     xy:np.ndarray,      # Joints `(T,J,2)`, x to the right, y down, in any unit; NaN where missing
@@ -136,17 +150,11 @@ def render_motion(
     "A video of a body that moves as the joints do"
     xy = np.asarray(xy, float)
     seen = np.ones(xy.shape[:2]) if visible is None else np.asarray(visible, float)
-    if xy.ndim != 3 or xy.shape[1:] != (len(joints),
-                                        2) or not len(xy) or seen.shape != xy.shape[:2]:
-        raise StudyError(f'motion: joints of the shape {xy.shape} where (frames, {len(joints)}, '
-                         '2) is expected')
+    _check_joints(xy, seen, joints)
     xy, seen = resample(place_body(xy), fps, least=least), resample(seen, fps, least=least)
     u = body_height(xy, joints, parts)*size*dancers._SS
     # a hidden part lies behind all others; the others in the order of the table
-    hidden = {
-        p: np.mean([joint(seen[..., None], joints, j)[:, 0] for j in c], axis=0) < .5
-        for p, c in parts.items()
-    }
+    hidden = _hidden(seen, joints, parts)
     points = {j: joint(xy*size*dancers._SS, joints, j).tolist() for c in parts.values() for j in c}
     out = np.empty((len(xy), size, size, 3), np.uint8)
     for t in range(len(xy)):

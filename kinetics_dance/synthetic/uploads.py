@@ -28,6 +28,29 @@ def _tune(seconds, tempo, seed, rate=22050):
         6, size=int(beat[-1]) + 2)][beat.astype(int)]/12)
     return (.2*np.sin(2*np.pi*note*t)*np.exp(-3*(beat % 1))).astype(np.float32)[None]
 
+# %% ../../nbs/synthetic/01_uploads.ipynb #7e2693aa
+def _video_stream(out, frame, fps, crf):
+    "A stream for pictures like this one"
+    v = out.add_stream('libx264', rate=fps, options={
+        'crf': str(crf), 'preset': 'veryfast', 'threads': '1', 'g': str(4*fps)})
+    v.width,v.height,v.pix_fmt,v.time_base = (
+        frame.shape[1], frame.shape[0], 'yuv420p', Fraction(1, fps))
+    v.codec_context.flags |= av.codec.context.Flags.bitexact
+    return v
+
+def _sound_stream(out):
+    a = out.add_stream('aac', rate=22050, layout='mono')
+    a.codec_context.flags |= av.codec.context.Flags.bitexact
+    return a
+
+def _write_sound(out, stream, sound):
+    "All of the sound, behind the pictures"
+    fr = av.AudioFrame.from_ndarray(sound, 'fltp', 'mono')
+    fr.sample_rate = 22050
+    fr.pts = 0
+    out.mux(stream.encode(fr))
+    out.mux(stream.encode())
+
 # %% ../../nbs/synthetic/01_uploads.ipynb #f8ad5750
 def write_video(
     path,              # Where to; .mp4
@@ -42,26 +65,13 @@ def write_video(
         v = a = None
         for i,f in enumerate(frames):
             if v is None:
-                v = out.add_stream(
-                    'libx264', rate=fps, options={
-                        'crf': str(crf), 'preset': 'veryfast', 'threads': '1', 'g': str(4*fps)
-                    })
-                v.width,v.height,v.pix_fmt,v.time_base = (
-                    f.shape[1], f.shape[0], 'yuv420p', Fraction(1, fps))
-                v.codec_context.flags |= av.codec.context.Flags.bitexact
-                if sound is not None:
-                    a = out.add_stream('aac', rate=22050, layout='mono')
-                    a.codec_context.flags |= av.codec.context.Flags.bitexact
+                v = _video_stream(out, f, fps, crf)
+                if sound is not None: a = _sound_stream(out)
             fr = av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24')
             fr.pts = i
             out.mux(v.encode(fr))
         out.mux(v.encode())
-        if a is not None:
-            fr = av.AudioFrame.from_ndarray(sound, 'fltp', 'mono')
-            fr.sample_rate = 22050
-            fr.pts = 0
-            out.mux(a.encode(fr))
-            out.mux(a.encode())
+        if a is not None: _write_sound(out, a, sound)
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #dd0862f3
 def upload_spec(

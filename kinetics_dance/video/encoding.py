@@ -58,11 +58,8 @@ def steady(frames,     # What `intact_frames` yields
           ):           # Yields (frame, stream), one a tick
     "The frame on screen at each tick of a constant rate; ends with `Damaged` where `frames` does"
     k = 0
-    held = None
-    zero = None
-    since = start
-    until = 0
-    doubt = None
+    held, since = None, start # what is on screen, and since when
+    zero = doubt = None
     ticks = 10**9 if ticks is None else ticks
     try:
         for t, f, v in frames:
@@ -76,15 +73,19 @@ def steady(frames,     # What `intact_frames` yields
             held, since = (f, v), t
             length = float(f.duration*v.time_base)*rate if f.duration else 1
     except Damaged as e: doubt = e
-    if held:
-        until = round_half_up((since - (zero or _tick_0(since, start, rate)))*rate + max(1, length))
-    for k in range(k, min(until, ticks)): yield held
+    if held: ticks = min(ticks, _end_tick(since, zero, start, rate, length))
+    for k in range(k, ticks if held else 0): yield held
     if doubt: raise doubt
 
 # %% ../../nbs/video/01_encoding.ipynb #dd016501
 def _tick_0(t, start, rate):
     "The tick before `start` of a grid on which `t` lies"
     return t + math.floor((start - t)*rate + .11)/rate
+
+def _end_tick(since, zero, start, rate, length):
+    "The tick at which the last frame ends: on screen since `since`, `length` ticks long"
+    zero = zero or _tick_0(since, start, rate)
+    return round_half_up((since - zero)*rate + max(1, length))
 
 def round_half_up(x): return math.floor(x + .5)
 
@@ -169,42 +170,55 @@ def _write_seal(path, frames):
         m[n:n+8] = b'%08d' % frames
         m[at:at+8] = b'%08x' % _checksum(m, at)
 
+# %% ../../nbs/video/01_encoding.ipynb #6ddf6485
+class _Encoder:
+    "An ffmpeg that is fed with pictures, and killed at `limit`"
+    def __init__(self, limit, words):
+        self.limit, self.words = limit, words
+        self.process = self.timer = None
+
+    def start(self, command):
+        left = max(1, self.limit - time.monotonic())
+        # -timelimit (CPU seconds) ends it even if whoever started it was killed
+        command = [command[0], '-timelimit', str(math.ceil(left)), *command[1:]]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                        stderr=self.words)
+        self.timer = threading.Timer(left, self.process.kill)
+        self.timer.start()
+
+    def write(self, picture):
+        if time.monotonic() > self.limit:
+            raise Unavailable('timeout', 'it took too long to write the clip')
+        self.process.stdin.write(picture)
+
+    def end(self): return _end(self.process, self.limit, self.words)
+
+# %% ../../nbs/video/01_encoding.ipynb #32cc44f4
+def _end(process, limit, words):
+    "Wait for ffmpeg: its last words if it failed"
+    with suppress(OSError): process.stdin.close()
+    code = process.wait()
+    if time.monotonic() > limit:
+        raise Unavailable('timeout', 'it took too long to write the clip')
+    words.seek(0)
+    error = words.read().decode(errors='replace').strip()
+    if 'No space left' in error: raise Unavailable('disk full', error)
+    return (error[-300:] or f'ffmpeg ended with {code}') if code else None
+
 # %% ../../nbs/video/01_encoding.ipynb #ee55ae18
 @contextmanager
 def encoder(limit):
     """`start(command)`, `write(picture)`, `end()`, which gives ffmpeg's last words if it failed;
     killed at `limit`"""
-    process = timer = None
     with tempfile.TemporaryFile() as words:
-        def start(command):
-            nonlocal process, timer
-            left = max(1, limit - time.monotonic())
-            # -timelimit (CPU seconds) ends it even if whoever started it was killed
-            command = [command[0], '-timelimit', str(math.ceil(left)), *command[1:]]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                       stderr=words)
-            timer = threading.Timer(left, process.kill)
-            timer.start()
-        def write(picture):
-            if time.monotonic() > limit:
-                raise Unavailable('timeout', 'it took too long to write the clip')
-            process.stdin.write(picture)
-        def end():
-            with suppress(OSError): process.stdin.close()
-            code = process.wait()
-            if time.monotonic() > limit:
-                raise Unavailable('timeout', 'it took too long to write the clip')
-            words.seek(0)
-            error = words.read().decode(errors='replace').strip()
-            if 'No space left' in error: raise Unavailable('disk full', error)
-            return (error[-300:] or f'ffmpeg ended with {code}') if code else None
-        try: yield start, write, end
+        ffmpeg = _Encoder(limit, words)
+        try: yield ffmpeg.start, ffmpeg.write, ffmpeg.end
         finally:
-            if process:
-                timer.cancel()
-                process.kill()
-                with suppress(OSError): process.stdin.close()
-                process.wait()
+            if ffmpeg.process:
+                ffmpeg.timer.cancel()
+                ffmpeg.process.kill()
+                with suppress(OSError): ffmpeg.process.stdin.close()
+                ffmpeg.process.wait()
 
 # %% ../../nbs/video/01_encoding.ipynb #bea125c0
 def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
@@ -229,6 +243,25 @@ def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
         except BrokenPipeError: pass # ffmpeg says why
         return doubt, last is not None and end() # no picture: nothing was begun
 
+# %% ../../nbs/video/01_encoding.ipynb #a97bafb6
+def _plan(src, fps):
+    "Frames a second and channels of sound to write, and the seconds that the header claims"
+    with open_video(src) as (c, v):
+        rate = Fraction(fps
+                        or min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
+        channels = min(2, c.streams.audio[0].channels or 2) if c.streams.audio else 0
+        claimed = float(v.duration*v.time_base) if v.duration else (c.duration or 0)/1e6
+    return rate, channels, claimed
+
+def _probed(clip, start, asked, claimed, why):
+    "What `probe` says of a clip; `Unavailable` where it lacks more than a tenth"
+    try: got = probe(clip)
+    except (Unavailable, OSError): got = dict(frames=0, seconds=0.)
+    if got['seconds'] < .9*asked or not got['frames']:
+        raise Unavailable('truncated' if claimed >= start + .9*asked else 'too short',
+                          why or f"{got['seconds']} s of {asked:g} s can be decoded")
+    return got
+
 # %% ../../nbs/video/01_encoding.ipynb #e913b7e7
 def normalise_clip(src:str|Path,       # Any video file
                    dst:str|Path,       # The clip to write, `.mp4`
@@ -244,11 +277,7 @@ def normalise_clip(src:str|Path,       # Any video file
                   ) -> dict:
     """Cut `[start, end)` out of a video, to the frame, and write it anew. Raises `Unavailable`
     where that fails."""
-    with open_video(src) as (c, v):
-        rate = Fraction(fps
-                        or min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
-        channels = min(2, c.streams.audio[0].channels or 2) if c.streams.audio else 0
-        claimed = float(v.duration*v.time_base) if v.duration else (c.duration or 0)/1e6
+    rate, channels, claimed = _plan(src, fps)
     asked, limit = (end or claimed) - start, time.monotonic() + timeout
     with writing(dst) as temporary:
         # a sound track nobody can decode must not cost the pictures
@@ -256,12 +285,7 @@ def normalise_clip(src:str|Path,       # Any video file
             doubt, failure = _encode(src, temporary, start, end and asked, short_side, gop
                                      or round(rate), rate, channels, limit)
             if not failure: break
-        try: got = probe(temporary)
-        except (Unavailable, OSError): got = dict(frames=0, seconds=0.)
-        if got['seconds'] < .9*asked or not got['frames']:
-            raise Unavailable('truncated' if claimed >= start + .9*asked else 'too short',
-                              failure or doubt or f"{got['seconds']} s of "
-                                                  f"{asked:g} s can be decoded")
+        got = _probed(temporary, start, asked, claimed, failure or doubt)
         _write_seal(temporary, got['frames'])
     return got | dict(error=doubt)
 
