@@ -1,6 +1,6 @@
 """The page Try it yourself, in a real browser: on the tests' study of two dances, with small graphs in the place of its models,
 and once with models as they are exported. The runtime comes from the cache that `make site` fills; without it these are skipped."""
-import functools, http.server, json, re, shutil, threading
+import functools, http.server, json, re, shutil, threading, time
 import numpy as np
 import pytest
 from conftest import tiny_study
@@ -90,6 +90,15 @@ class Tab:
         self.page.on('request', lambda r: self.asked.append(r.url))
         self.page.goto(url)
 
+    def until(self, expression, arg=None, seconds=90):
+        "Wait for an expression; `wait_for_function` evaluates in the page, which its policy does not allow"
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(expression, arg):
+            assert time.monotonic() < end, expression
+            self.page.wait_for_timeout(20)
+
+    def shows(self, where, text): self.until("([w, t]) => document.querySelector(w).textContent.includes(t)", [where, text])
+
     def load(self):
         self.page.click('#try-load')
         self.page.wait_for_selector('#try-bars .try-number:not(:empty)')
@@ -99,7 +108,7 @@ class Tab:
         "What the bars say after an action: {model: [true, rival]}"
         before = self.page.get_attribute('#try-it', 'data-turn')
         act()
-        self.page.wait_for_function(f"document.getElementById('try-it').dataset.turn !== '{before}'")
+        self.until(f"document.getElementById('try-it').dataset.turn !== '{before}'")
         return self.bars()
 
     def bars(self): return self.page.evaluate("Object.fromEntries(tryIt.study.models.map(m => [m.name, [...document.querySelectorAll(`#try-of-${m.name} .try-number`)].map(e => parseFloat(e.textContent))]))")
@@ -191,7 +200,7 @@ def test_guess_first(tab):
     assert n
     for i in range(n):
         for asked in ('a single frame', 'the clip it is from'):
-            tab.page.wait_for_function("s => document.getElementById('try-question').textContent.includes(s)", arg=f'Clip {i + 1} of {n}, {asked}')
+            tab.shows('#try-question', f'Clip {i + 1} of {n}, {asked}')
             tab.page.locator('#try-answers button').first.click()
     assert 'That was the last one' in tab.said('#try-question') and re.search(rf'\d of {n}, [\d.]+ % \[[\d.]+ %, [\d.]+ %\]', tab.said('#try-scores'))
     assert 'CNN-LSTM' in tab.said('#try-scores') and not tab.wrong
@@ -204,7 +213,7 @@ def test_a_video_stays_here(tab, study, tmp_path):
     tab.asked.clear()
     def drop(path, until='window'):
         tab.page.set_input_files('#try-file', str(path))
-        tab.page.wait_for_function("s => document.getElementById('try-watched').textContent.includes(s)", arg=until)
+        tab.shows('#try-watched', until)
         return tab.said('#try-watched')
     (tmp_path/'text.mp4').write_text('no video')
     assert 'text.mp4: this browser cannot decode it' in drop(tmp_path/'text.mp4', 'text.mp4')
@@ -231,9 +240,9 @@ def test_a_video_without_motion_and_a_long_one(tab, tmp_path):
         return str(tmp_path/name)
     tab.load()
     tab.page.set_input_files('#try-file', film('still.mp4', 3, 5))
-    tab.page.wait_for_function("document.getElementById('try-watched').textContent.includes('Nothing moves in this video')")
+    tab.shows('#try-watched', 'Nothing moves in this video')
     tab.page.set_input_files('#try-file', film('long.mp4', 3600, 1))
-    tab.page.wait_for_function("document.getElementById('try-watched').textContent.includes('Its first 120 seconds were watched')")
+    tab.shows('#try-watched', 'Its first 120 seconds were watched')
     assert '120.0 seconds' in tab.said('#try-watched')
 
 
