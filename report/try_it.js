@@ -155,7 +155,8 @@
   let timer = 0;
 
   /** @param {number} i @param {Uint8Array} [from] @param {number} [which] */
-  const frame = (i, from = clips, which = clip) => from.subarray((which * study.stored + i) * frameBytes, (which * study.stored + i + 1) * frameBytes);
+  const frame = (i, from = clips, which = clip) =>
+    from.subarray((which * study.stored + i) * frameBytes, (which * study.stored + i + 1) * frameBytes);
 
   /** A row stretched over the places that a model has. @param {number[]} some @param {number} n */
   const stretch = (some, n) => Array.from({ length: n }, (_, i) => some[Math.floor(((i + 0.5) * some.length) / n)]);
@@ -183,14 +184,31 @@
     document.querySelectorAll('.try-found').forEach((e) => (e.textContent = ''));
     say(byId('try-said'), '');
     const [mine, rival] = study.clips[clip].map((c) => study.classes[c]);
-    byId('try-bars').replaceChildren(...study.models.map((m) => element('div', { id: `try-of-${m.name}` }, element('h3', {}, m.title), element('dl', {}, ...bar(mine, ''), ...bar(rival, 'try-rival')))));
+    byId('try-bars').replaceChildren(
+      ...study.models.map((m) =>
+        element(
+          'div',
+          { id: `try-of-${m.name}` },
+          element('h3', {}, m.title),
+          element('dl', {}, ...bar(mine, ''), ...bar(rival, 'try-rival')),
+        ),
+      ),
+    );
     change(study.at.slice(), '');
   }
 
   /** @param {string} name @param {string} kind */
   function bar(name, kind) {
-    const track = element('div', { className: 'try-track' }, element('div', { className: 'try-fill' }), element('div', { className: 'try-mark', hidden: true }));
-    return [element('dt', {}, name + (kind ? ' (rival)' : ' (true)')), element('dd', { className: kind }, track, element('span', { className: 'try-number' }))];
+    const track = element(
+      'div',
+      { className: 'try-track' },
+      element('div', { className: 'try-fill' }),
+      element('div', { className: 'try-mark', hidden: true }),
+    );
+    return [
+      element('dt', {}, name + (kind ? ' (rival)' : ' (true)')),
+      element('dd', { className: kind }, track, element('span', { className: 'try-number' })),
+    ];
   }
 
   /** Show a row of frames and ask the models. @param {number[]} order @param {string} by */
@@ -240,7 +258,9 @@
       .map((m) => {
         const [now, then] = [found[m.name][mine], filmed[m.name][mine]];
         if (by === 'filmed') return `${m.title}: ${percent(now)} true, ${percent(found[m.name][rival])} rival`;
-        return Math.abs(now - then) < 5e-4 ? `${m.title} does not move` : `${m.title}: true class from ${percent(then)} to ${percent(now)}`;
+        return Math.abs(now - then) < 5e-4
+          ? `${m.title} does not move`
+          : `${m.title}: true class from ${percent(then)} to ${percent(now)}`;
       })
       .join('; ');
     say(byId('try-said'), `${sentence}.`);
@@ -256,7 +276,12 @@
         draw(canvas, frame(i));
         const place = study.at.indexOf(i) + 1;
         const name = place ? `frame ${place}` : `stored frame ${i + 1}`;
-        const b = element('button', { type: 'button', tabIndex: k === chosen ? 0 : -1 }, canvas, String(place || `(${i + 1})`));
+        const b = element(
+          'button',
+          { type: 'button', tabIndex: k === chosen ? 0 : -1 },
+          canvas,
+          String(place || `(${i + 1})`),
+        );
         b.setAttribute('aria-label', `${name}, at place ${k + 1} of ${row.length}`);
         b.setAttribute('aria-pressed', String(k === chosen));
         return element('li', {}, b);
@@ -308,12 +333,26 @@
     filmed: () => change(study.at.slice(), 'filmed'),
     reverse: () => change(row.slice().reverse(), 'reverse'),
     shuffle: () => change(shuffled(row), 'shuffle'),
-    repeat: (focus) => change(row.map(() => row[chosen]), 'repeat', focus),
-    speed: () => change(row.map((_, i) => row[(i % Math.ceil(row.length / 2)) * 2]), 'speed'),
+    repeat: (focus) =>
+      change(
+        row.map(() => row[chosen]),
+        'repeat',
+        focus,
+      ),
+    speed: () =>
+      change(
+        row.map((_, i) => row[(i % Math.ceil(row.length / 2)) * 2]),
+        'speed',
+      ),
     left: () => step(-1),
     right: () => step(1),
     drop: (focus) => {
-      if (row.length > 1) change(row.filter((_, i) => i !== chosen), 'drop', focus);
+      if (row.length > 1)
+        change(
+          row.filter((_, i) => i !== chosen),
+          'drop',
+          focus,
+        );
       else say(byId('try-said'), 'One frame has to stay.');
     },
   };
@@ -329,7 +368,15 @@
   /** @param {boolean} on */
   function play(on) {
     clearInterval(timer);
-    timer = on ? window.setInterval(() => { shown += 1; drawScreen(); }, (1000 * study.seconds) / study.frames) : 0;
+    timer = on
+      ? window.setInterval(
+          () => {
+            shown += 1;
+            drawScreen();
+          },
+          (1000 * study.seconds) / study.frames,
+        )
+      : 0;
     const b = /** @type {HTMLElement} */ (document.querySelector('[data-do=play]'));
     b.textContent = on ? 'Pause' : 'Play';
     b.setAttribute('aria-pressed', String(on));
@@ -346,9 +393,13 @@
   list.addEventListener('keydown', (/** @type {KeyboardEvent} */ e) => {
     const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[e.key];
     if (by && e.altKey) step(by, true);
-    else if (by) { pick(chosen + by); list.children[chosen].firstChild.focus(); }
-    else if (e.key === 'Home' || e.key === 'End') { pick(e.key === 'Home' ? 0 : row.length - 1); list.children[chosen].firstChild.focus(); }
-    else if (e.key === 'Enter') actions.repeat(true);
+    else if (by) {
+      pick(chosen + by);
+      list.children[chosen].firstChild.focus();
+    } else if (e.key === 'Home' || e.key === 'End') {
+      pick(e.key === 'Home' ? 0 : row.length - 1);
+      list.children[chosen].firstChild.focus();
+    } else if (e.key === 'Enter') actions.repeat(true);
     else if (e.key === 'Delete' || e.key === 'Backspace') actions.drop(true);
     else return;
     e.preventDefault();
@@ -430,14 +481,26 @@
     let at = still ? Math.floor(Math.random() * study.stored) : 0;
     const show = () => draw(byId('try-film'), frame(at % study.stored, films, which));
     show();
-    if (!still) filmTimer = window.setInterval(() => { at += 1; show(); }, (1000 * study.seconds) / study.stored);
+    if (!still)
+      filmTimer = window.setInterval(
+        () => {
+          at += 1;
+          show();
+        },
+        (1000 * study.seconds) / study.stored,
+      );
     const nth = study.guesses.length - left.length + 1;
-    say(byId('try-question'), `Clip ${nth} of ${study.guesses.length}, ${still ? 'a single frame' : 'the clip it is from'}: which class is it?`);
-    const answers = [truth, other].sort((a, b) => a - b).map((c) => {
-      const b = element('button', { type: 'button' }, study.classes[c]);
-      b.addEventListener('click', () => answer(still, c === truth));
-      return b;
-    });
+    say(
+      byId('try-question'),
+      `Clip ${nth} of ${study.guesses.length}, ${still ? 'a single frame' : 'the clip it is from'}: which class is it?`,
+    );
+    const answers = [truth, other]
+      .sort((a, b) => a - b)
+      .map((c) => {
+        const b = element('button', { type: 'button' }, study.classes[c]);
+        b.addEventListener('click', () => answer(still, c === truth));
+        return b;
+      });
     byId('try-answers').replaceChildren(...answers);
   }
 
@@ -457,7 +520,10 @@
         byId('try-answers').replaceChildren();
       }
       const now = byId('try-question').textContent;
-      say(byId('try-question'), `${right ? 'Right' : 'Wrong'}: it was ${truth}. ${left.length ? now : 'That was the last one.'}`);
+      say(
+        byId('try-question'),
+        `${right ? 'Right' : 'Wrong'}: it was ${truth}. ${left.length ? now : 'That was the last one.'}`,
+      );
     }
     const next = byId('try-answers').querySelector('button');
     if (next) next.focus();
@@ -471,11 +537,28 @@
       const [low, high] = wilson(s[0], s[1]);
       return `${s[0]} of ${s[1]}, ${text({ mean: s[0] / s[1], low, high })}`;
     };
-    const rows = [['you', own(mine.still), own(mine.clip)], ...study.scores.map((s) => [s.title, text(s.still), text(s.clip)])];
-    const cells = rows.map(([who, ...x]) => element('tr', {}, element('th', { scope: 'row' }, who), ...x.map((v) => element('td', {}, v))));
-    const head = element('tr', {}, ...['', 'by a single frame', 'by the clip'].map((v) => (v ? element('th', { scope: 'col' }, v) : element('td', {}))));
+    const rows = [
+      ['you', own(mine.still), own(mine.clip)],
+      ...study.scores.map((s) => [s.title, text(s.still), text(s.clip)]),
+    ];
+    const cells = rows.map(([who, ...x]) =>
+      element('tr', {}, element('th', { scope: 'row' }, who), ...x.map((v) => element('td', {}, v))),
+    );
+    const head = element(
+      'tr',
+      {},
+      ...['', 'by a single frame', 'by the clip'].map((v) =>
+        v ? element('th', { scope: 'col' }, v) : element('td', {}),
+      ),
+    );
     const table = element('table', {}, element('thead', {}, head), element('tbody', {}, ...cells));
-    byId('try-scores').replaceChildren(element('div', { className: 'try-scroll', tabIndex: 0, role: 'region', ariaLabel: 'Your score and the models’' }, table));
+    byId('try-scores').replaceChildren(
+      element(
+        'div',
+        { className: 'try-scroll', tabIndex: 0, role: 'region', ariaLabel: 'Your score and the models’' },
+        table,
+      ),
+    );
   }
 
   byId('try-start').addEventListener('click', startGuessing);
@@ -489,10 +572,35 @@
    * @param {number} length @returns {{starts: number[], at: number[][]}} */
   function windows(length) {
     const apart = (Math.max(1, Math.round(study.frames / 4)) * study.seconds) / study.frames;
-    const starts = Array.from({ length: Math.max(1, Math.floor((length - study.seconds) / apart + 1e-6) + 1) }, (_, i) => i * apart);
+    const starts = Array.from(
+      { length: Math.max(1, Math.floor((length - study.seconds) / apart + 1e-6) + 1) },
+      (_, i) => i * apart,
+    );
     if (length - study.seconds > starts[starts.length - 1] + 0.05) starts.push(length - study.seconds);
     const seen = Math.min(study.seconds, length);
-    return { starts, at: starts.map((s) => Array.from({ length: study.frames }, (_, k) => s + ((k + 0.5) / study.frames) * seen)) };
+    return {
+      starts,
+      at: starts.map((s) => Array.from({ length: study.frames }, (_, k) => s + ((k + 0.5) / study.frames) * seen)),
+    };
+  }
+
+  /** Which inputs make an output, and by how much, along one side: the triangle with which ffmpeg's bilinear scaler averages.
+   * @param {number} from @param {number} to @param {number} offset @param {number} count @returns {[number, number][][]} */
+  function triangle(from, to, offset, count) {
+    const scale = from / to;
+    const reach = Math.max(scale, 1);
+    return Array.from({ length: count }, (_, i) => {
+      const middle = (i + offset + 0.5) * scale - 0.5;
+      /** @type {[number, number][]} */
+      const some = [];
+      let sum = 0;
+      for (let j = Math.ceil(middle - reach); j <= middle + reach; j++) {
+        const weight = 1 - Math.abs(j - middle) / reach;
+        some.push([Math.max(0, Math.min(from - 1, j)), weight]);
+        sum += weight;
+      }
+      return some.map(([j, weight]) => [j, weight / sum]);
+    });
   }
 
   /** The picture on screen as the models see it: scaled to cover the box, its middle cut out.
@@ -502,16 +610,35 @@
     const [h, w] = [video.videoHeight, video.videoWidth];
     const k = Math.max(boxHeight / h, boxWidth / w);
     const big = [Math.max(boxHeight, Math.round(h * k)), Math.max(boxWidth, Math.round(w * k))];
-    canvas.width = width;
-    canvas.height = height;
+    if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
     const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d', { willReadFrequently: true }));
-    context.imageSmoothingQuality = 'high';
-    const offset = [big[0] - boxHeight, big[1] - boxWidth].map((x) => Math.floor(x / 2));
-    const cut = [boxHeight - height, boxWidth - width].map((x) => Math.floor((x + 1) / 2));
-    context.drawImage(video, -offset[1] - cut[1], -offset[0] - cut[0], big[1], big[0]);
-    const rgba = context.getImageData(0, 0, width, height).data;
+    context.drawImage(video, 0, 0, w, h);
+    const rgba = context.getImageData(0, 0, w, h).data;
+    const [top, left] = [big[0] - boxHeight, big[1] - boxWidth].map((x) => Math.floor(x / 2));
+    const [down, right] = [boxHeight - height, boxWidth - width].map((x) => Math.floor((x + 1) / 2));
+    const across = triangle(w, big[1], left + right, width);
+    const wide = new Float32Array(h * width * 3);
+    for (let y = 0, o = 0; y < h; y++)
+      for (const some of across) {
+        let [r, g, b] = [0, 0, 0];
+        for (const [x, weight] of some) {
+          const i = 4 * (y * w + x);
+          r += weight * rgba[i];
+          g += weight * rgba[i + 1];
+          b += weight * rgba[i + 2];
+        }
+        wide[o++] = r;
+        wide[o++] = g;
+        wide[o++] = b;
+      }
     const rgb = new Uint8Array(frameBytes);
-    for (let i = 0, j = 0; i < rgb.length; i += 3, j += 4) rgb.set(rgba.subarray(j, j + 3), i);
+    triangle(h, big[0], top + down, height).forEach((some, y) => {
+      for (let x = 0; x < 3 * width; x++) {
+        let sum = 0;
+        for (const [from, weight] of some) sum += weight * wide[from * 3 * width + x];
+        rgb[y * 3 * width + x] = Math.round(sum);
+      }
+    });
     return rgb;
   }
 
@@ -519,9 +646,23 @@
   function once(what, event, seconds, late) {
     return new Promise((done, fail) => {
       const end = setTimeout(() => fail(new Error(late)), 1000 * seconds);
-      const off = () => { clearTimeout(end); what.removeEventListener(event, ok); what.removeEventListener('error', bad); };
-      const ok = () => { off(); done(); };
-      const bad = () => { off(); fail(new Error('this browser cannot decode it: it is no video, or of a kind that the browser lacks; MP4 with H.264 works in most')); };
+      const off = () => {
+        clearTimeout(end);
+        what.removeEventListener(event, ok);
+        what.removeEventListener('error', bad);
+      };
+      const ok = () => {
+        off();
+        done();
+      };
+      const bad = () => {
+        off();
+        fail(
+          new Error(
+            'this browser cannot decode it: it is no video, or of a kind that the browser lacks; MP4 with H.264 works in most',
+          ),
+        );
+      };
       what.addEventListener(event, ok);
       what.addEventListener('error', bad);
     });
@@ -563,7 +704,8 @@
         if (seen.size % 10 === 0) say(watched, `Reading the video: ${Math.round((100 * seen.size) / wanted.length)} %`);
       }
       const some = at.map((ts) => ts.map((t) => /** @type {Uint8Array} */ (seen.get(t.toFixed(4)))));
-      const more = length > longest ? `Its first ${longest} seconds were watched; kinetics-dance predict watches all of it. ` : '';
+      const more =
+        length > longest ? `Its first ${longest} seconds were watched; kinetics-dance predict watches all of it. ` : '';
       await report(some, starts, part, more, turn);
     } catch (e) {
       if (turn === watching) say(watched, `${file.name}: ${reason(e)}.`, true);
@@ -582,7 +724,9 @@
       if (!navigator.mediaDevices) throw new Error('this browser gives no camera to a page like this');
       say(watched, 'Waiting for the camera …');
       stream = await navigator.mediaDevices.getUserMedia({ video: true }).catch((e) => {
-        const why = { NotAllowedError: 'it was not allowed', NotFoundError: 'there is none' }[/** @type {Error} */ (e).name] || reason(e);
+        const why =
+          { NotAllowedError: 'it was not allowed', NotFoundError: 'there is none' }[/** @type {Error} */ (e).name] ||
+          reason(e);
         throw new Error(why);
       });
       await load();
@@ -599,7 +743,8 @@
       }
       if (turn === watching) await report([some], [0], study.seconds, '', turn);
     } catch (e) {
-      if (turn === watching) say(watched, `The camera cannot be used: ${reason(e)}. A file can be dropped instead.`, true);
+      if (turn === watching)
+        say(watched, `The camera cannot be used: ${reason(e)}. A file can be dropped instead.`, true);
     } finally {
       if (stream) stream.getTracks().forEach((t) => t.stop());
     }
@@ -634,7 +779,9 @@
     }
     byId('try-over-time').replaceChildren(...figures);
     /** @type {any} */ (globalThis).tryIt.watched = { starts, probabilities: all };
-    const still = some.every((f) => movement(f) < 0.5) ? 'Nothing moves in this video, so order cannot say anything about it. ' : '';
+    const still = some.every((f) => movement(f) < 0.5)
+      ? 'Nothing moves in this video, so order cannot say anything about it. '
+      : '';
     const n = `${some.length} window${some.length > 1 ? 's' : ''}`;
     say(watched, `${still}${more}${n} over ${length.toFixed(1)} seconds.`);
   }
@@ -642,7 +789,10 @@
   /** @param {Model} m @param {number[][]} rows @param {number[]} starts @param {number} length */
   function overTime(m, rows, starts, length) {
     const mean = study.classes.map((_, c) => rows.reduce((s, r) => s + r[c], 0) / rows.length);
-    const top = mean.map((p, c) => ({ p, c })).sort((a, b) => b.p - a.p).slice(0, 3);
+    const top = mean
+      .map((p, c) => ({ p, c }))
+      .sort((a, b) => b.p - a.p)
+      .slice(0, 3);
     /** @param {string} tag @param {Record<string, any>} set */
     const part = (tag, set) => {
       const e = document.createElementNS('http://www.w3.org/2000/svg', tag);
@@ -650,20 +800,43 @@
       return e;
     };
     const middle = (/** @type {number} */ i) => (500 * (starts[i] + Math.min(study.seconds, length) / 2)) / length;
-    const svg = part('svg', { viewBox: '0 0 500 104', role: 'img', 'aria-label': `Probabilities over time, ${m.title}` });
-    for (const y of [2, 52, 102]) svg.append(part('line', { x1: 0, x2: 500, y1: y, y2: y, stroke: 'currentColor', 'stroke-opacity': 0.25 }));
+    const svg = part('svg', {
+      viewBox: '0 0 500 104',
+      role: 'img',
+      'aria-label': `Probabilities over time, ${m.title}`,
+    });
+    for (const y of [2, 52, 102])
+      svg.append(part('line', { x1: 0, x2: 500, y1: y, y2: y, stroke: 'currentColor', 'stroke-opacity': 0.25 }));
     top.forEach(({ c }, k) => {
       const dash = ['none', '7 4', '2 3'][k];
       // the first window speaks for the beginning, the last one for the end
       const points = [[0, rows[0][c]], ...rows.map((r, i) => [middle(i), r[c]]), [500, rows[rows.length - 1][c]]];
-      svg.append(part('polyline', { points: points.map(([x, p]) => `${x.toFixed(1)},${(102 - 100 * p).toFixed(1)}`).join(' '), fill: 'none', stroke: 'currentColor', 'stroke-width': 2, 'stroke-dasharray': dash }));
+      svg.append(
+        part('polyline', {
+          points: points.map(([x, p]) => `${x.toFixed(1)},${(102 - 100 * p).toFixed(1)}`).join(' '),
+          fill: 'none',
+          stroke: 'currentColor',
+          'stroke-width': 2,
+          'stroke-dasharray': dash,
+        }),
+      );
     });
-    const words = top.map(({ p, c }, k) => `${['solid', 'dashed', 'dotted'][k]}: ${study.classes[c]}, ${percent(p)} on average`).join('; ');
-    return element('figure', { className: 'try-over' }, element('figcaption', {}, element('strong', {}, m.title), `, 0 to ${length.toFixed(1)} s. ${words}.`), svg);
+    const words = top
+      .map(({ p, c }, k) => `${['solid', 'dashed', 'dotted'][k]}: ${study.classes[c]}, ${percent(p)} on average`)
+      .join('; ');
+    return element(
+      'figure',
+      { className: 'try-over' },
+      element('figcaption', {}, element('strong', {}, m.title), `, 0 to ${length.toFixed(1)} s. ${words}.`),
+      svg,
+    );
   }
 
   const drop = byId('try-drop');
-  byId('try-file').addEventListener('change', (/** @type {any} */ e) => e.target.files.length && watchFile(e.target.files[0]));
+  byId('try-file').addEventListener(
+    'change',
+    (/** @type {any} */ e) => e.target.files.length && watchFile(e.target.files[0]),
+  );
   byId('try-camera').addEventListener('click', watchCamera);
   ['dragenter', 'dragover', 'dragleave', 'drop'].forEach((kind) =>
     drop.addEventListener(kind, (/** @type {DragEvent} */ e) => {
@@ -675,5 +848,10 @@
   );
 
   // What tests and parts use.
-  /** @type {any} */ (globalThis).tryIt = { put: (/** @type {string} */ name, /** @type {string} */ text) => parts.set(name, text), ask, load, study };
+  /** @type {any} */ (globalThis).tryIt = {
+    put: (/** @type {string} */ name, /** @type {string} */ text) => parts.set(name, text),
+    ask,
+    load,
+    study,
+  };
 })();
