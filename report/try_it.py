@@ -240,7 +240,7 @@ def make(root, study, folder, src):
         write_atomic(src/f'{PAGE}.md', f'# Try it yourself\n\nThe models of this study do not run in a browser: {for_markdown(str(e))}.\n')
         return PAGE
     for name, text in files.items(): write_atomic(src/FOLDER/name, text)
-    for name in ('try_it.js', 'try_it.css'): write_atomic(src/FOLDER/name, (HERE/name).read_bytes())
+    for name in ('try_it.js', 'try_it.css'): write_atomic(src/FOLDER/name, re.sub('^ +', '', (HERE/name).read_text(encoding='utf-8'), flags=re.M))     # no text goes over lines
     write_atomic(src/f'{PAGE}.md', page(study, about, (folder/'known.json').exists()))
     return PAGE
 

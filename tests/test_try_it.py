@@ -314,3 +314,26 @@ def test_a_study_whose_models_cannot_run_says_why(tmp_path, monkeypatch, study):
     files, about = try_it.material(study)
     assert [m['name'] for m in about['models']] == ['per_frame', 'video_transformer'] and 'CNN-LSTM weighs 2' in about['left_out'][0]
     assert sum(map(len, files.values())) < try_it.LARGEST
+
+
+def test_the_page_to_try_stands_first(toy, tmp_path, monkeypatch):
+    "A study whose models run in a browser: first link of the home page, a policy of its own, and little to load before a click"
+    from report.site import build
+    from test_site import Page
+    about = dict(classes=['a', 'b'], frames=4, crop=[44, 60], seconds=3., sizes={'wasm.js': 5_000_000}, left_out=[])
+    toy.run()
+    weights = toy.folder/'models/per_frame/seed0/model.safetensors'
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b'w')
+    monkeypatch.setattr(try_it, 'archive', lambda: b'')
+    monkeypatch.setattr(try_it, 'material', lambda folder: ({'wasm.js': 'x'*5_000_000}, about))
+    out = tmp_path/'site'
+    build(toy.root, 'toy', out=out)
+    home, page = Page(out/'index.html'), Page(out/'try-it.html')
+    body = home.html[home.html.index('<h1>'):]
+    assert re.search(r'<a [^>]*href="([^"#]+)"', body)[1] == 'try-it.html'
+    assert "'wasm-unsafe-eval'" in page.html and "connect-src 'none'" in page.html and "'wasm-unsafe-eval'" not in home.html
+    assert (out/'_static/try/wasm.js').stat().st_size == 5_000_000
+    loads = {a['src'] for a in page.find('script', src='_static')} | {a['href'] for a in page.find('link', href='_static')}
+    assert '_static/try/try_it.js' in loads and '_static/try/try_it.js' not in home.html
+    assert len(page.html.encode()) + sum((out/u.split('?')[0]).stat().st_size for u in loads) < 300_000
