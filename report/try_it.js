@@ -1,5 +1,7 @@
 // @ts-check
 // The page Try it yourself: the study's own models on frames that the reader puts into an order.
+// Types: npx -p typescript@5 tsc --allowJs --checkJs --strict --noEmit --target es2022 --lib es2022,dom,dom.iterable report/try_it.js
+// Form: npx prettier@3 --print-width 120 --single-quote --write report/try_it.js
 (() => {
   'use strict';
 

@@ -1,7 +1,11 @@
 """The page *Try it yourself*: the study's own models run in the reader's browser, by onnxruntime-web.
 
 Everything the page needs lies in the site as scripts, because a page that is opened from a folder may load those and
-nothing else: the runtime, and what it reads as compressed bytes in a text. They are loaded when the reader asks."""
+nothing else: the runtime, and what it reads as compressed bytes in a text. They are loaded when the reader asks.
+
+The runtime is fetched once into the cache (`KINETICS_DANCE_CACHE`, or ~/.cache/kinetics_dance); `KINETICS_DANCE_ONNXRUNTIME_WEB=no`
+keeps a machine from fetching it. For another version: `npm view onnxruntime-web version dist.integrity` says what `VERSION` and
+`INTEGRITY` have to be, and tests/test_try_it.py whether it gives the same answers."""
 import base64, contextlib, gzip, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, urllib.request
 from pathlib import Path
 from kinetics_dance.core.text import for_html, for_markdown, visible
@@ -36,11 +40,11 @@ def is_whole(data): return base64.b64encode(hashlib.sha512(data).digest()).decod
 def download():
     "The package's archive: by npm, which knows of mirrors and proxies, where there is one"
     name = f'onnxruntime-web-{VERSION}.tgz'
-    if npm := shutil.which('npm'):
-        with tempfile.TemporaryDirectory() as tmp:
-            p = subprocess.run([npm, 'pack', f'onnxruntime-web@{VERSION}', '--ignore-scripts', '--silent', '--fetch-retries=1'], cwd=tmp, capture_output=True, timeout=300)
-            if not p.returncode and (Path(tmp)/name).is_file(): return (Path(tmp)/name).read_bytes()
-        raise NoPage('npm cannot fetch it')
+    with tempfile.TemporaryDirectory() as tmp, contextlib.suppress(OSError, subprocess.SubprocessError):
+        if npm := shutil.which('npm'):
+            subprocess.run([npm, 'pack', f'onnxruntime-web@{VERSION}', '--ignore-scripts', '--silent', '--fetch-retries=1'],
+                           cwd=tmp, capture_output=True, timeout=300)
+            return (Path(tmp)/name).read_bytes()
     with urllib.request.urlopen(f'{REGISTRY}/onnxruntime-web/-/{name}', timeout=60) as r: return r.read()
 
 
@@ -51,7 +55,7 @@ def archive():
         if at.is_file() and is_whole(data := at.read_bytes()): return data
         if os.environ.get('KINETICS_DANCE_ONNXRUNTIME_WEB') == 'no': raise NoPage('KINETICS_DANCE_ONNXRUNTIME_WEB=no: it is not fetched')
         data = download()
-    except (OSError, subprocess.SubprocessError) as e: raise NoPage(' '.join(str(e).split())) from e
+    except OSError as e: raise NoPage(' '.join(str(e).split())) from e
     if not is_whole(data): raise NoPage('what was fetched is not the file that npm signs for')
     with contextlib.suppress(OSError): write_atomic(at, data)     # a cache that cannot be written is no reason to stop
     return data

@@ -1,6 +1,6 @@
 """The page Try it yourself, in a real browser: on the tests' study of two dances, with small graphs in the place of its models,
 and once with models as they are exported. The runtime comes from the cache that `make site` fills; without it these are skipped."""
-import functools, http.server, json, re, shutil, threading, time
+import functools, html, http.server, json, re, shutil, threading, time
 import numpy as np
 import pytest
 from conftest import tiny_study
@@ -314,6 +314,16 @@ def test_a_study_whose_models_cannot_run_says_why(tmp_path, monkeypatch, study):
     files, about = try_it.material(study)
     assert [m['name'] for m in about['models']] == ['per_frame', 'video_transformer'] and 'CNN-LSTM weighs 2' in about['left_out'][0]
     assert sum(map(len, files.values())) < try_it.LARGEST
+
+
+def test_a_label_is_text():
+    "Whatever a class or a study is called, the page gets its name as it is, and no tag of it"
+    label = 'a "b" <script>alert(1)</script> \\ ` ::: ](x) {{size}}'
+    about = dict(classes=[label], frames=4, crop=[1, 1], seconds=3., sizes={}, left_out=['<b>'])
+    text = try_it.page('st<b>udy', about, False)
+    assert '<b>' not in text and '<script>alert' not in text
+    data = re.search(r'data-study="([^"]*)"', text)[1]
+    assert json.loads(html.unescape(data)) == about
 
 
 def test_the_page_to_try_stands_first(toy, tmp_path, monkeypatch):
