@@ -51,12 +51,14 @@ def download():
 def archive():
     "onnxruntime-web as npm has it, from the cache or fetched once; its hash is checked each time"
     at = cache()/f'onnxruntime-web-{VERSION}.tgz'
+    def missing(why): return NoPage(f'onnxruntime-web {VERSION} cannot be had: {why}')
     try:
         if at.is_file() and is_whole(data := at.read_bytes()): return data
-        if os.environ.get('KINETICS_DANCE_ONNXRUNTIME_WEB') == 'no': raise NoPage('KINETICS_DANCE_ONNXRUNTIME_WEB=no: it is not fetched')
+        if os.environ.get('KINETICS_DANCE_ONNXRUNTIME_WEB') == 'no':
+            raise missing('KINETICS_DANCE_ONNXRUNTIME_WEB=no, so it is not fetched')
         data = download()
-    except OSError as e: raise NoPage(' '.join(str(e).split())) from e
-    if not is_whole(data): raise NoPage('what was fetched is not the file that npm signs for')
+    except OSError as e: raise missing(' '.join(str(e).split())) from e
+    if not is_whole(data): raise missing('what was fetched is not the file that npm signs for')
     with contextlib.suppress(OSError): write_atomic(at, data)     # a cache that cannot be written is no reason to stop
     return data
 
@@ -76,7 +78,7 @@ def classic(module):
     "The runtime as a script that any page may load: a module is not loaded from a folder"
     found = re.search(r'export\{([^}]*)\};?\s*(//# sourceMappingURL=\S*)?\s*$', module)
     names = dict(reversed(x.split(' as ')) for x in found[1].split(',')) if found else {}
-    if not {'InferenceSession', 'Tensor', 'env'} <= set(names): raise NoPage('its module is not as expected')
+    if not {'InferenceSession', 'Tensor', 'env'} <= set(names): raise NoPage(f'the module of onnxruntime-web {VERSION} is not as expected')
     body = module[:found.start()].replace('import.meta.url', 'document.baseURI')
     banner, _, body = body.partition('*/') if body.startswith('/*!') else ('/* onnxruntime-web, MIT licence ', '', body)
     return f"{banner}*/\n(() => {{{body};globalThis.ort = {{{', '.join(f'{k}: {names[k]}' for k in ('InferenceSession', 'Tensor', 'env'))}}};}})();\n"
@@ -238,7 +240,7 @@ def make(root, study, folder, src):
     if not weights(folder): return None
     try: files, about = material(folder)
     except NoPage as e:
-        print(f'no page "Try it yourself": onnxruntime-web {VERSION} cannot be had: {e}' if 'export' not in str(e) else f'no page "Try it yourself": {e}', file=sys.stderr)
+        print(f'no page "Try it yourself": {e}', file=sys.stderr)
         return None
     except NoModels as e:
         write_atomic(src/f'{PAGE}.md', f'# Try it yourself\n\nThe models of this study do not run in a browser: {for_markdown(str(e))}.\n')

@@ -1,6 +1,6 @@
 """The page Try it yourself, in a real browser: on the tests' study of two dances, with small graphs in the place of its models,
 and once with models as they are exported. The runtime comes from the cache that `make site` fills; without it these are skipped."""
-import functools, html, http.server, json, re, shutil, threading, time
+import contextlib, functools, html, http.server, json, re, shutil, threading, time
 import numpy as np
 import pytest
 from conftest import tiny_study
@@ -117,6 +117,18 @@ class Tab:
     def do(self, name): return self.answered(lambda: self.page.click(f'#try-clip [data-do={name}]'))
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *a): pass
+
+
+@contextlib.contextmanager
+def served(page_file):
+    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(page_file.parent)))
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    try: yield f'http://127.0.0.1:{s.server_port}'
+    finally: s.shutdown(); s.server_close()
+
+
 @pytest.fixture
 def tab(browser, page_file):
     t = Tab(browser, page_file.as_uri())
@@ -177,16 +189,13 @@ def test_by_keyboard_and_by_mouse(tab):
 def test_on_a_phone_by_screen_reader_and_from_a_server(tab, browser, page_file):
     "Nothing sticks out at 390 px; axe has nothing to say; a server's page does the same and asks nobody else"
     axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe()
-    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(type('Quiet', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *a: None)), directory=str(page_file.parent)))
-    threading.Thread(target=s.serve_forever, daemon=True).start()
-    try:
-        other = Tab(browser, f'http://127.0.0.1:{s.server_port}/{page_file.name}')
+    with served(page_file) as address:
+        other = Tab(browser, f'{address}/{page_file.name}')
         other.load()
         assert other.bars() == tab.load().bars()
-        assert all(u.startswith((f'http://127.0.0.1:{s.server_port}/', 'data:', 'blob:')) for u in other.asked)
+        assert all(u.startswith((f'{address}/', 'data:', 'blob:')) for u in other.asked)
         assert not [w for w in other.wrong if 'favicon' not in w and '404' not in w]
         other.context.close()
-    finally: s.shutdown(); s.server_close()
     tab.page.click('#try-start'); tab.page.wait_for_selector('#try-answers button')
     assert tab.page.evaluate('document.documentElement.scrollWidth') <= 390
     found = axe.run(tab.page, options={'resultTypes': ['violations'], 'rules': {'color-contrast': {'enabled': False}}}).response['violations']
@@ -260,6 +269,19 @@ def test_what_a_browser_lacks(browser, page_file):
     t.page.click('#try-start')
     t.page.wait_for_selector('#try-answers button')
     t.context.close()
+
+
+@in_browser
+def test_a_camera(browser, page_file):
+    "One that films a test picture: where it is allowed it is watched, where not a sentence says so"
+    b = browser.browser_type.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--use-fake-device-for-media-stream'])
+    with served(page_file) as address:
+        for permissions, said in (([], 'The camera cannot be used: it was not allowed'), (['camera'], '1 window over 3.0 seconds')):
+            t = Tab(b, f'{address}/{page_file.name}', permissions=permissions)
+            t.page.click('#try-camera')
+            t.shows('#try-watched', said)
+            t.context.close()
+    b.close()
 
 
 @in_browser
