@@ -5,6 +5,7 @@ from functools import lru_cache
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 from .common import UserError, settings
+from .try_it import PAGE
 
 LOADED = {'stylesheet', 'icon', 'preload', 'modulepreload', 'manifest'}   # what a browser fetches of a page's <link>s; `next` and `index` it does not
 HEAVIEST = 1_500_000       # bytes of a page with its scripts and styles, without pictures and films
@@ -61,19 +62,20 @@ INLINE = re.compile(r'<script>(.*?)</script>', re.S)
 BY_THE_THEME = ('genindex.html', 'search.html')      # pages on which nothing of a study stands
 
 
-def policy(scripts):
+def policy(scripts, models=False):
     """What a page may load and run: our own files, and these inline scripts. `file:` is our own for a site that is opened from a folder,
-    and nothing for one that comes from a server."""
+    and nothing for one that comes from a server. A page with `models` may compile them, play a file of the reader's, and ask nobody for anything."""
     hashes = ' '.join(sorted(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts))
     return ("default-src 'self' file: data:; " + f"script-src 'self' file: {hashes}".strip() +
+            (" 'wasm-unsafe-eval'; media-src 'self' file: blob:; connect-src 'none'; worker-src 'none'" if models else '') +
             "; style-src 'self' file: 'unsafe-inline'; object-src 'none'; frame-src 'none'; base-uri 'none'; form-action 'self' file:")
 
 
 def protect(out):
     "A Content-Security-Policy on every page of the site in `out`: a script that came in with a label does not run"
     ours = {s for f in BY_THE_THEME if (out/f).exists() for s in INLINE.findall((out/f).read_text(encoding='utf-8'))}
-    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy(ours)}">'
     for p in sorted(out.rglob('*.html')):
+        meta = f'<meta http-equiv="Content-Security-Policy" content="{policy(ours, models=p == out/(PAGE + ".html"))}">'
         s = p.read_text(encoding='utf-8')
         new, n = re.subn(r'<meta charset="utf-8"\s*/?>', lambda m: f'{m[0]}\n{meta}', s, count=1, flags=re.I)
         if not n: raise UserError(f'{p.relative_to(out)}: has no line for its encoding, so the policy for scripts has no place')

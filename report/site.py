@@ -4,7 +4,7 @@
 import argparse, ast, hashlib, inspect, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import yaml
-from . import gallery, pages, results
+from . import gallery, pages, results, try_it
 from .bridge import Api, Media, check_links, definitions, page, prose, to_myst
 from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp, load_nb, main, module_file, notebooks, read_json,
                      settings, source, wings, write_atomic, write_json)
@@ -94,7 +94,7 @@ def to_come(nb):
     return {**nb, 'cells': cells}
 
 
-def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
+def write_extra(src, root, lib, runs, study, nbs, stems, modules, media, tries=True):
     "The pages that are no notebooks; the navigation goes into the home page"
     taken = {page(s) for s in stems} | set(wings(root))
     def downloads(data, label, name):
@@ -122,10 +122,12 @@ def write_extra(src, root, lib, runs, study, nbs, stems, modules, media):
         if name in taken and name not in built: raise UserError(f'two pages of the site are called {name}')
         write_atomic(src/f'{name}.md', pages.links(text, goals, root))
     prosaic = [n for n in pages.GUIDES if n in names] + sorted(n for n in names if n not in pages.GUIDES + pages.REFERENCE + ['licence', 'CHANGELOG'])
-    trees = [('The study', [page(s) for s in stems if NUMBERED.match(s)]), ('Results', [n for n in made if n.startswith('results-')]), ('Guides', [names[n] for n in prosaic]),
+    own = [try_it.make(root, study, root/runs/study, src)] if tries else []
+    trees = [('The study', [page(s) for s in stems if NUMBERED.match(s)]), ('Results', [n for n in own if n] + [n for n in made if n.startswith('results-')]), ('Guides', [names[n] for n in prosaic]),
              ('How it is built', list(built)), ('Reference', [n for n in ('api', *(names.get(k) for k in pages.REFERENCE), 'record', 'licence') if n in made])]
     nbs['index']['cells'] += [dict(cell_type='markdown', metadata={}, id=f'toc-{i}', source=pages.toctree(c, p)) for i, (c, p) in enumerate(trees) if p]
     hero(nbs['index'], root, found, media)
+    if any(own): try_it.invite(nbs['index'])
 
 
 def hero(home, root, found, media):
@@ -156,7 +158,7 @@ def stamp_of(root, study, runs, executed):
     same = {k: v for k, v in rec.items() if k not in ('seconds', 'finished')}
     files = [*executed.values(), *sorted((root/settings(root)['lib_name']).rglob('*.py')), root/'settings.ini', root/'LICENSE', root/'CHANGELOG.md',
              *sorted((root/'nbs').glob('*/*.md')), *sorted((root/'nbs/images').glob('*')), *sorted(HERE.glob('*'))]
-    return sha(json.dumps(same, sort_keys=True), str(root), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
+    return sha(json.dumps(same, sort_keys=True), str(root), try_it.ready(root/runs/study), *results.stamp(root, runs, study), *[p.read_bytes() for p in files if p.is_file()])
 
 
 def stamp_of_answer(root, study, executed):
@@ -228,7 +230,7 @@ def build(root, study, runs='runs', out=None, as_they_are=False, answer=False):
             order = definitions(module_file(root, lib, mod).read_text(encoding='utf-8')) if mod else ()
             nbs[s] = to_myst(nb, s, lib, media, base, order, stems)
         check_links(nbs.values())
-        write_extra(src, root, lib, runs, study, nbs, stems, modules, media)
+        write_extra(src, root, lib, runs, study, nbs, stems, modules, media, tries=not answer)
         for s, nb in nbs.items(): write_json(src/f'{page(s)}.ipynb', nb)
         if (root/'nbs/images').is_dir(): shutil.copytree(root/'nbs/images', src/'images')
         shutil.copy(HERE/'conf.py', src); [shutil.copy(HERE/f, src/'_static') for f in ('study.css', 'study.js', 'icon.svg')]

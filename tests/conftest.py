@@ -7,6 +7,8 @@ import preloaded
 ROOT = Path(__file__).resolve().parent.parent
 # what tests start says how far it is only where a test asks for it: on a busy machine everything takes long
 os.environ['KINETICS_DANCE_PROGRESS_SECONDS'] = '86400'
+# no test asks the network: the runtime of the page Try it yourself comes from the cache or not at all
+os.environ.setdefault('KINETICS_DANCE_ONNXRUNTIME_WEB', 'no')
 preloaded.spawn()      # workers of pools: forked from a process that has pandas and PyAV already
 
 
