@@ -125,7 +125,7 @@ def condition(name, studies, seed=0):
         (low, high), (below, above) = a.interval(), (b - a).interval()
         n['covered'] += low <= of_a <= high
         n['alarms'] += not below <= of_b - of_a <= above
-        n['cautions'] += any(True for _ in cautions({m: x.mean(1) for m, x in zip('ab', right)}, np.bincount(y)))
+        n['cautions'] += any(True for _ in cautions({m: x.mean(1) for m, x in zip('ab', right)}, np.bincount(y), g.max() + 1))
         for key, cut in cuts.items():
             _, g, right, effects = w.study(rng, cut)
             a, b = (estimate(m, x, g) for m, x in zip('ab', right))
