@@ -72,7 +72,12 @@ def read_looks(
     "Every look at the test set of a study."
     path = Path(folder)/'looks.jsonl'
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    return [json.loads(x) for x in lines if x.strip().endswith('}')]
+    return [x for x in map(_whole, lines) if x]
+
+def _whole(line):
+    "A look; None for a line that was cut off"
+    try: return json.loads(line)
+    except ValueError: return None
 
 # %% ../../nbs/evaluation/10_preregistration.ipynb #2ee98b9f
 def log_look(
@@ -89,8 +94,9 @@ def log_look(
                     prereg=now, new=not same, changed=bool(looks) and looks[-1]['prereg'] != now,
                     runs={m: len(s) for m, s in predictions.seeds.items()})
         looks.append(look)
-        with (Path(folder)/'looks.jsonl').open('a', encoding='utf-8') as f:
-            f.write(json.dumps(look) + '\n')
+        path = Path(folder)/'looks.jsonl'
+        cut = path.exists() and not path.read_bytes().endswith(b'\n') # a line that was cut off
+        with path.open('a', encoding='utf-8') as f: f.write('\n'*cut + json.dumps(look) + '\n')
     return looks
 
 # %% ../../nbs/evaluation/10_preregistration.ipynb #9d83829a
