@@ -114,8 +114,8 @@ def cautions(
                'than there is.')
     if sure := [m for m, x in found.items() if x.mean() > FEW_ERRORS - 2*noise[m]]:
         yield (f'Caution: {", ".join(sure)}: right on about {FEW_ERRORS:.0%} or more. So few '
-               'errors say little about how errors cluster: intervals are wide, and catch the truth in '
-               'about 98 of 100 studies.')
+               'errors say little about how errors cluster: intervals are wide, and catch the '
+               'truth in about 98 of 100 studies.')
     if sizes.min() and sizes.max() > 10*sizes.min():
         yield (f'Caution: classes are uneven ({sizes.min()} to {sizes.max()} test '
                'clips); scores that '
