@@ -152,3 +152,10 @@ def test_controls_have_to_be_shown_to_be_at_chance():
     assert sound.passes.all() and sound.margin.to_dict() == dict(per_frame=.04, deep_set=.04, shuffled_lstm=.1)
     assert not shares(1500, per_frame=.4, deep_set=.55).passes['deep_set']
     assert not shares(10, per_frame=.5, deep_set=.5).passes.any()
+
+
+def test_losses_of_the_choice_are_on_the_page_of_results():
+    from report.results import selection
+    rows = [dict(model='cnn_lstm', lr=x, valid_loss=y, top1=.5, chosen=x == .003, edge=x == .003) for x, y in ((.001, 1.123), (.003, 1.075), (.01, None))]
+    text = selection(dict(selection=rows), {'cnn_lstm': {}})
+    assert all(x in text for x in ('1.123', '1.075 (chosen), at the edge', 'diverged', '0.01')) and selection({}, {}) == ''
