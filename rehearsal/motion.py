@@ -8,8 +8,8 @@
     python -m rehearsal.motion budgets       # the models with 10 and 15 epochs, and with a quarter and a half of the training clips
     python -m rehearsal.motion publish       # results/motion, results/motion_transfer and the page of the site from what was run
 
-Needs ../shared/data/motion (and ../shared/data/weights). On two cores that nobody else uses: study about 25 minutes and as many again and a third for the controls, transfer about 45, longer about 40,
-trees about 3, budgets about an hour."""
+Needs ../shared/data/motion (and ../shared/data/weights). Stopped at any time, the same command goes on where it was: clip by clip, epoch by epoch. Estimates for two cores that nobody else uses,
+from 5 to 7 seconds of CPU an epoch: study about 75 minutes (five runs of three models and of four controls), longer about 65, budgets about 100; transfer took 45 with a narrower grid, trees 3."""
 import argparse, json, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from kinetics_dance.models.backbones import make_backbone
 from kinetics_dance.loading.reader import FrameStore, normalise
 from kinetics_dance.comparison import compare
-from kinetics_dance.core.base import writing
+from kinetics_dance.core.base import StudyError, writing
 from kinetics_dance.download.motion_source import MotionFile, joint_moments, joint_reference
 from kinetics_dance.evaluation.clip_figures import load_selection
 from kinetics_dance.evaluation.intervals import bootstrap
@@ -40,7 +40,7 @@ MOTION, WEIGHTS = (ROOT.parent/'shared'/'data'/d for d in ('motion/penn_action_2
 RESULTS, PAGE, CURVES = ROOT/'results', ROOT/'nbs'/'pages'/'real_motion.md', ROOT/'nbs'/'images'/'transfer.svg'
 STAGES = ['00_data', '01_frames', '02_per_frame', '03_cnn_lstm', '04_video_transformer', '05_comparison']
 HEADS = 'per_frame', 'cnn_lstm', 'video_transformer'
-LONGER = dict(study='motion_longer', epochs=60)
+LONGER = dict(study='motion_longer', epochs=60, controls=False)
 PROBES = 'shuffled', 'reversed'                      # predictions that are kept beside the plain ones
 
 
@@ -464,8 +464,8 @@ def steps(r):
     "The decomposition of the study, or that it was not run"
     rows = [d for d in r.get('decomposition') or [] if d['question'] == 'all classes']
     if not rows:
-        return ('The controls are declared in `studies/motion.yaml` (`controls: true`); the results on this page were made before they were, and the networks have not been run yet. `python -m rehearsal.motion study publish` '
-                'fills in the table that belongs here.')
+        return ('The controls and five runs of each network are declared in `studies/motion.yaml`; the results on this page were made before they were, with three runs, and the controls have not been run to the end yet. '
+                '`python -m rehearsal.motion study publish` fills in the table that belongs here.')
     def cell(ladder, step):
         d = next((d for d in rows if (d['ladder'], d['step']) == (ladder, step)), None)
         return '{:+.1f} [{:.1f}, {:.1f}]'.format(*(100*d[k] for k in ('gain', 'low', 'high'))) if d else ''
@@ -531,7 +531,10 @@ def main():
     start = time.time()
     for what in a.what or ['study', 'transfer', 'longer', 'trees', 'publish']:
         if what == 'transfer' and not WEIGHTS.exists(): print(f'transfer: skipped: {WEIGHTS.relative_to(ROOT.parent)} is not there')
-        else: globals()[what](a.runs)
+        else:
+            try: globals()[what](a.runs)
+            except StudyError as e: sys.exit(f'error: {what}: {e}')
+            except subprocess.CalledProcessError as e: sys.exit(e.returncode)    # it has said why
     print(f'done in {time.time()-start:.0f} s')
 
 
