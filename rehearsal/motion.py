@@ -464,7 +464,7 @@ def steps(r):
     "The decomposition of the study, or that it was not run"
     rows = [d for d in r.get('decomposition') or [] if d['question'] == 'all classes']
     if not rows:
-        return ('The controls and five runs of each network are declared in `studies/motion.yaml`; the results on this page were made before they were, with three runs, and the controls have not been run to the end yet. '
+        return ('The controls and five runs of each network are declared in `studies/motion.yaml`; the results on this page were made before they were, with three runs, and the controls have not been run yet. '
                 '`python -m rehearsal.motion study publish` fills in the table that belongs here.')
     def cell(ladder, step):
         d = next((d for d in rows if (d['ladder'], d['step']) == (ladder, step)), None)
