@@ -420,7 +420,7 @@ def drawn(out):
     said = ('Each run has a random backbone of its own.' if n > 1 else 'The random weights were drawn once and are the same in all runs, so the intervals of that column are about other heads on *this* random backbone; other random ones may differ more. '
             '`python -m rehearsal.motion transfer` draws one for each run now.')
     said += f" {len(edge)} of {len(first)} rates were chosen at an edge of the grid {', '.join(f'{x:g}' for x in grid)}: {', '.join(edge)}. A better rate may lie beyond, which is an error of this study; the grid in `studies/motion_transfer.yaml` is wider now." if edge else ''
-    if not f.exists(): return said
+    if not f.exists(): return said + ' The losses of the rates that were not taken were not kept.'
     rows = pd.read_csv(f)
     cells = {(r.weights, r.model, r.lr): ('diverged' if pd.isna(r.valid_loss) else f'{r.valid_loss:.3f}') + (' (chosen)' if r.chosen else '') for r in rows.itertuples()}
     return said + '\n\nLoss on valid with each rate:\n\n' + table(['head', 'weights', *(f'{x:g}' for x in grid)],

@@ -159,3 +159,11 @@ def test_losses_of_the_choice_are_on_the_page_of_results():
     rows = [dict(model='cnn_lstm', lr=x, valid_loss=y, top1=.5, chosen=x == .003, edge=x == .003) for x, y in ((.001, 1.123), (.003, 1.075), (.01, None))]
     text = selection(dict(selection=rows), {'cnn_lstm': {}})
     assert all(x in text for x in ('1.123', '1.075 (chosen), at the edge', 'diverged', '0.01')) and selection({}, {}) == ''
+
+
+def test_more_looks_than_were_planned_are_exploratory():
+    from kinetics_dance.evaluation.preregistration import level_of_look, spent
+    looks = [dict(new=True), dict(new=False), dict(new=True)]
+    assert level_of_look(looks, dict(looks=2)) == (spent(.05, 2, 2), f'The test set was looked at 2 times, this time included, of 2 that were planned; this look is tested at {spent(.05, 2, 2):.4f}.')
+    level, said = level_of_look(looks, dict(looks=1))
+    assert level == .05 and 'exploratory' in said and 'exploratory' not in level_of_look(looks, None)[1]
