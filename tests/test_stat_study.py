@@ -58,10 +58,11 @@ def test_random_backbones_differ(tmp_path, monkeypatch):
     class Frames:
         def __init__(self, at): pass
         def batch(self, ids): return np.zeros((len(ids), 2, 32, 32, 3), np.uint8)
+    for d in 'xy': (tmp_path/d).mkdir()
     monkeypatch.setattr(motion, 'FrameStore', Frames)
     monkeypatch.setattr(motion, 'study_clips', lambda at: pd.DataFrame(dict(clip_id=[str(i) for i in range(8)], split='train')))
     monkeypatch.setattr(motion, 'make_backbone', lambda name: torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)))
-    a, b, again = (motion.random_weights(dict(backbone='x'), tmp_path, s, n=8).read_bytes() for s in (0, 1, 0))
+    a, b, again = (motion.random_weights(dict(backbone='x'), tmp_path/at, s, n=8).read_bytes() for at, s in (('x', 0), ('x', 1), ('y', 0)))
     assert a != b and a == again
 
 
