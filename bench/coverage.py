@@ -163,9 +163,9 @@ is found, and how often `Variances.power` says that it would be. *Cautioned*: sh
 
 The bars: 93 to 97 % of coverage, at most 6 % of false alarms, at most 5 % at the margin, planned power within 3 points of what is found. Bold is outside by more than two standard errors of the simulation ({200*(.05*.95/studies)**.5:.1f} points).
 
-Outside of the bars, and why. *Two runs that differ much*: from two runs nobody knows how much a third would differ; the comparison says so whenever a model has two. *Right on 95 %*: too careful, because few errors say little about how errors cluster. *Collapses*: three runs say nothing about how often a training
+Outside of the bars, and why. *Two runs that differ much*: from two runs nobody knows how much a third would differ; the comparison says so whenever a model has two. *Right on 95 %* and *40 uploads*: too careful, because few errors and few uploads say little about how errors cluster; a plan promises a little more power than there is. *Collapses*: three runs say nothing about how often a training
 collapses, and the accuracy of a recipe hangs on that; a caution is printed where one of the runs shows it, and not where none of them does. *One run each*: the plan is for a fixed difference, but which of two trained models is ahead, and by how much, changes from study to study, so fewer are found than planned.
-The comparison prints a caution in nearly all studies of the first three kinds; where runs collapse, where one of them shows it. It also does where there are 40 uploads or fewer, where classes are very uneven and where one model is much less stable than another.
+The comparison prints a caution where a model has two runs, is right on about 95 % or more, or has a run far below its others; where there are 40 uploads or fewer; where classes are very uneven; and where one model is much less stable than another.
 
 {AGAIN}
 
@@ -185,7 +185,7 @@ def once_more(rows, studies, seed):
 
 {table(rows, studies)}
 
-Outside of the bars by more than two standard errors: {', '.join(out) or 'none'}. Planned power is more than 3 points from what is found in: {', '.join(plan) or 'none'}."""
+Outside of the bars by more than two standard errors: {'; '.join(out) or 'none'}. Planned power is more than 3 points from what is found in: {'; '.join(plan) or 'none'}."""
 
 
 def write(rows, studies, seed):

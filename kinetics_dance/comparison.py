@@ -110,12 +110,13 @@ def cautions(
     uploads = clips if uploads is None else uploads
     if 1 < uploads <= FEW_UPLOADS:
         yield (f'Caution: {uploads} uploads. With {FEW_UPLOADS} or fewer, intervals are too wide '
-               'rather than too narrow, and a plan promises up to 5 points more power '
+               'rather than too narrow, and a plan promises about 5 points more power '
                'than there is.')
     if sure := [m for m, x in found.items() if x.mean() > FEW_ERRORS - 2*noise[m]]:
         yield (f'Caution: {", ".join(sure)}: right on about {FEW_ERRORS:.0%} or more. So few '
-               'errors say little about how errors cluster: intervals are wide, and catch the '
-               'truth in about 98 of 100 studies.')
+               'errors say little about how errors cluster: intervals are wide (they catch the '
+               'truth in about 98 of 100 studies), and a plan promises about 5 points more power '
+               'than there is.')
     if sizes.min() and sizes.max() > 10*sizes.min():
         yield (f'Caution: classes are uneven ({sizes.min()} to {sizes.max()} test '
                'clips); scores that '
