@@ -100,7 +100,7 @@ def test_learning_rate_is_chosen_on_valid_and_recorded(tiny, tmp_path):
     from kinetics_dance.training.study_files import learning_rates
     from kinetics_dance.training.runs import train_run
     runs = copy(tiny, tmp_path/'r')
-    card = train_run('per_frame', settings(runs, lr=[1e-6, .002, 9.], lr_epochs=2, epochs=1), 0)
+    card = train_run('per_frame', settings(runs, lr=[1e-6, .002, 9.], allow_edge_lr=True, lr_epochs=2, epochs=1), 0)
     tried = learning_rates(runs/'tiny', 'per_frame')
     assert tried.lr.tolist() == [1e-6, .002, 9.] and tried.chosen.sum() == 1
     assert card['recipe']['lr'] == tried.lr[tried.chosen].item() == tried.lr[tried.valid_loss.idxmin()]
