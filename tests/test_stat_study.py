@@ -106,6 +106,13 @@ def test_it_is_checked_before_anything_is_downloaded(text, said, tmp_path, monke
         assert read_settings('mine')['study'] == 'mine'
 
 
+def test_a_stage_knows_only_its_own_settings():
+    "The notebook of the data asks for a check without saying whether there are controls, which motion's file names"
+    from kinetics_dance.study.settings import check_study, read_settings
+    with pytest.raises(StudyError, match='set_transformer'): check_study(read_settings('demo') | dict(study='motion', controls=False))
+    assert check_study(dict(study='motion'))['study'] == 'motion'
+
+
 def test_the_comparison_is_stale_when_it_changes(tmp_path):
     "Only the notebook that tests for a margin depends on it"
     from conftest import make_nb

@@ -17,7 +17,8 @@ from ..clips.annotations import select_classes
 from ..clips.splits import list_clips, rooted
 from ..core.base import StudyError, nearest, project_root, study_folder
 from ..core.processes import MOST_PIXELS
-from ..core.settings import DataSettings, DownloadSettings, check_settings
+from ..core.settings import (
+    DataSettings, DownloadSettings, check_settings, defaults)
 from ..data import SOURCE_SETTINGS, source_settings
 from ..models.registry import CONTROLS, MODELS
 from ..training.recipe import Recipe, check_choices
@@ -89,7 +90,7 @@ def read_settings(
 )->dict: # All settings: those of the file, and the defaults of the others
     "What a study file says, checked against its lists and files. Raises `StudyError`."
     values = file_settings(study, **changes)
-    try: return check_study(values)
+    try: return check_study(defaults() | values)
     except StudyError as e: raise StudyError(f"{study_path(study).name}: {e}") from None
 
 def read_study(
@@ -173,7 +174,7 @@ def check_study(
     # its settings are checked when it is made
     if p['source'] in SOURCE_SETTINGS: get_source(p['source'], source_settings(p))
     _check_classes(p)
-    if 'study' in params: _check_prereg(p)
+    if {'study', 'controls'} <= set(params): _check_prereg(p) # all are given, not those of a stage
     return p
 
 # %% ../../nbs/study/00_settings.ipynb #23e6b4c9
