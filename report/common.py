@@ -60,6 +60,11 @@ def pins(root):
     return dict(re.findall(r'^([\w.-]+)==([^\s;]+)', text, re.M))
 
 
+def study_files(root):
+    "Study files; a preregistration (`<name>.prereg.yaml`) beside one is none"
+    return sorted(p for p in (root/'studies').glob('*.yaml') if not p.stem.endswith('.prereg'))
+
+
 def source(cell): return ''.join(cell['source'])
 
 

@@ -25,6 +25,7 @@ FIGURES = dict(
     confusion=('What is taken for what: two models, and their difference.', 'Three square tables of coloured cells, true classes down, answers across.'),
     reliability=('Are they as sure as they are right? On the dotted line they would be.', 'Dots for each model around a diagonal.'),
     cost=('Accuracy against cost; on the grey line nothing cheaper is as good.', 'Two panels, one dot a model.'),
+    budget=('What time buys with other budgets: points won over the vote of the same budget, against epochs and against the share of the training clips.', 'A line a model, with bars for intervals.'),
     learning=('How the models learned.', 'Curves of loss and accuracy over epochs, one a training run.'))
 MARK = '†'
 
@@ -116,6 +117,14 @@ def known(r, models):
     return verdict + '\n\n' + table(['model', 'check', 'found', '95 % interval', 'passes'], rows)
 
 
+def selection(r, models):
+    "Losses on valid of the learning rates that were tried"
+    rows = r.get('selection') or []
+    rates = sorted({x['lr'] for x in rows})
+    cells = {(x['model'], x['lr']): ('diverged' if x['valid_loss'] is None else f"{x['valid_loss']:.3f}") + (' (chosen)' if x['chosen'] else '') + (', at the edge' if x['edge'] else '') for x in rows}
+    return table(['loss on valid with', *(f'{x:g}' for x in rates)], [(for_markdown(name(m, models)), *(cells.get((m, x), '') for x in rates)) for m in dict.fromkeys(x['model'] for x in rows)]) if rows else ''
+
+
 def costs(r, models):
     cols = [('parameters', 'parameters', lambda x: f'{x/1e6:.2f} M' if x >= 1e5 else f'{x:g}'), ('gflops_per_clip', 'GFLOP a clip', lambda x: f'{x:.2f}'), ('ms_per_clip', 'ms a clip', lambda x: f'{x:.1f}'),
             ('ms_decode', 'of it decoding', lambda x: f'{x:.1f}'), ('ms_forward', 'of it the network', lambda x: f'{x:.1f}'), ('device', 'on', for_markdown)]
@@ -157,7 +166,7 @@ def page(root, study, folder, media, downloads):
         out += ['## What does time buy?', 'Points that each step adds: several frames that vote, the same frames seen together by a network that cannot know their order, their order. These networks are controls and stand in no verdict.',
                 fig('decomposition'), table(['asked', 'by the', 'step', 'from', 'to', 'points'], [
                     (for_markdown(d['question']), for_markdown(name(d['ladder'], models)), d['step'], pct(d['start']), pct(d['end']), span(dict(mean=d['gain'], low=d['low'], high=d['high']), lambda x: f'{100*x:+.1f}', ''))
-                    for d in parts])]
+                    for d in parts]), fig('budget')]
     probes = list(dict.fromkeys(p for m in models.values() for p in m.get('probes') or {}))
     if probes:
         order = sorted(probes, key=lambda p: (p.startswith('frames_'), int(p[7:]) if p[7:].isdigit() else 0, p))
@@ -166,6 +175,7 @@ def page(root, study, folder, media, downloads):
                 table(['model', 'as they are', *(for_markdown(word(p)) for p in order)], [(for_markdown(name(m, models)), pct(x['accuracy']['mean']), *(pct((x.get('probes') or {}).get(p, {}).get('mean')) for p in order)) for m, x in models.items()])]
     for title, key in (('What is taken for what', 'confusion'), ('Do they know what they do not know?', 'reliability')):
         if f := fig(key): out += [f'## {title}', f]
+    if s := selection(r, models): out += ['## How the learning rates were chosen', 'Each model was tried with each rate for a few epochs; the smallest loss on valid decided, and no test clip took part.', s]
     if (c := costs(r, models)) or fig('cost'): out += ['## What an answer costs', c, fig('cost')]
     out += ['## The known answer', known(r, models)]
     leaks = {k.replace('_', ' '): v for k, v in (r.get('leaks') or {}).items()}

@@ -251,6 +251,8 @@ class Run:
             if key == 'weights' and value in ('none', 'imagenet'): continue
             for v in value if isinstance(value, (list, tuple)) else [value]:
                 if names_input(key, v, self.root): res[f'{key}: {v}'] = input_state(v, self.root, old.get(f'{key}: {v}'), self.warn)
+        # what was decided beforehand is read by the notebook that tests for a margin
+        if 'margin' in self.decl[st.stem] and (said := self.root/'studies'/f'{self.study}.prereg.yaml').is_file(): res['preregistration'] = file_sha(said)
         if by_list and not re.match('https?://', csv := by_list if isinstance(by_list, str) else by_list[0]):
             folder = self.root/(values.get('folder') or Path(csv).parent)
             res['videos of the list'] = folder_state(folder, self.root/csv)

@@ -2,7 +2,7 @@
 import difflib, importlib, inspect, sys
 from pathlib import Path
 import yaml
-from .common import NUMBERED, UserError, declared, load_nb, notebooks, settings
+from .common import NUMBERED, UserError, declared, load_nb, notebooks, settings, study_files
 
 
 class _Loader(yaml.SafeLoader):
@@ -86,8 +86,10 @@ def load_study(path, root, runs=None):
     "(name, {key: value}, {stem: declared parameters}) of the study file at `path`; raises `UserError`"
     path, shown = Path(path).resolve(), path
     if path.is_relative_to(root): shown = path.relative_to(root)
+    if path.stem.endswith('.prereg'):
+        raise UserError(f"{shown}: is a preregistration; the study that belongs to it is {path.stem.removesuffix('.prereg')}.yaml")
     if not path.is_file():
-        known = ', '.join(p.stem for p in sorted((root/'studies').glob('*.yaml'))) or 'none'
+        known = ', '.join(p.stem for p in study_files(root)) or 'none'
         raise UserError(f'{shown}: no such study file (in studies/: {known})')
     decl = {}
     for stem, nb in notebooks(root).items():

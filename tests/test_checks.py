@@ -6,7 +6,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from conftest import ROOT
-from report.common import code_cells, exported, load_nb, notebooks, settings, source
+from report.common import code_cells, exported, load_nb, notebooks, settings, source, study_files
 from report.environment import ENVIRONMENTS, OF_CUDA, digest_of_settings, extras, lock_file, locked
 from report.lock import PLATFORMS
 from report.readme import readme
@@ -74,7 +74,7 @@ def test_readme():
     assert (ROOT/'README.md').read_text() == readme(ROOT), '`make readme` would change README.md'
 
 
-@pytest.mark.parametrize('path', sorted((ROOT/'studies').glob('*.yaml')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', study_files(ROOT), ids=lambda p: p.stem)
 def test_studies(path):
     study, params, decl, _ = load_study(path, ROOT)
     assert study == path.stem

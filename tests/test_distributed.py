@@ -7,7 +7,7 @@ from conftest import ROOT
 from test_training import copy, tiny   # noqa: F401  a study of two dances, nothing trained
 
 pytest.importorskip('accelerate', reason='several processes need accelerate')
-SETTINGS = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0], epochs=5, lr=[.0005, .001], lr_epochs=1, clip_frames=4, batch_size=3, crop_height=44, crop_width=60,
+SETTINGS = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0], epochs=5, lr=[.0005, .001], allow_edge_lr=True, lr_epochs=1, clip_frames=4, batch_size=3, crop_height=44, crop_width=60,
                 batch_norm='frozen', mixup=.2, balance=True)
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
 ACCELERATE = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '3', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']

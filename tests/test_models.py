@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 from conftest import ROOT
+from report.common import study_files
 from kinetics_dance.models.backbones import (
     FrameFeatures, _headless, head_parameters, make_backbone, map_shape)
 from kinetics_dance.cnn_lstm import CNNLSTM
@@ -369,7 +370,7 @@ def test_bad_options():
     with pytest.raises(StudyError, match='multiples of 16'): vit.check(44, 60)
 
 
-@pytest.mark.parametrize('path', sorted((ROOT/'studies').glob('*.yaml')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', study_files(ROOT), ids=lambda p: p.stem)
 def test_heads_of_a_study_are_of_one_size(path):
     settings = yaml.safe_load(path.read_text())
     n = 12 if settings.get('source', 'demo') == 'demo' else 15

@@ -7,7 +7,7 @@ from conftest import ROOT
 from kinetics_dance.core.base import StudyError
 from kinetics_dance.core.settings import check_settings, defaults, json_schema, stage_of
 from kinetics_dance.study.settings import file_settings, notebook_settings, read_settings
-from report.common import UserError, declared, load_nb, notebooks
+from report.common import UserError, declared, load_nb, notebooks, study_files
 from report.study import load_study
 
 STAGES = [s for s in notebooks(ROOT) if s[:2].isdigit()]
@@ -87,7 +87,7 @@ def test_schema_beside_the_studies():
     import jsonschema, yaml
     schema = json.loads((ROOT/'studies/schema.json').read_text())
     assert schema == json.loads(json.dumps(json_schema())), 'make export writes studies/schema.json'
-    for f in (ROOT/'studies').glob('*.yaml'):
+    for f in study_files(ROOT):
         assert f.read_text().startswith('# yaml-language-server: $schema=schema.json'), f.name
         jsonschema.validate(yaml.safe_load(f.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError): jsonschema.validate({'epochz': 3}, schema)

@@ -171,9 +171,10 @@ def test_runs_of_two_studies_are_not_paired(tmp_path):
     assert len(other.parts) == 2 and other.spread()[1] == pytest.approx(2*found['a', ''].spread()[1])
 
 
-def cautions(*accuracies, seed=0, n=400, keep=None):
+def cautions(*accuracies, seed=0, n=400, uploads=None, keep=None):
     "What is said of runs with these accuracies"
-    p, rng = simulate(np.random.default_rng(seed), {f'm{i}': .8 for i in range(len(accuracies))}, uploads=n//2, seeds=len(accuracies[0])), np.random.default_rng(1)
+    uploads = uploads or n//2
+    p, rng = simulate(np.random.default_rng(seed), {f'm{i}': .8 for i in range(len(accuracies))}, uploads=uploads, clips=n//uploads, seeds=len(accuracies[0])), np.random.default_rng(1)
     for m, a in zip(p.probs, accuracies):
         for s, x in enumerate(a): p.probs[m][s] = np.eye(4)[np.where(rng.random(n) < x, p.y_true, (p.y_true + 1) % 4)]
     runs = {m: {s: as_table(p, m, s) for s in p.seeds[m]} for m in p.probs}
@@ -184,6 +185,21 @@ def test_cautions():
     assert cautions((.8, .81, .79), (.82, .8, .81)) == ''
     assert 'one run of m0 reaches' in cautions((.85, .84, .4)) and 'collapse' in cautions((.85, .84, .4))
     assert 'runs of m1 differ much more' in cautions((.8, .8, .8), (.72, .8, .88), n=2000)
+    assert '40 uploads.' in cautions((.8, .81, .79), uploads=40) and cautions((.8, .81, .79), uploads=50) == ''
+    sure = cautions((.97, .96, .97), (.8, .81, .79))
+    assert 'm0: right on about 95 % or more' in sure.replace('95%', '95 %') and 'm1' not in sure
+
+
+def test_cautions_reach_the_report():
+    "What the comparison warns of stands in report.json"
+    r = compare(tables((3, 3), uploads=30), n_resamples=10).report('toy')
+    assert any(n.startswith('Caution: 30 uploads') for n in r['notes'])
+
+
+@pytest.mark.parametrize('sizes, said', [([3, 40, 40], True), ([8, 40, 40], False)])
+def test_uneven_classes(sizes, said):
+    from kinetics_dance.comparison import cautions
+    assert any('uneven' in x for x in cautions(dict(m=[.8, .8, .81]), np.array(sizes))) == said
 
 
 @pytest.mark.parametrize('p, want', [([.01, .02, .04], [.03, .02, .04]), ([.2, .01, .03], [.2, .03, .03]), ([.02, .9, .9], [.06, .9, .9])])

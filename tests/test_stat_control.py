@@ -11,11 +11,14 @@ PAIRS = [{'classes': sorted(f'{s} {i}' for i in (0, 1)), 'differs': 'order' if i
 CLASSES = sorted(k for q in PAIRS for k in q['classes'])
 
 
-def demo(rng, told=0., uploads=94, runs=3, ceiling_off=0.):
-    "A vote that gives both clips of an upload one name, nine times of ten; where the backdrop tells (`told`), it is right on both"
+def demo(rng, told=0., uploads=94, runs=3, ceiling_off=0., lean=0.):
+    """A vote that gives both clips of an upload one name, as it does in the demo: nearly always where they differ in order, four times of five elsewhere (`lean`: how many of
+    the others it has right by the spread of their frames); where the backdrop tells (`told`), it is right on both"""
     pair = np.array([[CLASSES.index(k) for k in q['classes']] for q in PAIRS])[np.arange(uploads) % len(PAIRS)]
     y, k = pair.ravel(), len(CLASSES)
-    said = np.where(rng.random((runs, uploads, 1)) < .9, rng.integers(0, 2, (runs, uploads, 1)), rng.integers(0, 2, (runs, uploads, 2)))
+    order = np.array([q['differs'] == 'order' for q in PAIRS])[np.arange(uploads) % len(PAIRS), None]
+    said = np.where(rng.random((runs, uploads, 1)) < np.where(order, .98, .6), rng.integers(0, 2, (runs, uploads, 1)), rng.integers(0, 2, (runs, uploads, 2)))
+    said = np.where(~order & (rng.random((runs, uploads, 1)) < lean), [0, 1], said)
     said = np.where(rng.random((1, uploads, 1)) < told, [0, 1], said)
     vote = np.take_along_axis(np.broadcast_to(pair, (runs, uploads, 2)), said, 2).reshape(runs, -1)
     return Predictions(CLASSES, np.arange(len(y)).astype(str), np.repeat(np.arange(uploads), 2), y, {'per_frame': np.eye(k)[vote]}, {'per_frame': list(range(runs))})
@@ -36,7 +39,17 @@ def passed(n=120, **kw):
 def test_a_sound_study_passes(): assert passed() >= .9
 
 
-def test_a_backdrop_that_gives_away_five_percent_is_caught(): assert passed(told=.05) <= .1
+def test_a_vote_that_leans_to_the_calmer_of_two_rhythms_passes():
+    "It is right on more than half of these pairs though no frame tells them apart: real runs of the demo reached .58"
+    assert demo_share(lean=.16) > .55 and passed(lean=.16) >= .9
+
+
+def demo_share(**kw):
+    p = demo(np.random.default_rng(0), uploads=940, **kw)
+    return bootstrap(views_of_pairs(p, PAIRS)['within_other'], 2)['per_frame']['accuracy'].value
+
+
+def test_a_backdrop_that_gives_away_five_percent_is_caught(): assert passed(400, told=.05) <= .1
 
 
 def test_a_vote_far_above_its_ceiling_with_two_runs_is_caught():

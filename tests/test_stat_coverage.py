@@ -31,11 +31,26 @@ def test_the_page_is_the_one_that_was_written():
     "Every condition has its row, the text is that of the script, and what lies outside of the bars is bold"
     text = (ROOT/'nbs/pages/coverage.md').read_text()
     rows = re.findall(r'^\| ([^|]+) \| (\*\*)?([\d.]+) %(?:\*\*)? \|', text, re.M)
-    assert [r[0] for r in rows] == list(cov.CONDITIONS)
-    assert all(bool(bold) == (not 91.6 <= float(x) <= 98.4) or float(x) == 98.4 for _, bold, x in rows)
+    assert [r[0] for r in rows] == 2*list(cov.CONDITIONS)
+    assert all(bool(bold) == (not 91.6 <= float(x) <= 98.4) or float(x) in (91.6, 98.4) for _, bold, x in rows)
     studies = int(re.search(r'--studies (\d+)', text)[1])
-    made = cov.page([], studies, 0)
+    made = cov.page([], studies, 0, text.partition(cov.AGAIN)[2].strip())
     assert studies >= 1000 and text.split('\n*Coverage*')[1] == made.split('\n*Coverage*')[1]
+
+
+def test_another_seed_has_a_table_of_its_own(tmp_path, monkeypatch):
+    "Writing one leaves the other, and what is outside of the bars is named"
+    (tmp_path/'nbs/pages').mkdir(parents=True)
+    monkeypatch.setattr(cov, 'ROOT', tmp_path)
+    good = dict(name='good', effect=.1, planned=.8, covered=.95, alarms=.05, cautions=0., found=.79, equivalent=0.)
+    bad = good | dict(name='bad', covered=.5, found=.6)
+    cov.write([good], 1000, 0)
+    text = (tmp_path/'nbs/pages/coverage.md').read_text()
+    assert 'has not been done yet' in text
+    cov.write([good, bad], 1000, 1)
+    cov.write([good | dict(name='better')], 1000, 0)
+    text = (tmp_path/'nbs/pages/coverage.md').read_text()
+    assert '| better |' in text and text.count('| good |') == 1 and 'standard errors: bad.' in text and 'bad (+20.0)' in text and 'not been done' not in text
 
 
 def test_a_condition_in_small():

@@ -108,8 +108,10 @@ class RecipeSettings(Declared):
     crop_width:A[int, Help('what it sees of a frame, pixels', ge=8, le=4096)] = 60
     epochs:A[int, Help('passes over the training clips; the last one is used', ge=1)] = 20
     batch_size:A[int, Help('clips', ge=1)] = 8
-    lr:A[list[float]|tuple|float, Help('highest learning rates that are tried')] = [.001, .003]
+    lr:A[list[float]|tuple|float,
+         Help('highest learning rates that are tried')] = [.0003, .001, .003, .01]
     lr_epochs:A[int, Help('passes to try one of them', ge=1)] = 8
+    allow_edge_lr:A[bool, Help('accept the smallest or largest of them as the best one')] = False
     backbone_lr:A[float, Help('share of it that the backbone gets', ge=0, lt=100)] = 1.0
     weight_decay:A[float, Help("AdamW's, of matrices only", ge=0, lt=100)] = .05
     label_smoothing:A[float, Help('share of certainty that is not asked for', ge=0, lt=1)] = .1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_costs', 'pareto', 'plot_cost', 'disagreements', 'load_over_time', 'plot_clip', 'plot_twins', 'load_histories',
-           'plot_histories', 'plot_contrast']
+           'load_selection', 'plot_histories', 'plot_contrast']
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #a7675e02
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..core.base import StudyError
 from ..core.text import for_figure
+from ..models.config import config_path
 from .figures import GREY, Look
 from ..video.film_strip import film_strip
 from .predictions import Predictions
@@ -142,6 +143,25 @@ def load_histories(
         for f in files
     ], ignore_index=True) if files else pd.DataFrame(
         columns=['model', 'seed', 'epoch', 'train_loss', 'valid_loss', 'top1'])
+
+# %% ../../nbs/evaluation/08_clip_figures.ipynb #6bef57d6
+def load_selection(
+    folder:str|Path # Folder of a study; reads `models/<model>/lr.json` and the configs
+    # model, lr, valid_loss, top1 (of a short training, on valid), chosen, edge
+)->pd.DataFrame:
+    "The learning rates that each model was tried with, and whether the one chosen is at an edge."
+    rows = []
+    for f in sorted((Path(folder)/'models').glob('*/lr.json')):
+        configs = [p for d in sorted(f.parent.glob('seed*/')) if (p := config_path(d)).exists()]
+        if not configs: continue
+        c = json.loads(configs[0].read_text())
+        grid, taken = c.get('lr_grid') or [], c['recipe']['lr']
+        if len(grid) < 2: continue
+        tried = [t for t in json.loads(f.read_text())['tried'] if t['lr'] in grid]
+        rows += [dict(model=f.parent.name) | t | dict(
+            chosen=t['lr'] == taken, edge=t['lr'] == taken and taken in (min(grid), max(grid)))
+            for t in sorted(tried, key=lambda t: t['lr'])]
+    return pd.DataFrame(rows, columns=['model', 'lr', 'valid_loss', 'top1', 'chosen', 'edge'])
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #5533da4e
 def plot_histories(

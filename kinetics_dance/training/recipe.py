@@ -20,7 +20,8 @@ class Recipe:
     crop_width:int=60
     epochs:int=20               # Passes over the training clips; the last one is used
     batch_size:int=8            # Clips
-    lr:tuple=(.001, .003)       # Highest learning rates of the one-cycle schedule that are tried
+    # Highest learning rates of the one-cycle schedule that are tried
+    lr:tuple=(.0003, .001, .003, .01)
     lr_epochs:int=8             # Passes to try one of them
     # Share of it that the backbone gets: 0.1 for a pretrained one
     backbone_lr:float=1.

@@ -322,13 +322,51 @@ def _read_note(path):
         return {}
 
 # %% ../../nbs/training/08_runs.ipynb #138d7f62
+def _best_lr(name, tried, grid, allow_edge):
+    "The rate of the grid with the smallest loss, if it is no edge of the grid"
+    good = [t for t in tried if t['lr'] in grid and t['valid_loss'] is not None]
+    if not good:
+        raise StudyError(f'{name}: training diverges with every learning rate of '
+                         f'{list(grid)}; give smaller ones as lr')
+    best = min(good, key=lambda t: (t['valid_loss'], t['lr']))['lr']
+    edge = {min(grid): ('smallest', best/3), max(grid): ('largest', 3*best)}.get(best)
+    if edge and not allow_edge:
+        raise StudyError(f'{name}: lr: {best:g} is best on valid and the {edge[0]} that was '
+                         f'tried: widen the grid, for instance by {edge[1]:.1g}, and run again '
+                         '(only what is new is tried); or set allow_edge_lr: true')
+    return best
+
+# %% ../../nbs/training/08_runs.ipynb #58c56e80
+def _try_all(name, run, spec, arguments, recipe, team, task, log):
+    "What each rate of the grid gives, as `lr.json` notes; what was tried is not tried again"
+    key = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name))
+    path = run/'models'/name/'lr.json'
+    known = _read_note(path)
+    past = known['tried'] if known.get('key') == key else _accept_lr(
+        run, name, spec, arguments, recipe, known, key)
+    tried = team.agree(past)
+    todo = [lr for lr in recipe.lr if all(t['lr'] != lr for t in tried)]
+    expect(task, len(todo)*recipe.lr_epochs)
+    for lr in todo:
+        last = _try_lr(lr, name, run, spec, arguments, recipe, team, task, log)
+        tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
+        if log and team.first:
+            log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on "
+                f"valid after {recipe.lr_epochs} epochs")
+        if not team.first: continue
+        note = dict(key=key, epochs=recipe.lr_epochs, tried=tried)
+        with writing(path) as p: p.write_text(json.dumps(note, indent=1))
+    return tried
+
+# %% ../../nbs/training/08_runs.ipynb #7b6373dd
 def choose_lr(
     name:str,       # Name of the model
     settings:dict,  # Settings of the study, by name
     log=None,       # Called with a line of news
     task=None,      # From `follow`: told how far it is; None: one of its own
 )->float: # The learning rate to train with
-    "The learning rate of the grid with the smallest loss on valid; a rate that diverges is out"
+    """The learning rate of the grid with the smallest loss on valid; a rate that diverges is out,
+    one at the edge a `StudyError`, unless `allow_edge_lr`"""
     recipe = Recipe.of(settings)
     if len(recipe.lr) == 1: return recipe.lr[0]
     if task is None:
@@ -336,32 +374,11 @@ def choose_lr(
     run = study_folder(settings['study'], settings['runs'])
     spec,arguments = model_of(name, settings)
     team = open_process_group(recipe)
-    key = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name))
     path = run/'models'/name/'lr.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(path.with_suffix('.lock')):
-        known = _read_note(path)
-        past = known['tried'] if known.get('key') == key else _accept_lr(
-            run, name, spec, arguments, recipe, known, key)
-        tried = team.agree(past)
-        todo = set(recipe.lr)-{t['lr'] for t in tried}
-        expect(task, len(todo)*recipe.lr_epochs)
-        for lr in recipe.lr:
-            if any(t['lr'] == lr for t in tried): continue
-            last = _try_lr(lr, name, run, spec, arguments, recipe, team, task, log)
-            tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
-            if log and team.first:
-                log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on "
-                    f"valid after {recipe.lr_epochs} epochs")
-            if not team.first: continue
-            with writing(path) as p:
-                p.write_text(
-                    json.dumps(dict(key=key, epochs=recipe.lr_epochs, tried=tried), indent=1))
-    good = [t for t in tried if t['lr'] in recipe.lr and t['valid_loss'] is not None]
-    if not good:
-        raise StudyError(f'{name}: training diverges with every learning rate of '
-                         f'{list(recipe.lr)}; give smaller ones as lr')
-    return min(good, key=lambda t: (t['valid_loss'], t['lr']))['lr']
+        tried = _try_all(name, run, spec, arguments, recipe, team, task, log)
+    return _best_lr(name, tried, recipe.lr, settings.get('allow_edge_lr', False))
 
 # %% ../../nbs/training/08_runs.ipynb #25108cee
 def _config_of(name, spec, arguments, classes, recipe, run, store, net, table, seed, lr, key,
