@@ -151,10 +151,18 @@ def set_environment(env, args):
         threadpool_limits(wanted)
         if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(wanted)
     if kernel := sys.modules.get('ipykernel.kernelapp'):
-        importlib.reload(kernel)                # it reads JPY_PARENT_PID, whose end ends a kernel
+        set_default(kernel.IPKernelApp, 'parent_handle', int(env.get('JPY_PARENT_PID') or 0))
     backend = env.get('MPLBACKEND') or (INLINE if args[:2] == ['-m', 'ipykernel_launcher'] else '')
+    # it asks which shell it is in when it is imported
+    sys.modules.pop('matplotlib_inline.backend_inline', None)
     if backend and 'matplotlib' in sys.modules:
         sys.modules['matplotlib'].rcParams['backend'] = backend
+
+
+def set_default(cls, name, value):
+    "A default that a class of traitlets took from the environment when it was imported"
+    getattr(cls, name).default_value = value
+    if name in (kept := getattr(cls, '_static_immutable_initial_values', {})): kept[name] = value
 
 
 def set_streams(direct):
