@@ -70,7 +70,7 @@ def test_what_python_reads_when_it_starts_takes_a_new_process(changes):
     assert p.stdout == 'False\n'
 
 
-def test_a_kernel_ends_with_who_started_it(tmp_path):
+def test_a_kernel_ends_with_who_started_it():
     "Its library reads when it is imported whose end ends it: that must not be what it was in the server"
     ask = 'from ipykernel.kernelapp import IPKernelApp; print(IPKernelApp().parent_handle)'
     p = preloaded.run([sys.executable, '-c', ask], capture_output=True, text=True, env=os.environ | dict(JPY_PARENT_PID='4242'))
