@@ -178,28 +178,6 @@ def _row(predictor, video, o, planned):
     row = dict(video=readable(video)) | p.to_dict(o['top'], bool(moving or o['step']))
     return row | ({'files': {k: readable(v) for k,v in to.items()}} if to else {}), p
 
-# %% ../nbs/06_inference.ipynb #83e49763
-def _row_or_reason(predictor, video, o, planned, many):
-    "The row of a video and its prediction; what is wrong with one of many becomes its row"
-    try: return _row(predictor, video, o, planned)
-    except Exception as e: # whatever it is: one file does not end the answers of the others
-        known = isinstance(e, (Unavailable, StudyError, OSError))
-        if not many and not known: raise
-        if not many:
-            raise StudyError(f'{video}: {e}' if isinstance(e, Unavailable) else str(e)) from e
-        why = str(e) if known else f'a fault of kinetics_dance: {type(e).__name__}: {e}'
-        return dict(video=readable(video), error=readable(' '.join(why.split()))), None
-
-# %% ../nbs/06_inference.ipynb #c535f249
-def _complete(options, top):
-    "All options of the command `predict`, and in `part` what is watched of a video"
-    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None,
-             rm_frames=True, step=None, timeout=None, overwrite=False, out=None, start_time=None,
-             end_time=None, duration=None) | options | dict(top=top)
-    o['part'] = check_span(o['start_time'], o['end_time'], o['duration'])
-    o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
-    return o
-
 # %% ../nbs/06_inference.ipynb #67db96dd
 def watch_videos(
     names:list,          # Files, folders, patterns
@@ -232,6 +210,28 @@ def _bar(files, many):
     from rich.console import Console
     from rich.progress import track
     return track(files, 'watching', console=Console(stderr=True), transient=True)
+
+# %% ../nbs/06_inference.ipynb #83e49763
+def _row_or_reason(predictor, video, o, planned, many):
+    "The row of a video and its prediction; what is wrong with one of many becomes its row"
+    try: return _row(predictor, video, o, planned)
+    except Exception as e: # whatever it is: one file does not end the answers of the others
+        known = isinstance(e, (Unavailable, StudyError, OSError))
+        if not many and not known: raise
+        if not many:
+            raise StudyError(f'{video}: {e}' if isinstance(e, Unavailable) else str(e)) from e
+        why = str(e) if known else f'a fault of kinetics_dance: {type(e).__name__}: {e}'
+        return dict(video=readable(video), error=readable(' '.join(why.split()))), None
+
+# %% ../nbs/06_inference.ipynb #c535f249
+def _complete(options, top):
+    "All options of the command `predict`, and in `part` what is watched of a video"
+    o = dict(cut=False, over_time=False, picture=None, save_video=None, save_frames_path=None,
+             rm_frames=True, step=None, timeout=None, overwrite=False, out=None, start_time=None,
+             end_time=None, duration=None) | options | dict(top=top)
+    o['part'] = check_span(o['start_time'], o['end_time'], o['duration'])
+    o['cut'] = o['cut'] and any(o[k] is not None for k in ('start_time', 'end_time', 'duration'))
+    return o
 
 # %% ../nbs/06_inference.ipynb #8dcb725c
 def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=False, **options):

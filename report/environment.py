@@ -279,10 +279,10 @@ class Installer:
         self.venv, self.python, self.start, self.uv = venv, python_of(venv), start, find_uv(venv)
 
     def command(self, *args):
+        if not self.uv: return [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *args]
         # where Python may not keep what it compiles, each process would compile all it imports
-        compiled = ['--compile-bytecode'] if self.uv and sys.dont_write_bytecode else []
-        if self.uv: return [self.uv, 'pip', 'install', '--python', self.python, *compiled, *args]
-        return [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *args]
+        compiled = ['--compile-bytecode'] if sys.dont_write_bytecode else []
+        return [self.uv, 'pip', 'install', '--python', self.python, *compiled, *args]
 
     def __call__(self, *args, index=None, n=1):
         "Run it; its output where it failed"

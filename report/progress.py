@@ -126,7 +126,7 @@ class Show:
         self.events.end(st.stem)
         if st.state == 'ran': self.pace.note(st.stem, self.todo(st), st.seconds - st.earlier)
 
-    def todo(self, st): return work(st.stem, self.values)*st.networks
+    def todo(self, st): return work(st.stem, self.values)*self.r.networks(st)
     def over(self, stem): self.screen.close(self.tasks.pop(stem))
 
     def tick(self, running):
@@ -160,10 +160,15 @@ class Show:
         site = self.pace.expected('site', 1) or 0
         answer = finish_time(first, needs, self.jobs, [s for s in first if s in ours]) + site if first else 0
         rest = finish_time(then, needs, self.jobs, [s for s in then if s in ours]) + site if then else 0
-        if first: rest += self.r.later(lambda s, networks: self.pace.expected(s, work(s, self.values)*networks) or 0, self.jobs)
+        if first and self.r.controls == 'later': rest += self.later()
         words = f'the answer in about {duration(answer)}' if first and rest and self.r.controls != 'last' else ''
         spent = time.monotonic() - self.tasks['all'].began
         return spent/max(1, spent + answer + rest), words, answer + rest
+
+    def later(self):
+        "Seconds that the controls will take, which are put off until the answer is there"
+        late = {st.stem: work(st.stem, self.values)*len(st.controls) for st in self.r.training_controls()}
+        return finish_time({s: self.pace.expected(s, todo) or 0 for s, todo in late.items()}, {}, self.jobs)
 
     def close(self):
         for task in self.tasks.values(): self.screen.close(task)

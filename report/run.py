@@ -20,7 +20,7 @@ from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, pins, read_json,
                      settings, sha, source, write_atomic, write_json)
-from .progress import Pace, Show, finish_time
+from .progress import Pace, Show
 from .record import machine, write_record
 from .answer import in_a_line
 from .wings import Wings, environment
@@ -142,12 +142,13 @@ class Stage:
     where: str = ''                           # the running cell, in words
     error: str = ''
     code: int = 0                             # exit code that the error asks for
-    networks: int = 1                         # how many are trained now, of a stage that trains
+    controls: list = ()                       # what it trains beside its own model
     earlier: float = 0.                       # seconds that it took when it ran without controls
 
 
-def has_controls(st): return st.stem[:2] in CONTROLS and st.globs and bool(st.params.get('overrides', {}).get('controls'))
-def with_controls(params, yes): return {**params, 'overrides': {**params['overrides'], 'controls': yes}}
+def flat(part):
+    "A part of a key, the settings among its overrides beside the others"
+    return {**part, **part.get('overrides', {}), 'overrides': None}
 
 
 class Run:
@@ -168,7 +169,7 @@ class Run:
                 trained = [stem[3:], *CONTROLS.get(stem[:2], ()), *(mine.get('extra_models') or ())] if globs is MODEL else [stem[3:]]
                 st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], list(dict.fromkeys(g.format(name=n) for n in trained for g in globs)),
                            one_thread=globs is MODEL)        # three of them run side by side
-                if has_controls(st): st.networks += len(CONTROLS[stem[:2]])
+                if globs is MODEL and mine.get('overrides', {}).get('controls'): st.controls = CONTROLS.get(stem[:2], ())
                 numbers[stem[:2]] = stem
             elif stem == 'index': st = Stage(stem, path, mine, list(numbers.values()), one_thread=True)
             else: st = Stage(stem, path, mine, one_thread=True, wing=True)
@@ -178,25 +179,28 @@ class Run:
 
     def put_off_controls(self):
         "Let the stages run without controls where none was trained yet: the answer does not wait for them. True where there is something to put off"
-        self.late = [st for st in self.stages.values() if has_controls(st)]
-        noted = [(self.record(st.stem) or {}).get('key', {}).get('parameters', {}).get('overrides', {}) for st in self.late]
-        if not self.late or any(p.get('controls') for p in noted): return False
-        for st in self.late: st.params, st.networks = with_controls(st.params, False), 1
-        self.controls = 'later'
+        noted = [(self.record(st.stem) or {}).get('key', {}).get('parameters', {}).get('overrides', {}) for st in self.training_controls()]
+        if not noted or any(p.get('controls') for p in noted): return False
+        self.set_controls('later')
         return True
 
     def take_up_controls(self):
         "The stages that run again, now that the answer is there: those that train controls, and those that need them"
-        for st in self.late: st.params, st.networks = with_controls(st.params, True), len(CONTROLS[st.stem[:2]])
-        again = [st for st in self.stages.values() if not st.wing and (st in self.late or {s.stem for s in self.late} & set(st.needs))]
+        self.set_controls('last')
+        late = {st.stem for st in self.training_controls()}
+        again = [st for st in self.stages.values() if not st.wing and (st.stem in late or late & set(st.needs))]
         for st in again: st.state, st.earlier = 'waiting', st.seconds
-        self.controls = 'last'
         return [st.stem for st in again]
 
-    def later(self, expected, jobs):
-        "Seconds that what is put off will take; `expected`: those of a notebook with so many networks to train"
-        if self.controls != 'later': return 0
-        return finish_time({st.stem: expected(st.stem, len(CONTROLS[st.stem[:2]])) for st in self.late}, {}, jobs)
+    def training_controls(self): return [st for st in self.stages.values() if st.controls]
+
+    def set_controls(self, when):
+        self.controls = when
+        for st in self.training_controls(): st.params = {**st.params, 'overrides': {**st.params['overrides'], 'controls': when != 'later'}}
+
+    def networks(self, st):
+        "How many a stage trains as it runs now"
+        return max(1, (self.controls != 'last') + (self.controls != 'later')*len(st.controls))
 
     def record(self, stem):
         if stem not in self.records: self.records[stem] = read_json(self.folder/'stages'/f'{stem}.json')
@@ -267,8 +271,9 @@ class Run:
         if rec['key'].get('scheme') != SCHEME: return 'last run by an older version, which noted less'
         for part, old in rec['key'].items():
             if old == key[part] or part == 'library' and same_library(old, key[part]): continue
-            if isinstance(old, dict): old, now = ({**d, **d.get('overrides', {}), 'overrides': 0} for d in (old, key[part]))
-            names = [k for k in {**old, **now} if old.get(k) != now.get(k)] if isinstance(old, dict) else []
+            if not isinstance(old, dict): return f'{part} changed'
+            then, now = flat(old), flat(key[part])
+            names = [k for k in {**then, **now} if then.get(k) != now.get(k)]
             return f"{part} changed" + (f": {', '.join(sorted(names)[:4])}" if names else '')
         now = self.outputs(st, rec['outputs'])
         bad = [f for f in {**rec['outputs'], **now} if rec['outputs'].get(f, [0]*3)[2] != now.get(f, [0]*3)[2]]
@@ -404,7 +409,6 @@ class Run:
                 if psutil.Process(pid).create_time() == created: os.killpg(pid, sig)
             except (psutil.Error, ProcessLookupError, PermissionError): pass
 
-    def complete(self): return all(st.state in ('fresh', 'ran') for st in self.stages.values() if not st.wing)
     def failed(self): return [st for st in self.stages.values() if st.state == 'failed']
 
     # --- all of them --------------------------------------------------------------------------------------------------
@@ -530,9 +534,16 @@ def first(r, values, pages, show, put_off):
     r.finish()
     write_record(r, values)
     if pages: pages.build(answer=True)
-    if not r.complete() or not (said := in_a_line(read_json(r.folder/'report.json'))): return
+    whole = all(st.state in ('fresh', 'ran') for st in r.stages.values() if not st.wing)
+    if not whole or not (said := in_a_line(read_json(r.folder/'report.json'))): return
     show.line(for_terminal(f'the answer: {said}' + (f'; open {pages.home}' if pages else '')))
     if put_off: show.line('what time buys (a set of moments, or their order) is known when the controls are trained, too')
+
+
+def tell_changes(r, last, show):
+    "What the numbers of the stages that ran are, against the last run"
+    ran = any(st.state == 'ran' for st in r.stages.values() if not st.wing)
+    if ran and (news := changed_numbers(*last, r.folder)): show.line(news)
 
 
 def run():
@@ -572,14 +583,15 @@ def run():
             try:
                 settling, put_off = r.settle(chosen, a.force), not a.only and r.put_off_controls()
                 r.go([s for s in chosen if not r.stages[s].wing], max(1, a.jobs), a.force, show, settling)
-                if not r.failed(): first(r, values, pages if not a.only else None, show, put_off)
+                if not r.failed():
+                    first(r, values, pages if not a.only else None, show, put_off)
+                    if not put_off: tell_changes(r, last, show)
                 again = r.take_up_controls() if put_off and not r.failed() else []
                 for _ in settling: pass
                 r.go([*again, *(s for s in chosen if r.stages[s].wing)], max(1, a.jobs), a.force, show)
                 (r.folder/'.kernels').unlink(missing_ok=True)
                 r.finish()
-                ran = any(st.state == 'ran' for st in r.stages.values() if not st.wing)
-                if ran and not r.failed() and (news := changed_numbers(*last, r.folder)): show.line(news)
+                if again and not any(r.stages[s].state == 'failed' for s in again): tell_changes(r, last, show)
                 if all(r.stages[s].state == 'fresh' for s in chosen): print(f'{study}: all {len(chosen)} notebooks are fresh')
                 else: show.summary(r.stages[s] for s in chosen); print(f'{study}: {time.time()-t0:.0f} s')
                 bad = r.failed()

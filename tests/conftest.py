@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ['KINETICS_DANCE_PROGRESS_SECONDS'] = '86400'
 # no test asks the network: the runtime of the page Try it yourself comes from the cache or not at all
 os.environ.setdefault('KINETICS_DANCE_ONNXRUNTIME_WEB', 'no')
+AT_START = preloaded.at_start(os.environ)
 preloaded.spawn()      # workers of pools: forked from a process that has pandas and PyAV already
 
 
@@ -38,8 +39,15 @@ def pytest_xdist_make_scheduler(config, log):
     return Groups(config, log)
 
 
+def environment_as_at_start():
+    "A local cluster of dask leaves a PYTHONHASHSEED behind, and nothing would be preloaded after it"
+    for k in preloaded.at_start(os.environ).keys() - AT_START: del os.environ[k]
+    os.environ.update(AT_START)
+
+
 @pytest.fixture(autouse=True)
 def how_processes_start(request, monkeypatch):
+    environment_as_at_start()
     if request.node.get_closest_marker('new_processes'): monkeypatch.setattr(preloaded, 'on', False)
 
 

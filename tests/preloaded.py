@@ -256,9 +256,13 @@ class Client:
         if self.owner != os.getpid(): return False      # a fork of who may ask would be no parent
         mine, seed = self.environment, env.get('PYTHONHASHSEED')
         if seed is not None and seed != mine.get('PYTHONHASHSEED'): return False
-        keys = {k for k in {**env, **mine} if k.startswith('PYTHON') or k in LOCALE}
-        keys -= {'PYTHONPATH', 'PYTHONWARNINGS', 'PYTHONHASHSEED'}
-        return all(env.get(k) == mine.get(k) for k in keys)
+        return at_start({**env, 'PYTHONHASHSEED': ''}) == at_start({**mine, 'PYTHONHASHSEED': ''})
+
+
+def at_start(env):
+    "What Python reads of an environment when it starts, but for what a forked process can take over"
+    return {k: v for k, v in env.items() if (k.startswith('PYTHON') or k in LOCALE)
+            and k not in ('PYTHONPATH', 'PYTHONWARNINGS')}
 
 
 def adopt(yes):

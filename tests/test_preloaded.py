@@ -2,7 +2,7 @@
 import os, signal, subprocess, sys, time
 import psutil, pytest
 import preloaded
-from conftest import ROOT
+from conftest import ROOT, environment_as_at_start
 from kinetics_dance.core.processes import killable
 
 pytestmark = pytest.mark.skipif(not preloaded.on, reason='needs Linux (or PRELOADED=0 is set)')
@@ -70,8 +70,16 @@ def test_what_python_reads_when_it_starts_takes_a_new_process(changes):
     assert p.stdout == 'False\n'
 
 
-def test_a_kernel_ends_with_who_started_it(tmp_path):
+def test_a_kernel_ends_with_who_started_it():
     "Its library reads when it is imported whose end ends it: that must not be what it was in the server"
     ask = 'from ipykernel.kernelapp import IPKernelApp; print(IPKernelApp().parent_handle)'
     p = preloaded.run([sys.executable, '-c', ask], capture_output=True, text=True, env=os.environ | dict(JPY_PARENT_PID='4242'))
     assert p.stdout == '4242\n', p
+
+
+def test_what_another_test_left_in_the_environment_is_gone():
+    ask = dict(args=[sys.executable, '-c', 'import sys; print("pandas" in sys.modules)'], libraries='light', capture_output=True, text=True)
+    os.environ.update(PYTHONHASHSEED='6640')
+    assert preloaded.run(**ask).stdout == 'False\n'
+    environment_as_at_start()
+    assert preloaded.run(**ask).stdout == 'True\n'

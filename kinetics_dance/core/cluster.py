@@ -98,28 +98,6 @@ def _line(text): return ' '.join(str(text).split())
 # %% ../../nbs/core/04_cluster.ipynb #747e9ee6
 _SILENT = '30s' # a worker of this machine that says nothing for so long is dead
 
-# %% ../../nbs/core/04_cluster.ipynb #b2110ffb
-def _local_client(n, stack):
-    "A client of `n` workers on this machine, which end with `stack`"
-    import dask
-    from distributed import Client, LocalCluster
-    stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': _SILENT}))
-    # memory_limit: what takes memory are the processes of a worker, which Dask does not see
-    cluster = stack.enter_context(
-        LocalCluster(n_workers=n, threads_per_worker=1, memory_limit=0,
-                     dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL))
-    return stack.enter_context(Client(cluster))
-
-def _client(where, timeout):
-    "A client of a scheduler that somebody started: of its address, or of its file"
-    import dask, distributed
-    address = where if '://' in where else json.loads(Path(where).read_text())['address']
-    theirs = _versions(address, timeout)
-    ours = dict(dask=dask.__version__, distributed=distributed.__version__)
-    if other := _other(theirs, ours, *ours):
-        raise StudyError(f'scheduler: {where} has {other}; install the same here and there')
-    return distributed.Client(address, timeout=timeout)
-
 # %% ../../nbs/core/04_cluster.ipynb #65df77e6
 def _connect(where, stack, timeout):
     "A client of the cluster that `where` means, closed with `stack`"
@@ -155,6 +133,28 @@ def _versions(address, timeout):
     # in this thread a loop may be running already: a notebook's
     with ThreadPoolExecutor(1) as other:
         return other.submit(lambda: asyncio.run(asyncio.wait_for(ask(), timeout))).result()
+
+# %% ../../nbs/core/04_cluster.ipynb #b2110ffb
+def _local_client(n, stack):
+    "A client of `n` workers on this machine, which end with `stack`"
+    import dask
+    from distributed import Client, LocalCluster
+    stack.enter_context(dask.config.set({'distributed.scheduler.worker-ttl': _SILENT}))
+    # memory_limit: what takes memory are the processes of a worker, which Dask does not see
+    cluster = stack.enter_context(
+        LocalCluster(n_workers=n, threads_per_worker=1, memory_limit=0,
+                     dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL))
+    return stack.enter_context(Client(cluster))
+
+def _client(where, timeout):
+    "A client of a scheduler that somebody started: of its address, or of its file"
+    import dask, distributed
+    address = where if '://' in where else json.loads(Path(where).read_text())['address']
+    theirs = _versions(address, timeout)
+    ours = dict(dask=dask.__version__, distributed=distributed.__version__)
+    if other := _other(theirs, ours, *ours):
+        raise StudyError(f'scheduler: {where} has {other}; install the same here and there')
+    return distributed.Client(address, timeout=timeout)
 
 # %% ../../nbs/core/04_cluster.ipynb #e464e284
 class Workers:

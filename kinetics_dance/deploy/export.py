@@ -37,22 +37,6 @@ class EndToEnd(nn.Module):
 # %% ../../nbs/deploy/04_export.ipynb #a0e12671
 FORMATS = {'onnx': '.onnx', 'torch_export': '.pt2'}
 
-# %% ../../nbs/deploy/04_export.ipynb #26178625
-def _end_to_end(folder, config):
-    "A model that normalises frames as its config says"
-    how = config.get('normalise') or {}
-    return EndToEnd(load_model(folder, config),
-                    **{k: how[k] for k in ('mean', 'std') if k in how}).eval()
-
-def _save_onnx(whole, frames, dynamic, classes, folder, path):
-    "Write a model as ONNX, with the names of its classes"
-    program = torch.onnx.export(whole, (frames,), dynamo=True, dynamic_shapes=dynamic,
-                                input_names=['frames'], output_names=['probabilities'],
-                                verbose=False)
-    if program is None: raise StudyError(f'{folder}: cannot be written as onnx')
-    program.model.metadata_props['classes'] = json.dumps(classes)
-    program.save(str(path), external_data=False)
-
 # %% ../../nbs/deploy/04_export.ipynb #a984a62a
 def export_model(
     folder,           # A model's folder
@@ -77,3 +61,19 @@ def export_model(
             torch.export.save(torch.export.export(whole, (frames,), dynamic_shapes=dynamic), path)
         else: _save_onnx(whole, frames, dynamic, config['classes'], folder, path)
     return at
+
+# %% ../../nbs/deploy/04_export.ipynb #26178625
+def _end_to_end(folder, config):
+    "A model that normalises frames as its config says"
+    how = config.get('normalise') or {}
+    return EndToEnd(load_model(folder, config),
+                    **{k: how[k] for k in ('mean', 'std') if k in how}).eval()
+
+def _save_onnx(whole, frames, dynamic, classes, folder, path):
+    "Write a model as ONNX, with the names of its classes"
+    program = torch.onnx.export(whole, (frames,), dynamo=True, dynamic_shapes=dynamic,
+                                input_names=['frames'], output_names=['probabilities'],
+                                verbose=False)
+    if program is None: raise StudyError(f'{folder}: cannot be written as onnx')
+    program.model.metadata_props['classes'] = json.dumps(classes)
+    program.save(str(path), external_data=False)

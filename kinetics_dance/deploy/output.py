@@ -193,22 +193,6 @@ class Printer:
         if out:
             check_target(self.part, '--out (rows of a run that was stopped)', None, (), overwrite)
 
-# %% ../../nbs/deploy/03_output.ipynb #710788ea
-@patch
-def __call__(self:Printer, row, p, many):
-    "Write a row; `p` is its prediction, None for a file that cannot be read"
-    self.n,self.bad = self.n+1,self.bad+('error' in row)
-    for w in row.get('warnings', ()):
-        print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
-    if self.json: return self.line(json.dumps(row), many)
-    if many or self.out: return self.csv(row)
-    print(for_terminal(row['video']),
-          *(f'  {q:6.1%}  {for_terminal(c)}' for c, q in row['top']), sep='\n')
-    for i,(a,b) in enumerate(zip(row.get('starts', ()), row.get('ends', ()))):
-        (c,q), = p.top(1, i)
-        print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {for_terminal(c)}')
-    for kind,path in row.get('files', {}).items(): print(for_terminal(f'{kind}: {path}'))
-
 # %% ../../nbs/deploy/03_output.ipynb #d4f22df9
 @patch
 def csv(self:Printer, row):
@@ -258,3 +242,19 @@ def finish(self:Printer, many):
     if self.bad:
         print(f'error: {self.bad} of {self.n} videos could not be watched', file=sys.stderr)
     return 2 if self.bad else 0
+
+# %% ../../nbs/deploy/03_output.ipynb #710788ea
+@patch
+def __call__(self:Printer, row, p, many):
+    "Write a row; `p` is its prediction, None for a file that cannot be read"
+    self.n,self.bad = self.n+1,self.bad+('error' in row)
+    for w in row.get('warnings', ()):
+        print(for_terminal(f"warning: {row['video']}: {w}"), file=sys.stderr)
+    if self.json: return self.line(json.dumps(row), many)
+    if many or self.out: return self.csv(row)
+    print(for_terminal(row['video']),
+          *(f'  {q:6.1%}  {for_terminal(c)}' for c, q in row['top']), sep='\n')
+    for i,(a,b) in enumerate(zip(row.get('starts', ()), row.get('ends', ()))):
+        (c,q), = p.top(1, i)
+        print(f'{a:8.2f} –{b:8.2f} s  {q:6.1%}  {for_terminal(c)}')
+    for kind,path in row.get('files', {}).items(): print(for_terminal(f'{kind}: {path}'))

@@ -233,28 +233,6 @@ def cut_video(
     "Cut a stretch out of a video, to the frame"
     return normalise_clip(src, dst, start, end, short_side)
 
-# %% ../../nbs/download/07_downloader.ipynb #20964dec
-def _lines(path_to_data, split, source, seed):
-    "The rows of one split of a list, in an order drawn by the seed"
-    df = read_annotations(path_to_data)
-    if split not in (known := sorted(df.split.unique())):
-        raise StudyError(f'split: {split!r} is not in {path_to_data}{nearest(split, known)}; '
-                         f'there are {", ".join(known)}')
-    lines = sample(df[df.split == split].assign(label=lambda d: d.label.fillna('unlabelled')), 0,
-                   seed)
-    if source == 'cvdf':
-        numbers = class_numbers(df.label.dropna())
-        lines['url'] = [tar_of(l, split, numbers) for l in lines.label]
-    return lines.assign(source=source, split=split)
-
-def _lay_out(clips, save):
-    "Link each clip to `<split>/<class>/<clip>.mp4`"
-    for c in clips.itertuples():
-        at = save/c.split/folder_name(c.label)/f'{c.clip_id}.mp4'
-        at.parent.mkdir(parents=True, exist_ok=True)
-        if at.exists() and not at.samefile(save/c.path): at.unlink()
-        if not at.exists(): os.link(save/c.path, at)
-
 # %% ../../nbs/download/07_downloader.ipynb #17e18dd6
 def create_sample(
     split:str,        # train, validate or test: of the list
@@ -280,3 +258,25 @@ def create_sample(
     _lay_out(out[out.status == 'ok'], save)
     table.export(save/'clips.csv')
     return out
+
+# %% ../../nbs/download/07_downloader.ipynb #20964dec
+def _lines(path_to_data, split, source, seed):
+    "The rows of one split of a list, in an order drawn by the seed"
+    df = read_annotations(path_to_data)
+    if split not in (known := sorted(df.split.unique())):
+        raise StudyError(f'split: {split!r} is not in {path_to_data}{nearest(split, known)}; '
+                         f'there are {", ".join(known)}')
+    lines = sample(df[df.split == split].assign(label=lambda d: d.label.fillna('unlabelled')), 0,
+                   seed)
+    if source == 'cvdf':
+        numbers = class_numbers(df.label.dropna())
+        lines['url'] = [tar_of(l, split, numbers) for l in lines.label]
+    return lines.assign(source=source, split=split)
+
+def _lay_out(clips, save):
+    "Link each clip to `<split>/<class>/<clip>.mp4`"
+    for c in clips.itertuples():
+        at = save/c.split/folder_name(c.label)/f'{c.clip_id}.mp4'
+        at.parent.mkdir(parents=True, exist_ok=True)
+        if at.exists() and not at.samefile(save/c.path): at.unlink()
+        if not at.exists(): os.link(save/c.path, at)

@@ -95,9 +95,9 @@ def _read(self:MotionFile):
     try:
         with np.load(self.path, allow_pickle=False) as f:
             self.xy, seen, self.offsets = f['xy'].astype(np.float32), f['vis'], f['offsets']
-            known = (('meta', None), ('joints', BODY_JOINTS), ('parts', PARTS))
-            meta, self.joints, self.parts = (json.loads(str(f[k])) if k in f else v
-                                             for k, v in known)
+            known: tuple = (('meta', None), ('joints', BODY_JOINTS), ('parts', PARTS))
+            meta, self.joints, self.parts = [json.loads(str(f[k])) if k in f else v
+                                             for k, v in known]
             self.fps = float(f['fps']) if 'fps' in f else 30.
         self.table = pd.DataFrame(
             [dict(id=str(m['id']), action=m['action'], train=m['train']) for m in meta])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_costs', 'pareto', 'plot_cost', 'disagreements', 'load_over_time', 'plot_clip', 'plot_twins', 'load_histories',
-           'load_selection', 'plot_histories', 'plot_contrast']
+           'plot_histories', 'load_selection', 'plot_contrast']
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #a7675e02
 import json
@@ -144,25 +144,6 @@ def load_histories(
     ], ignore_index=True) if files else pd.DataFrame(
         columns=['model', 'seed', 'epoch', 'train_loss', 'valid_loss', 'top1'])
 
-# %% ../../nbs/evaluation/08_clip_figures.ipynb #6bef57d6
-def load_selection(
-    folder:str|Path # Folder of a study; reads `models/<model>/lr.json` and the configs
-    # model, lr, valid_loss, top1 (of a short training, on valid), chosen, edge
-)->pd.DataFrame:
-    "The learning rates that each model was tried with, and whether the one chosen is at an edge."
-    rows = []
-    for f in sorted((Path(folder)/'models').glob('*/lr.json')):
-        configs = [p for d in sorted(f.parent.glob('seed*/')) if (p := config_path(d)).exists()]
-        if not configs: continue
-        c = json.loads(configs[0].read_text())
-        grid, taken = c.get('lr_grid') or [], c['recipe']['lr']
-        if len(grid) < 2: continue
-        tried = [t for t in json.loads(f.read_text())['tried'] if t['lr'] in grid]
-        rows += [dict(model=f.parent.name) | t | dict(
-            chosen=t['lr'] == taken, edge=t['lr'] == taken and taken in (min(grid), max(grid)))
-            for t in sorted(tried, key=lambda t: t['lr'])]
-    return pd.DataFrame(rows, columns=['model', 'lr', 'valid_loss', 'top1', 'chosen', 'edge'])
-
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #5533da4e
 def plot_histories(
     histories:pd.DataFrame, # As `load_histories`
@@ -181,6 +162,25 @@ def plot_histories(
     fig.legend(*b.get_legend_handles_labels(), loc='outside upper center',
                ncols=min(2, max(len(look.models), 1)))
     return fig
+
+# %% ../../nbs/evaluation/08_clip_figures.ipynb #6bef57d6
+def load_selection(
+    folder:str|Path # Folder of a study; reads `models/<model>/lr.json` and the configs
+    # model, lr, valid_loss, top1 (of a short training, on valid), chosen, edge
+)->pd.DataFrame:
+    "The learning rates that each model was tried with, and whether the one chosen is at an edge."
+    rows = []
+    for f in sorted((Path(folder)/'models').glob('*/lr.json')):
+        configs = [p for d in sorted(f.parent.glob('seed*/')) if (p := config_path(d)).exists()]
+        if not configs: continue
+        c = json.loads(configs[0].read_text())
+        grid, taken = c.get('lr_grid') or [], c['recipe']['lr']
+        if len(grid) < 2: continue
+        tried = [t for t in json.loads(f.read_text())['tried'] if t['lr'] in grid]
+        rows += [dict(model=f.parent.name) | t | dict(
+            chosen=t['lr'] == taken, edge=t['lr'] == taken and taken in (min(grid), max(grid)))
+            for t in sorted(tried, key=lambda t: t['lr'])]
+    return pd.DataFrame(rows, columns=['model', 'lr', 'valid_loss', 'top1', 'chosen', 'edge'])
 
 # %% ../../nbs/evaluation/08_clip_figures.ipynb #25922e25
 def plot_contrast(

@@ -64,21 +64,6 @@ def read_shard(
 # %% ../../nbs/loading/05_shards.ipynb #e8afb223
 PACK = 1 # format of a pack; raised when what is written changes
 
-# %% ../../nbs/loading/05_shards.ipynb #521c2463
-def _named(shards, version, shard_mb):
-    "Shards by their names, which begin with a digest of what decides their contents"
-    key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
-    return {f'{key}-{k:06d}.tar': clips for k,clips in enumerate(shards)}
-
-def _write_shards(folder, out, plan, suffix, there, log):
-    "Write the shards of a plan that are not there; their names, each with where its clips lie"
-    shards = []
-    for k,(name,clips) in enumerate(plan.items()):
-        if name not in there: write_shard(out/name, _samples(folder, clips, suffix), suffix)
-        shards.append(dict(name=name, clips=_contents(out/name)))
-        if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
-    return shards
-
 # %% ../../nbs/loading/05_shards.ipynb #2ce658c4
 def pack_store(
     folder,             # A finished frame store
@@ -104,6 +89,21 @@ def pack_store(
     # of an earlier packing
     remove_ours(out, set(sizes(out)) - set(plan), r'[0-9a-f]{10}-\d{6}\.tar')
     return made
+
+# %% ../../nbs/loading/05_shards.ipynb #521c2463
+def _named(shards, version, shard_mb):
+    "Shards by their names, which begin with a digest of what decides their contents"
+    key = hashlib.sha256(f'{PACK}|{version}|{shard_mb}'.encode()).hexdigest()[:10]
+    return {f'{key}-{k:06d}.tar': clips for k,clips in enumerate(shards)}
+
+def _write_shards(folder, out, plan, suffix, there, log):
+    "Write the shards of a plan that are not there; their names, each with where its clips lie"
+    shards = []
+    for k,(name,clips) in enumerate(plan.items()):
+        if name not in there: write_shard(out/name, _samples(folder, clips, suffix), suffix)
+        shards.append(dict(name=name, clips=_contents(out/name)))
+        if log and k % 20 == 19: log(f'pack: {k+1} of {len(plan)} shards')
+    return shards
 
 # %% ../../nbs/loading/05_shards.ipynb #584030a4
 def _plan(folder, size):

@@ -61,15 +61,6 @@ def unpack_jpeg(data,              # What `pack_jpeg` gave
 # %% ../../nbs/loading/00_store.ipynb #2b4975af
 STORE_FORMAT = 2 # of the store; raised when what is written changes
 
-# %% ../../nbs/loading/00_store.ipynb #9c8318cb
-def _as_bytes(frames, params):
-    "Frames as a file holds them, and what the note has to say of it"
-    if params['compression'] == 'jpeg':
-        data, offsets = pack_jpeg(frames, params['quality'])
-        return data, dict(offsets=offsets.tolist())
-    np.save(data := io.BytesIO(), frames)
-    return data.getvalue(), {}
-
 # %% ../../nbs/loading/00_store.ipynb #0266dc5d
 def store_clip(clip_id:str,   # Name of the clip: of its files, too
                path:str|Path, # Its video
@@ -105,6 +96,15 @@ def _says(note, params, source):
         return False
     return old.get('params') == params and all(old['source'][k] == source[k]
                                                for k in ('bytes', 'sha256'))
+
+# %% ../../nbs/loading/00_store.ipynb #9c8318cb
+def _as_bytes(frames, params):
+    "Frames as a file holds them, and what the note has to say of it"
+    if params['compression'] == 'jpeg':
+        data, offsets = pack_jpeg(frames, params['quality'])
+        return data, dict(offsets=offsets.tolist())
+    np.save(data := io.BytesIO(), frames)
+    return data.getvalue(), {}
 
 # %% ../../nbs/loading/00_store.ipynb #28578f9d
 def _try_clip(clip_id, path, folder, params, source):

@@ -110,19 +110,6 @@ class StreamLoader(ClipLoader):
                              'clips are not in the pack; '
                              'kinetics-dance frames --pack makes it again')
 
-# %% ../../nbs/loading/06_streaming.ipynb #6a02839a
-@patch
-def lanes(
-    self:StreamLoader,
-    # (first, last, clips a batch): which stretch of the row of all clips each process reads
-)->list:
-    "Stretches as long as the parts of a batch are"
-    parts,n = [share(self.bs, r, self.part[1]) for r in range(self.part[1])],len(self.clips)
-    return [(n*a//self.bs, n*b//self.bs, b-a) for a,b in parts]
-
-@patch
-def __len__(self:StreamLoader): return min((hi-lo)//max(1, k) for lo,hi,k in self.lanes())
-
 # %% ../../nbs/loading/06_streaming.ipynb #2b2da609
 @patch
 def order(self:StreamLoader): return self._rng(1).permutation(len(self.rows)).tolist()
@@ -149,6 +136,19 @@ def wif(self:StreamLoader): self.clips.store.threads = self.decoders
 def get_idxs(self:StreamLoader):
     self.plan = [k for b in self.batches()[self.step:] for k in b]
     return self.plan
+
+# %% ../../nbs/loading/06_streaming.ipynb #6a02839a
+@patch
+def lanes(
+    self:StreamLoader,
+    # (first, last, clips a batch): which stretch of the row of all clips each process reads
+)->list:
+    "Stretches as long as the parts of a batch are"
+    parts,n = [share(self.bs, r, self.part[1]) for r in range(self.part[1])],len(self.clips)
+    return [(n*a//self.bs, n*b//self.bs, b-a) for a,b in parts]
+
+@patch
+def __len__(self:StreamLoader): return min((hi-lo)//max(1, k) for lo,hi,k in self.lanes())
 
 # %% ../../nbs/loading/06_streaming.ipynb #710737be
 @patch

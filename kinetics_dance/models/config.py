@@ -81,6 +81,20 @@ def _read(path):
 _WHAT = 'a model is a folder with model.safetensors and config.json'
 _PICKLES = {'.pt', '.pth', '.pkl', '.pickle', '.ckpt', '.bin'}
 
+# %% ../../nbs/models/05_config.ipynb #e5917d4d
+def read_config(
+    folder, # A model's folder: model.safetensors and config.json
+)->dict: # The config, checked
+    "Read and check a model's config; `StudyError` says what is wrong with it"
+    path = config_path(folder)
+    config = _read(path)
+    if isinstance(config.get('format'), int) and config['format'] > CONFIG_FORMAT:
+        raise StudyError(f"{path}: written by a newer version (format {config['format']}); "
+                         "update kinetics_dance")
+    _check_schema(config, path)
+    _check_sizes(config, path)
+    return config
+
 # %% ../../nbs/models/05_config.ipynb #5656f334
 def _check_schema(config, path):
     "Raise a `StudyError` that names the first key that breaks `SCHEMA`"
@@ -111,20 +125,6 @@ def _check_sizes(config, path):
     for size, most in ((config['crop'], MOST_PIXELS), (stored, 4*MOST_PIXELS)):
         if config['frames']*math.prod(size) > most:
             raise StudyError(f'{path}: frames, crop, stored cannot be right: together too large')
-
-# %% ../../nbs/models/05_config.ipynb #e5917d4d
-def read_config(
-    folder, # A model's folder: model.safetensors and config.json
-)->dict: # The config, checked
-    "Read and check a model's config; `StudyError` says what is wrong with it"
-    path = config_path(folder)
-    config = _read(path)
-    if isinstance(config.get('format'), int) and config['format'] > CONFIG_FORMAT:
-        raise StudyError(f"{path}: written by a newer version (format {config['format']}); "
-                         "update kinetics_dance")
-    _check_schema(config, path)
-    _check_sizes(config, path)
-    return config
 
 # %% ../../nbs/models/05_config.ipynb #e9a6c0c6
 def model_folders()->list: # Folders, the oldest first

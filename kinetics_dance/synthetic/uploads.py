@@ -28,6 +28,28 @@ def _tune(seconds, tempo, seed, rate=22050):
         6, size=int(beat[-1]) + 2)][beat.astype(int)]/12)
     return (.2*np.sin(2*np.pi*note*t)*np.exp(-3*(beat % 1))).astype(np.float32)[None]
 
+# %% ../../nbs/synthetic/01_uploads.ipynb #f8ad5750
+def write_video(
+    path,              # Where to; .mp4
+    frames,            # Iterable of `(H,W,3)` uint8
+    fps:int=FPS,       # Frames a second
+    sound=None,        # Mono samples `(1,n)` float32 at 22,050 Hz, or None
+    crf:int=20,        # x264's quality, lower is better
+):
+    "Write an H.264 mp4 (one thread, so that the same frames give the same bytes), index first"
+    with av.open(str(path), 'w', format='mp4',
+                 options={'movflags': '+faststart', 'fflags': '+bitexact'}) as out:
+        v = a = None
+        for i,f in enumerate(frames):
+            if v is None:
+                v = _video_stream(out, f, fps, crf)
+                if sound is not None: a = _sound_stream(out)
+            fr = av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24')
+            fr.pts = i
+            out.mux(v.encode(fr))
+        out.mux(v.encode())
+        if a is not None: _write_sound(out, a, sound)
+
 # %% ../../nbs/synthetic/01_uploads.ipynb #7e2693aa
 def _video_stream(out, frame, fps, crf):
     "A stream for pictures like this one"
@@ -50,28 +72,6 @@ def _write_sound(out, stream, sound):
     fr.pts = 0
     out.mux(stream.encode(fr))
     out.mux(stream.encode())
-
-# %% ../../nbs/synthetic/01_uploads.ipynb #f8ad5750
-def write_video(
-    path,              # Where to; .mp4
-    frames,            # Iterable of `(H,W,3)` uint8
-    fps:int=FPS,       # Frames a second
-    sound=None,        # Mono samples `(1,n)` float32 at 22,050 Hz, or None
-    crf:int=20,        # x264's quality, lower is better
-):
-    "Write an H.264 mp4 (one thread, so that the same frames give the same bytes), index first"
-    with av.open(str(path), 'w', format='mp4',
-                 options={'movflags': '+faststart', 'fflags': '+bitexact'}) as out:
-        v = a = None
-        for i,f in enumerate(frames):
-            if v is None:
-                v = _video_stream(out, f, fps, crf)
-                if sound is not None: a = _sound_stream(out)
-            fr = av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24')
-            fr.pts = i
-            out.mux(v.encode(fr))
-        out.mux(v.encode())
-        if a is not None: _write_sound(out, a, sound)
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #dd0862f3
 def upload_spec(
