@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Late', 'StudyError', 'Unavailable', 'nearest', 'need_extra', 'project_root', 'study_folder', 'writing']
+__all__ = ['Late', 'StudyError', 'StudyWarning', 'Unavailable', 'nearest', 'need_extra', 'project_root', 'study_folder',
+           'writing']
 
 # %% ../../nbs/core/00_base.ipynb #825ec9f6
 import difflib, importlib, importlib.util, os, re
@@ -27,6 +28,9 @@ else: pd = Late('pandas')
 class StudyError(ValueError):
     """A mistake in what the user gave: names the file, key or clip, says what is wrong and what to
     do"""
+
+class StudyWarning(UserWarning):
+    "What the user must know and what stops nothing; commands show it as one line"
 
 class Unavailable(Exception):
     "An upload or a clip that cannot be had; `reason` is one of `REASONS`"
@@ -73,7 +77,17 @@ def study_folder(
     "The folder of `study`"
     if not re.fullmatch(r'[A-Za-z0-9][\w-]*', study or ''):
         raise StudyError(f"study: {study!r} is not a name; use letters, digits, - and _")
-    return project_root()/runs/study
+    folder = project_root()/runs/study
+    if folder.is_symlink(): _check_link(folder)
+    return folder
+
+def _check_link(folder):
+    "A link may lead to another disk; where it leads to the folder of another study, it is refused"
+    at = folder.resolve()
+    for other in folder.parent.iterdir():
+        if other != folder and other.is_dir() and other.resolve() in (at, *at.parents):
+            raise StudyError(f'study: {folder} is a link to the folder of the study {other.name}; '
+                             'give each study a folder of its own')
 
 # %% ../../nbs/core/00_base.ipynb #fd3328ac
 @contextmanager
