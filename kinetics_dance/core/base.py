@@ -64,11 +64,21 @@ def need_extra(
 
 # %% ../../nbs/core/00_base.ipynb #6e048a70
 def project_root(
-    # Nearest folder above the working directory with a `settings.ini`, else the working directory
+    # Nearest folder above the working directory with a `settings.ini` that is not of another
+    # project, else the working directory
 )->Path:
     "Where relative paths of a study start, whichever notebook or shell asks"
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    root = next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    return here if _is_foreign(root) else root
+
+def _is_foreign(folder):
+    "Does a settings.ini belong to another nbdev project, in which nobody has a study of ours?"
+    try: text = (folder/'settings.ini').read_text(encoding='utf-8', errors='replace')
+    except OSError: return False
+    name = re.search(r'^\s*lib_name\s*=\s*(\S+)', text, re.M)
+    there = any((folder/d).is_dir() for d in ('studies', 'runs'))
+    return name is not None and name[1] != 'kinetics_dance' and not there
 
 def study_folder(
     study:str,       # Name of the study

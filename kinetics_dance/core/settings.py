@@ -186,6 +186,10 @@ def _as_number(value):
     try: return f' (YAML reads {value} as text: write {float(value)!r})'
     except ValueError: return ''
 
+def _as_typed(value):
+    "What somebody may have typed: YAML reads yes, no, on and off as true and false"
+    return {True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value
+
 def _wrong_type(name, errors, value):
     "Which types a setting may have, and what it was given"
     kinds = [_KINDS.get(e['type'].partition('_')[0]) for e in errors]
@@ -193,6 +197,8 @@ def _wrong_type(name, errors, value):
     null = ['null'] if StudySettings.model_fields[name].default is None else []
     wanted = ' or '.join(dict.fromkeys([*words, *filter(None, kinds), *null]))
     hint = _as_number(value) if isinstance(value, str) and 'number' in wanted else ''
+    if 'text' in wanted and isinstance(value, int | float):
+        hint = f": write it in quotes, '{_as_typed(value)}'"
     place = 'in the list, ' if isinstance(errors[0]['loc'][-1], int) else ''
     return f'{name}: {place}expected {wanted}, got {_kind(value)} {value!r}{hint}'
 

@@ -196,6 +196,8 @@ def _check_sources(names, settings):
             raise StudyError(f'source {name}: {problem}')
 
 # %% ../../nbs/download/07_downloader.ipynb #541d693e
+_TIMES = r'(_\d{6,}(-\d+)?){2}' # of a clip's key
+
 def _uploads(rows, source):
     """[(source, clips of one upload)], in the table's order; `StudyError` for an id that must not
     reach a path or an address"""
@@ -208,7 +210,7 @@ def _uploads(rows, source):
                              f"there are {', '.join(SOURCES)}")
         rule = SOURCES[name].id_rule
         if (not rule.fullmatch(str(r['youtube_id']))
-            or not re.fullmatch(rule.pattern + r'_\d{6,}_\d{6,}', r['clip_id'], re.A)):
+            or not re.fullmatch(rule.pattern + _TIMES, r['clip_id'], re.A)):
             raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of "
                              f"the source {name!r} "
                              f"({rule.pattern})")

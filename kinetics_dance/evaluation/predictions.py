@@ -44,6 +44,7 @@ def _check_predictions(df, path):
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #0de687a5
 MOST_CELLS, MOST_BYTES = 10**8, 4*10**9 # of a table of predictions
+_TIMES = r'(_\d{6,}(-\d+)?){2}$' # of a clip's key; before them stands the upload
 _TEXTS = ['clip_id', 'label', 'group', 'split', 'pretraining']
 
 def _check_size(path):
@@ -90,7 +91,7 @@ def read_predictions(
     _check_predictions(df, path)
     df = df.assign(clip_id=df.clip_id.astype(str),
                    label=df.label.astype(str)).sort_values('clip_id', ignore_index=True)
-    if attrs['named']: df['group'] = df.clip_id.str.replace(r'_\d{6,}_\d{6,}$', '', regex=True)
+    if attrs['named']: df['group'] = df.clip_id.str.replace(_TIMES, '', regex=True)
     df.attrs = attrs
     return df[['clip_id', 'group', 'label', *sorted(df.filter(regex='^p_'))]]
 

@@ -148,6 +148,9 @@ _ENDS = { # what PyTorch or the system says: what it means
         'or make it larger (docker run --shm-size=2g)',
     r'Too many open files|ancdata|exit code 24\b':
         f'too many files are open; raise the limit (ulimit -n 4096), or {_FEWER}',
+    r'AF_UNIX path too long':
+        f'the name of the folder for temporary files is too long; set a shorter one (TMPDIR=/tmp), '
+        f'or {_FEWER}',
     r'signal: Killed|exit code -9\b':
         f'it was killed, most likely because memory ran out; {_FEWER}, '
         'or take a smaller batch_size',
@@ -160,7 +163,7 @@ _ENDS = { # what PyTorch or the system says: what it means
         'no batch came for {0} s; look whether the disk answers, or set workers: 0',
     r'DataLoader worker \(pid|Pin memory thread exited':
         'it ended without a word; set workers: 0 to see the error itself'}
-_OURS = 'DataLoader|Pin memory|shared memory|Communication with the workers|ancdata'
+_OURS = 'AF_UNIX|DataLoader|Pin memory|shared memory|Communication with the workers|ancdata'
 
 # %% ../../nbs/loading/03_workers.ipynb #a1075829
 def worker_error(
