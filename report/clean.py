@@ -2,7 +2,6 @@
 
     python -m report.clean demo        # or: make clean STUDY=demo"""
 import argparse, os, re, shutil
-from pathlib import Path
 from kinetics_dance.core.ownership import KINDS, MARKER
 from .common import ROOT, UserError, main
 

@@ -371,7 +371,7 @@ def test_lists_of_a_spreadsheet(tmp_path, comma):
 @pytest.mark.parametrize('data, says', [('path,label\ncaf\xe9.mp4,x\n'.encode('cp1252'), 'line 2: byte 0xe9 is not UTF-8'), ('path,label\n'.encode('utf-16'), 'it is UTF-16'),
                                         (b'path,label\na/0.mp4,"x\n', 'line 2: '), (b'path,label\na/0.mp4,"x"y\n', 'line 2: '), (b'\x89PNG\r\n\x1a\n', 'not UTF-8'), (b'a/0.mp4,x\n', 'no column path'),
                                         (b'path\na/0.mp4\n', 'no column label'), (b'path,label\n,x\n', 'line 2: path or label is empty'), (b'path,label\na/0.mp4,\n', 'line 2: path or label is empty'),
-                                        (b'path,label,split\na/0.mp4,x,trian\n', 'line 2: split is none of'), (b'path,label\na/\0.mp4,x\n', 'line 2'), (b'path,label\n' + b'a'*5000 + b',x\n', 'line 2: '),
+                                        (b'path,label,split\na/0.mp4,x,tran\n', 'line 2: split is none of'), (b'path,label\na/\0.mp4,x\n', 'line 2'), (b'path,label\n' + b'a'*5000 + b',x\n', 'line 2: '),
                                         (b'path,label\na,x\n', 'line 2: a: not a file but a folder')])
 def test_what_is_wrong_with_a_list_of_files(tmp_path, data, says):
     folder(tmp_path, 'a/0.mp4')

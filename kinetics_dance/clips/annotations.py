@@ -233,6 +233,7 @@ def _labels(texts, name):
                       'spell them alike if they are one', StudyWarning, stacklevel=4)
     return texts.map(one).astype(object)
 
+# %% ../../nbs/clips/00_annotations.ipynb #9de94546
 def _odd(texts):
     """Which texts nobody can have meant: line breaks and other control characters, or a page
     instead of a name"""
@@ -316,10 +317,9 @@ def walk_videos(
         seen.add(here := os.path.realpath(at))
         for d in list(inside):
             there = os.path.realpath(f'{at}/{d}')
-            back = any(x.startswith(f'{there}/') for x in (f'{here}/', top))
-            if d[0] != '.' and there not in seen and not back: continue
-            inside.remove(d)
-            if d[0] != '.':
+            back = any(x.startswith(f'{there}/') for x in (f'{here}/', top)) or there in seen
+            if d[0] == '.' or back: inside.remove(d)
+            if d[0] != '.' and back:
                 left_out.append((Path(at, d), 'a link to a folder that is read already'))
         inside.sort()
         for f in [*sorted(files), *filter(_is_named, inside)]:
@@ -327,24 +327,31 @@ def walk_videos(
             elif why := 'its name begins with a dot' if f[0] == '.' else unfit(Path(at, f)):
                 left_out.append((Path(at, f), why))
             else: yield Path(at, f)
-    if others:
-        endings = sorted({Path(f).suffix.lower() or 'none' for f in others})
-        left_out.append((Path(folder), f"{len(others)} files whose ending is none of a video's: "
-                         + ', '.join(endings[:5])))
+    if others: left_out.append((Path(folder), _of_no_video(others)))
 
+# %% ../../nbs/clips/00_annotations.ipynb #49996afc
 def _is_named(name): return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+def _of_no_video(names):
+    "How many files a folder holds besides"
+    endings = sorted({Path(f).suffix.lower() or 'none' for f in names})
+    return f"{len(names)} files whose ending is none of a video's: {', '.join(endings[:5])}"
 
 # %% ../../nbs/clips/00_annotations.ipynb #ab2727a9
 _SIDES = dict(train='train', training='train', valid='valid', validation='valid', validate='valid',
               val='valid', dev='valid', test='test', testing='test')
 
 def _split_folders(root, folders):
-    "{folder: side} where all folders are called like the sides of a split, and hold folders"
+    "{folder: side} where all folders are called like sides of a split, and hold folders"
     sides = {d: _SIDES.get(d.name.casefold()) for d in folders}
     named = [d.name for d in folders if sides[d]]
     if len(named) < 2: return {}
-    deep = [d for d in folders if sides[d] and any(x.is_dir() and x.name[0] != '.' for x in d.iterdir())
-            and not any(_is_named(x.name) and x.is_file() for x in d.iterdir())]
+    def holds_classes(d):
+        inside = [x for x in d.iterdir() if x.name[0] != '.']
+        return any(x.is_dir() for x in inside) and not any(
+            _is_named(x.name) and x.is_file() for x in inside)
+
+    deep = [d for d in folders if sides[d] and holds_classes(d)]
     if len(deep) == len(folders):
         said = 'are taken as the split, and the folders in them as the classes'
     else: said = 'are taken as classes, because not all folders beside them are such sides too'
@@ -359,7 +366,7 @@ def _folders_in(at, left_out):
 
 # %% ../../nbs/clips/00_annotations.ipynb #3a2bf7e8
 def _folder_rows(root, left_out):
-    "The videos of root/<class>/, or root/<side>/<class>/; what is left out is noted with the reason"
+    "Videos of root/<class>/ or root/<side>/<class>/; what is left out is noted, with the reason"
     try: left_out += [(f, 'lies beside the classes') for f in sorted(root.iterdir())
                       if f.is_file() and f.name[0] != '.' and _is_named(f.name)]
     except OSError as e: raise StudyError(f'folder: {root}: cannot be read: {e.strerror}') from None
@@ -514,6 +521,16 @@ def _identities(paths):
             except OSError: what[place] = place # it is refused when it is read
     return places, [what[p] for p in places]
 
+# %% ../../nbs/clips/00_annotations.ipynb #399f361a
+def _check_listed_once(df, places, name):
+    "`StudyError` for a file that a list names twice, however it is spelled"
+    first:dict = {}
+    for line, place in zip(df.index, places):
+        if place in first:
+            raise StudyError(f'{name}, line {line}: {df.path[line]} is listed twice, '
+                             f'also in line {first[place]}')
+        first[place] = line
+
 # %% ../../nbs/clips/00_annotations.ipynb #bc2c44b4
 _KEPT = dict(test=0, valid=1, train=2) # which copy stays, where they lie on different sides
 
@@ -521,12 +538,8 @@ def _without_copies(df, listed, left_out):
     "Each file once; a file that is listed twice is an error, what else there is of it is left out"
     place, what = _identities(df.path)
     times = [f'{s}-{e}' for s, e in zip(df.time_start, df.time_end)]
-    df = df.assign(_file=list(map(str, what)), _place=[f'{p} {t}' for p, t in zip(place, times)],
-                   _what=[f'{w} {t}' for w, t in zip(what, times)])
-    if listed and (again := df._place.duplicated()).any():
-        i = again.idxmax()
-        first = df.index[df._place == df._place[i]][0]
-        raise StudyError(f'{listed}, line {i}: {df.path[i]} is listed twice, also in line {first}')
+    df = df.assign(_file=list(map(str, what)), _what=[f'{w} {t}' for w, t in zip(what, times)])
+    if listed: _check_listed_once(df, [f'{p} {t}' for p, t in zip(place, times)], listed)
     # what is cut out of one file stays together
     df['group'] = df.groupby('_file').group.transform('first')
     order = df.assign(_o=df.split.map(_KEPT).astype(float)).sort_values('_o', kind='stable')
@@ -540,7 +553,7 @@ def _without_copies(df, listed, left_out):
             f'the same video as {same.parent.name}/{same.name}' + ', with another label'*bad)
         left_out.append((Path(path), why))
     if gone.all(): raise StudyError(f"{listed or 'folder'}: every video has two labels")
-    return df[~gone].drop(columns=['_place', '_what', '_file']).reset_index(drop=True)
+    return df[~gone].drop(columns=['_what', '_file']).reset_index(drop=True)
 
 # %% ../../nbs/clips/00_annotations.ipynb #3102c4d1
 def _in_name(seconds): return f'{seconds:013.6f}'.rstrip('0').rstrip('.').replace('.', '-')

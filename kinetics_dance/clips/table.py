@@ -86,6 +86,7 @@ def _keys(self:ClipTable):
         rows = db.execute('SELECT youtube_id, time_start, time_end, clip_id FROM clips').fetchall()
     return {tuple(r[:3]): r[3] for r in rows}
 
+# %% ../../nbs/clips/02_table.ipynb #8670d465
 @patch
 def set(self:ClipTable,
     clips:pd.DataFrame, # label, youtube_id, time_start, time_end, split, maybe group, source, url
@@ -149,8 +150,8 @@ def read_export(
     path, # `clips.csv` of a study
 )->pd.DataFrame: # As `ClipTable.frame` has it, without the times of update
     "The table for people, read again: labels are text, whatever they look like"
-    texts = ['clip_id', 'label', 'youtube_id', 'group', 'split', 'source', 'url', 'status', 'reason',
-             'path', 'sha256', 'made_of']
+    texts = ['clip_id', 'label', 'youtube_id', 'group', 'split', 'source', 'url', 'status',
+             'reason', 'path', 'sha256', 'made_of']
     names = pd.read_csv(path, nrows=0).columns
     df = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False,
                      na_values={c: [''] for c in names})

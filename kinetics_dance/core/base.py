@@ -80,6 +80,7 @@ def _is_foreign(folder):
     there = any((folder/d).is_dir() for d in ('studies', 'runs'))
     return name is not None and name[1] != 'kinetics_dance' and not there
 
+# %% ../../nbs/core/00_base.ipynb #1e10a38e
 def study_folder(
     study:str,       # Name of the study
     runs='runs',     # Folder of all runs; a relative one starts at `project_root`

@@ -186,6 +186,7 @@ def _as_number(value):
     try: return f' (YAML reads {value} as text: write {float(value)!r})'
     except ValueError: return ''
 
+# %% ../../nbs/core/06_settings.ipynb #957596a3
 def _as_typed(value):
     "What somebody may have typed: YAML reads yes, no, on and off as true and false"
     return {True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value

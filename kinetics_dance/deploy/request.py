@@ -48,6 +48,7 @@ def check_address(
         raise StudyError(f'{name}: is an address, not a file; fetch it first, for example with '
                          f"yt-dlp -f mp4 -o video.mp4 '{name}'")
 
+# %% ../../nbs/deploy/02_request.ipynb #c6b9070a
 def find_videos(
     names:list, # Files, folders, patterns like `videos/*.mp4`
 )->list: # Files, each once

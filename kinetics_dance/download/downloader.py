@@ -195,9 +195,10 @@ def _check_sources(names, settings):
         if problem := get_source(name, settings).check():
             raise StudyError(f'source {name}: {problem}')
 
-# %% ../../nbs/download/07_downloader.ipynb #541d693e
+# %% ../../nbs/download/07_downloader.ipynb #1f13d991
 _TIMES = r'(_\d{6,}(-\d+)?){2}' # of a clip's key
 
+# %% ../../nbs/download/07_downloader.ipynb #541d693e
 def _uploads(rows, source):
     """[(source, clips of one upload)], in the table's order; `StudyError` for an id that must not
     reach a path or an address"""

@@ -103,6 +103,7 @@ def _show_tables_visibly():
     def plain(df, printer, cycle): printer.text(visible(repr(df), keep='\n'))
     for kind in (pd.DataFrame, pd.Series): display['text/plain'].for_type(kind, plain)
 
+# %% ../../nbs/study/00_settings.ipynb #d6a232ae
 def notebook_settings(
     study:str,      # Name of a study
     runs:str,       # Folder of all studies
