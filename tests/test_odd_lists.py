@@ -10,6 +10,7 @@ from kinetics_dance.clips.splits import assign_splits, list_clips, split
 from kinetics_dance.clips.table import ClipTable, read_export
 from kinetics_dance.core.base import StudyError, StudyWarning, project_root
 from test_attacks import cli, study
+from test_loading_faults import noise  # noqa: F401 (a fixture)
 
 HEAD = 'label,youtube_id,time_start,time_end,split\n'
 ROW = 'tap dancing,aaaaaaaaaaa,0,10,train\n'
@@ -491,3 +492,43 @@ def test_terminals_and_temporary_folders(tmp_path, env):
 def check_old(p):
     "Where Python reads names as ASCII, it says how to make it read them as they are"
     assert p.returncode == 2 and b'set PYTHONUTF8=1' in p.stderr and len(p.stderr.splitlines()) == 1, p.stderr
+
+
+@pytest.mark.parametrize('device', ['cuda:99', 'mps', 'cuda'])
+def test_a_device_that_is_not_there(device, tmp_path, capsys):
+    "Said before data are made, not after hours of them"
+    import torch
+    from report.common import UserError
+    from report.study import check_values, load_study
+    if device == 'cuda' and torch.cuda.is_available() or device == 'mps' and torch.backends.mps.is_available(): pytest.skip('it is there')
+    folder(tmp_path, *(f'{c}/{k}.mp4' for c in ('a', 'A') for k in range(3)))
+    (tmp_path/'s.yaml').write_text(f'source: folder\nfolder: {tmp_path}/videos\ncontains: ""\nn_train: 0\nn_valid: 1\nn_test: 0\ndevice: {device}\n')
+    _, params, decl, shown = load_study(tmp_path/'s.yaml', ROOT)
+    with pytest.raises(UserError, match=f'device: {device} was asked for, but this machine has none'): check_values(params, decl, ROOT, shown)
+    check_values(params | dict(device='cpu'), decl, ROOT, shown)
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
+def test_workers_where_temporary_names_are_too_long(noise, tmp_path):  # noqa: F811
+    "A socket's name has 108 bytes; batches come all the same, or one line says what to do"
+    from test_loading_faults import run
+    long = tmp_path/('t'*100)/('u'*100)
+    long.mkdir(parents=True)
+    for f in ('frames', 'table.csv'): (tmp_path/f).symlink_to(noise[0].parent/f)
+    p = run(LONG, f'export TMPDIR={long};', cwd=tmp_path)
+    assert p.returncode == 0 and 'Traceback' not in p.stderr, p.stderr
+    assert all(l == '54' or 'TMPDIR' in l for l in p.stdout.splitlines()) and len(p.stdout.splitlines()) == 2, p.stdout
+
+
+LONG = '''
+import pandas as pd
+from kinetics_dance.loading.reader import FrameStore
+from kinetics_dance.core.base import StudyError
+from kinetics_dance.loading.dataloader import ClipDataLoaders
+if __name__ == '__main__':
+    table = pd.read_csv('table.csv')
+    for start in ('fork', 'spawn'):
+        dls = ClipDataLoaders.from_store(FrameStore('frames'), table, n_frames=8, crop=(48, 64), bs=9, num_workers=2, start=start)
+        try: print(sum(len(y) for x, y in dls.train))
+        except StudyError as e: print(e)
+'''

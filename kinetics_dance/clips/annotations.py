@@ -114,7 +114,8 @@ def _csv_rows(data):
     if twice: raise ValueError(f'column {twice} is there twice')
     lines, table, same = [], [[] for n in names], {}
     for line, row in rows:
-        if any(c.strip() for k, c in enumerate(row) if k >= len(names) or not names[k]):
+        # the first column may have no name: numbers of rows, as pandas writes them
+        if any(c.strip() for k, c in enumerate(row) if k >= len(names) or k and not names[k]):
             raise ValueError(f'line {line} has {len(row)} fields, the head '
                              f'{sum(map(bool, names))}; a text with a comma in it stands in quotes')
         lines.append(line)

@@ -20,6 +20,7 @@ def _leave(error, batch):
     "End this worker, its batch cannot be handed over; the exit code says why"
     numbers = errno.ENOSPC, errno.EMFILE, errno.ENOMEM
     code = next((n for n in numbers if os.strerror(n) in str(error)), 1)
+    if 'AF_UNIX path too long' in str(error): code = errno.ENAMETOOLONG
     try: os.close(os.dup(2))
     except OSError: code = errno.EMFILE # where no file can be opened, libraries name other reasons
     if code == 1: print(f'a batch cannot be handed over: {error}', file=sys.stderr, flush=True)
@@ -148,7 +149,7 @@ _ENDS = { # what PyTorch or the system says: what it means
         'or make it larger (docker run --shm-size=2g)',
     r'Too many open files|ancdata|exit code 24\b':
         f'too many files are open; raise the limit (ulimit -n 4096), or {_FEWER}',
-    r'AF_UNIX path too long':
+    r'AF_UNIX path too long|exit code 36\b':
         f'the name of the folder for temporary files is too long; set a shorter one (TMPDIR=/tmp), '
         f'or {_FEWER}',
     r'signal: Killed|exit code -9\b':
