@@ -60,7 +60,8 @@ def prepare(
              if not ((clips.label == l) & (clips.split == s)).any()]
     if empty:
         raise StudyError(f"{', '.join(empty[:3])}: no clip of this class in this split; "
-                         "take more clips, or leave the class out")
+                         "take more clips (each class needs one on each of three sides), "
+                         "or leave the class out")
     return clips.assign(source=p['source'], url=url), gone, version
 
 # %% ../nbs/00_data.ipynb #b09933c5

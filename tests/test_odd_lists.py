@@ -394,7 +394,7 @@ def test_what_a_folder_study_leaves_out_is_told(tmp_path):
     videos = folder(tmp_path, 'a/0.mp4', 'a/._0.mp4', 'a/.hidden/1.mp4', 'a/notes.txt', 'a/cover.jpg', '_extra/0.mp4', '__MACOSX/a/._0.mp4', '.git/x.mp4', 'loose.mp4', 'a/.DS_Store')
     df, said = told(lambda: read_folder(videos))
     assert sorted(df.label) == ['_extra', 'a']
-    for part in ("'._0.mp4': its name begins with a dot", "2 files whose ending is none of a video's: .jpg, .txt", "'__MACOSX': no video in this class", "'loose.mp4': lies beside the classes"): assert part in said, said
+    for part in ("'._0.mp4': its name begins with a dot", "2 files whose ending is none of a video's: .jpg, .txt", "'__MACOSX': belongs to the system", "'loose.mp4': lies beside the classes"): assert part in said, said
     study(tmp_path)
     err = io.StringIO()
     from kinetics_dance.study.cli import main
@@ -409,6 +409,27 @@ def test_a_folder_that_cannot_be_read(tmp_path):
     try: df, said = told(lambda: read_folder(videos))
     finally: (videos/'b').chmod(0o755)
     assert len(df) == 1 and 'cannot be read' in said
+
+
+@pytest.mark.parametrize('name', ['@eaDir', '#recycle', '__MACOSX', 'lost+found', '$RECYCLE.BIN'])
+def test_what_systems_put_between_files(tmp_path, name):
+    df, said = told(lambda: read_folder(folder(tmp_path, 'a/0.mp4', 'b/0.mp4', f'{name}/0.mp4/SYNOVIDEO.mp4', f'a/{name}/x.mp4')))
+    assert sorted(df.label) == ['a', 'b'] and f'{name!r}: belongs to the system' in said
+
+
+def test_small_words(tmp_path, monkeypatch):
+    "A folder has no lines, capitals count and this is said, ~ is the user's folder, one spelling of an accent is as good as the other, a folder is no list"
+    from kinetics_dance.clips.annotations import select_classes
+    assert "'a\\nb/0.mp4': the label holds a control character" in wrong(lambda: read_folder(folder(tmp_path, 'a\nb/0.mp4')))
+    shutil.rmtree(tmp_path/'videos')
+    df = read_folder(folder(tmp_path, 'caf\u00e9/0.mp4', 'Salsa/0.mp4'))
+    assert len(select_classes(df, '', ['cafe\u0301'])) == len(select_classes(df, 'fe\u0301')) == 1
+    assert "capitals count: 'Salsa' is one" in wrong(lambda: select_classes(df, 'salsa'))
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert len(list_clips('folder', [], '~/videos', '')) == 2
+    assert 'it is a folder, not a list' in wrong(lambda: read_annotations(tmp_path/'videos'))
+    _, said = told(lambda: read_folder(folder(tmp_path/'2', 'test/0.mp4', 'train/0.mp4')))
+    assert 'do not all hold folders of classes' in said
 
 
 # --- properties

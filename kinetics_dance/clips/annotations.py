@@ -199,6 +199,7 @@ def _bytes(path):
     if scheme and not Path(path).exists():
         raise ValueError(f'{scheme[1]}: is no address of a list; give a path, '
                          'or http:// or https://')
+    if Path(path).is_dir(): raise ValueError('it is a folder, not a list')
     with Path(path).open('rb') as f: return _pieces(f, LARGEST)
 
 # %% ../../nbs/clips/00_annotations.ipynb #9a01c0d3
@@ -268,13 +269,16 @@ def select_classes(
 )->pd.DataFrame: # The rows of the kept classes
     "Rows of the chosen classes; a class that does not exist is an error that names its neighbours"
     known = sorted(df.label.dropna().unique())
+    contains, *classes = (unicodedata.normalize('NFC', c) for c in (contains, *classes))
     for c in classes:
         if c not in known:
             raise StudyError(f"classes: {c!r} is not a class of the list{nearest(c, known)}")
     keep = list(classes) or [k for k in known if contains in k]
     if not keep:
-        raise StudyError(f"contains: no class name contains {contains!r}; "
-                         f"there are {len(known)} classes, e.g. {', '.join(known[:3])}")
+        near = [k for k in known if contains.casefold() in k.casefold()]
+        raise StudyError(f"contains: no class name contains {contains!r}"
+                         + (f' (capitals count: {near[0]!r} is one)' if near else '')
+                         + f"; there are {len(known)} classes, e.g. {', '.join(known[:3])}")
     return df[df.label.isin(keep)].reset_index(drop=True)
 
 # %% ../../nbs/clips/00_annotations.ipynb #132d74d8
@@ -319,7 +323,7 @@ def walk_videos(
         for d in list(inside):
             there = os.path.realpath(f'{at}/{d}')
             back = any(x.startswith(f'{there}/') for x in (f'{here}/', top)) or there in seen
-            if d[0] == '.' or back: inside.remove(d)
+            if d[0] == '.' or d in _SYSTEM or back: inside.remove(d)
             if d[0] != '.' and back:
                 left_out.append((Path(at, d), 'a link to a folder that is read already'))
         inside.sort()
@@ -331,6 +335,10 @@ def walk_videos(
     if others: left_out.append((Path(folder), _of_no_video(others)))
 
 # %% ../../nbs/clips/00_annotations.ipynb #49996afc
+# what storage boxes, macOS and Windows put between the files of people
+_SYSTEM = {'@eaDir', '#recycle', '#snapshot', '__MACOSX', 'lost+found', '$RECYCLE.BIN',
+           'System Volume Information'}
+
 def _is_named(name): return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 def _of_no_video(names):
@@ -355,15 +363,17 @@ def _split_folders(root, folders):
     deep = [d for d in folders if sides[d] and holds_classes(d)]
     if len(deep) == len(folders):
         said = 'are taken as the split, and the folders in them as the classes'
-    else: said = 'are taken as classes, because not all folders beside them are such sides too'
+    else: said = 'are taken as classes, because they do not all hold folders of classes'
     warnings.warn(f"{root}: {', '.join(named)} {said}", StudyWarning, stacklevel=4)
     return sides if len(deep) == len(folders) else {}
 
+# %% ../../nbs/clips/00_annotations.ipynb #81e6fb21
 def _folders_in(at, left_out):
     "The folders that may be classes"
-    try: return sorted(p for p in at.iterdir() if p.is_dir() and p.name[0] != '.')
-    except OSError as e: left_out.append((at, f'cannot be read: {e.strerror}'))
-    return []
+    try: found = sorted(p for p in at.iterdir() if p.is_dir() and p.name[0] != '.')
+    except OSError as e: found = left_out.append((at, f'cannot be read: {e.strerror}')) or []
+    left_out += [(p, 'belongs to the system') for p in found if p.name in _SYSTEM]
+    return [p for p in found if p.name not in _SYSTEM]
 
 # %% ../../nbs/clips/00_annotations.ipynb #3a2bf7e8
 def _folder_rows(root, left_out):
@@ -474,7 +484,10 @@ def _folder_checked(df, root, name):
                              "expected path,label[,group][,split][,time_start,time_end]")
     if not len(df): raise StudyError(f'{name}: the list has no rows')
     def fail(bad, why):
-        if bad.any(): raise StudyError(f'{name}, line {bad.idxmax()}: {why}')
+        if not bad.any(): return
+        i = bad.idxmax() # a folder has no lines
+        at = f'line {i}' if Path(name).is_file() or '://' in str(name) else repr(df.path[i])
+        raise StudyError(f'{name}, {at}: {why}')
 
     df = df.assign(label=_labels(df.label, name))
     fail(_odd(df.label), 'the label holds a control character, or more than 1,000 letters')
@@ -482,11 +495,7 @@ def _folder_checked(df, root, name):
     files = [_file_of(root, p, f'{name}, line {i}') for i, p in df.path.items()]
     ids = df.path.map(_file_id)
     group = df['group'].str.strip().where(lambda g: g != '', ids) if 'group' in df else ids
-    split = pd.Series(None, df.index, dtype=object)
-    if 'split' in df:
-        said = df.split.str.strip().str.casefold()
-        split = said.map(_SIDES).where(said != '', None).astype(object)
-        fail(split.isna() & said.ne(''), 'split is none of train, valid, test')
+    split = _sides(df, fail)
     times = {c: _seconds(df, c, fail) for c in ('time_start', 'time_end')}
     fail(times['time_end'].ne(0) & (times['time_end'] <= times['time_start']),
          'time_end is not after time_start')
@@ -494,6 +503,14 @@ def _folder_checked(df, root, name):
                              path=[str(f) for f in files]))
 
 # %% ../../nbs/clips/00_annotations.ipynb #73eef2c6
+def _sides(df, fail):
+    "The split that a list of files gives; an empty cell is None"
+    if 'split' not in df: return pd.Series(None, df.index, dtype=object)
+    said = df.split.str.strip().str.casefold()
+    split = said.map(_SIDES).where(said != '', None).astype(object)
+    fail(split.isna() & said.ne(''), 'split is none of train, valid, test')
+    return split
+
 def _seconds(df, column, fail):
     "Times of a list of files; an empty cell is 0"
     if column not in df: return pd.Series(0., df.index)

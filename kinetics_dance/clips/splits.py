@@ -163,10 +163,10 @@ def _drawn(df, seed, shares=(.7, .1, .2)):
 
 # %% ../../nbs/clips/01_splits.ipynb #5eb20596
 def rooted(
-    p, # Path or URL as a study file has it
+    p, # Path or URL as a study file has it; `~` is the user's own folder
 ): # URLs as they are, relative paths from `project_root`
     "Where a path of a study file points"
-    return p if '://' in str(p) else project_root()/p
+    return p if '://' in str(p) else project_root()/Path(p).expanduser()
 
 def list_clips(
     # As the parameters of this notebook
