@@ -118,7 +118,9 @@ def _tell(clips, as_json):
     if len(why): print('not there: ' + ', '.join(f'{n} {for_terminal(r)}' for r, n in why.items()))
     if set(clips.source) <= {'youtube', 'cvdf'}:
         alive = attrition_report(clips).alive['all']
-        print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
+        known = alive == alive # nan where nothing was asked for yet
+        if known: print(f"alive: {alive:.1%} "
+                        f"(of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
 # %% ../../nbs/study/02_cli.ipynb #d4a11dab
 def _frames(study, runs, jobs, as_json, scheduler=None, storage=None, pack=False, shard_mb=256):
