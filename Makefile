@@ -83,6 +83,6 @@ rehearsal-kinetics: env ## the real lists at full size, with a loopback server i
 rehearsal-outside: env ## README followed in a fresh clone
 	@$(PY) -m rehearsal.outside $${TMPDIR:-/tmp}/kinetics-dance-outside
 
-clean: ## delete the results of a study and the site: runs/STUDY and _site, nothing else
+clean: ## delete what was made in runs/STUDY, and the site; what somebody put there stays
 	@[[ "$$STUDY" =~ ^[A-Za-z0-9_-]+$$ ]] || { echo "error: STUDY must be a name" >&2; exit 2; }
-	@echo "deleting runs/$$STUDY and _site"; rm -rf "runs/$$STUDY" _site
+	@$(firstword $(wildcard $(PY)) python3) -m report.clean "$$STUDY"

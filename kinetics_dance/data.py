@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 import pandas as pd
 from .synthetic import dancers, uploads
-from .clips.annotations import clip_id, select_classes
+from .clips.annotations import clip_ids, select_classes
 from .clips.splits import list_clips, rooted, split, wanted
 from .clips.table import ClipTable
 from .core.base import StudyError, study_folder, writing
@@ -60,7 +60,8 @@ def prepare(
              if not ((clips.label == l) & (clips.split == s)).any()]
     if empty:
         raise StudyError(f"{', '.join(empty[:3])}: no clip of this class in this split; "
-                         "take more clips, or leave the class out")
+                         "take more clips (each class needs one on each of three sides), "
+                         "or leave the class out")
     return clips.assign(source=p['source'], url=url), gone, version
 
 # %% ../nbs/00_data.ipynb #b09933c5
@@ -134,7 +135,7 @@ def _foreign_table(folder, clips):
     "Does a table without a note hold none of the clips that are wanted?"
     if clips is None or not (folder/'clips.sqlite').is_file(): return False
     old = ClipTable(folder/'clips.sqlite').frame()
-    ids = {clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].values}
+    ids = {*clip_ids(clips), *clip_ids(clips, whole=True)}
     return len(old) > 0 and not ids & set(old.clip_id)
 
 # %% ../nbs/00_data.ipynb #5e7a91c4

@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from .clips.annotations import MOST_CLASSES
 from .deploy.request import (
-    check_video, find_videos, readable, run_command, script_arguments, check_span)
+    check_address, check_video, find_videos, readable, run_command, script_arguments, check_span)
 from .models.config import find_model, load_model, model_folders, read_config
 from .core.base import StudyError, writing
 from .core.base import Unavailable
@@ -238,6 +238,7 @@ def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=F
     "The command `predict`; its exit code"
     if top < 1: raise StudyError(f'--top: {top} classes; give at least 1')
     if top > MOST_CLASSES: raise StudyError(f'--top: {top} classes; give at most {MOST_CLASSES}')
+    for name in names: check_address(str(name))
     show,many = Printer(top, as_json, out, overwrite),False
     where = find_model(model_path)
     def each(row, p, several):

@@ -15,8 +15,8 @@ SECONDS, HEIGHT, FRAMES = 3, 192, 6      # of a clip; frames of a strip
 def pick(folder):
     """Clips to show: `[(what the group is about, [row of clips.csv, …])]`. Classes that come in pairs stand side by side, both cut out of
     one upload, so that nothing but the movement differs; else each class alone."""
-    import pandas as pd
-    t = pd.read_csv(folder/'clips.csv', dtype={'clip_id': str, 'group': str, 'youtube_id': str})
+    from kinetics_dance.clips.table import read_export
+    t = read_export(folder/'clips.csv')
     t = t[t.status == 'ok']
     t = t[[(folder/str(p)).exists() or (folder/f'frames/{c}.npy').exists() for p, c in zip(t.path, t.clip_id)]]
     t = t.sort_values(['split', 'clip_id'], key=lambda s: s != 'test' if s.name == 'split' else s, kind='stable')

@@ -1,7 +1,8 @@
 "Reading a study file: a flat YAML mapping of notebook parameters, checked before anything runs."
-import difflib, importlib, inspect, sys
+import difflib, importlib, inspect, sys, warnings
 from pathlib import Path
 import yaml
+from kinetics_dance.core.text import for_terminal
 from .common import NUMBERED, UserError, declared, load_nb, notebooks, settings, study_files
 
 
@@ -121,7 +122,13 @@ def check_values(params, decl, root, shown):
     if str(root) not in sys.path: sys.path.insert(0, str(root))
     check = importlib.import_module(f'{lib}.{module}').check_study
     args = (effective(params, decl, root), root)[:len(inspect.signature(check).parameters)]        # it may not care where the project is
-    try: check(*args)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            check(*args)
+        if library_settings(root) and (device := args[0]['device']) != 'cpu':      # all stages run on this machine
+            importlib.import_module(f'{lib}.training.learner').check_device(device)
     except Exception as e:
         if type(e).__name__ != 'StudyError': raise
         raise UserError(str(e) if str(e).startswith(shown) else f'{shown}: {e}') from None
+    for line in dict.fromkeys(f'warning: {w.message}' for w in told if w.category.__name__ == 'StudyWarning'): print(for_terminal(line), file=sys.stderr)

@@ -181,7 +181,7 @@ def test_makefile_lists_its_targets():
 
 def test_bad_study_name_deletes_nothing():
     p = subprocess.run(['make', '-s', '-n', 'clean', 'STUDY=demo'], cwd=ROOT, capture_output=True, text=True)
-    assert 'rm -rf "runs/$STUDY" _site' in p.stdout
+    assert '-m report.clean "$STUDY"' in p.stdout
     for name in ('../x', 'x"; touch hacked; "', '$(shell touch hacked)', '`touch hacked`', "x' ; touch hacked", 'a b', ''):
         p = subprocess.run(['make', '-s', 'clean', 'STUDY=' + name], cwd=ROOT, capture_output=True, text=True)
         assert p.returncode and not (ROOT/'hacked').exists(), name

@@ -39,7 +39,7 @@ WRONG = {
  'infinite.json': (entry(annotations=dict(label='x', segment=[0, float('inf')])), 'not a time'), 'infinite.csv': (HEAD + 'x,aaaaaaaaaaa,0,inf,train\n', 'time_end is not a time'),
  'far.csv': (HEAD + 'x,aaaaaaaaaaa,0,1e300,train\n', 'line 2: time_end is not a time'), 'nul.csv': (HEAD + 'x,aaa\0aaaaaaa,0,10,train\n', ''),
  'twice.csv': ('label,label,youtube_id,time_start,time_end,split\na,b,aaaaaaaaaaa,0,10,train\n', 'column label is there twice'),
- 'comma.csv': (HEAD + 'tap, dancing,aaaaaaaaaaa,0,10,train\n', 'line 2 has more than 5 fields'), 'comma_later.csv': (HEAD + ROW*3 + 'tap, dancing,aaaaaaaaaaa,0,10,train\n', 'line 5 has more than 5 fields'),
+ 'comma.csv': (HEAD + 'tap, dancing,aaaaaaaaaaa,0,10,train\n', 'line 2 has 6 fields, the head 5'), 'comma_later.csv': (HEAD + ROW*3 + 'tap, dancing,aaaaaaaaaaa,0,10,train\n', 'line 5 has 6 fields, the head 5'),
  'long.csv': (HEAD + 'x'*3_000_000 + ',aaaaaaaaaaa,0,10,train\n', 'more than 1,000 letters'), 'newline.csv': (HEAD + '"a\nb",aaaaaaaaaaa,0,10,train\n', 'control character'),
  'escape.csv': (HEAD + 'a\x1b[31m,aaaaaaaaaaa,0,10,train\n', 'line 2: the label holds a control character'), 'quotes.csv': (HEAD + '"tap dancing,aaaaaaaaaaa,0,10,train\n', ''),
  'empty.csv': ('', 'cannot be read'), 'head.csv': (HEAD, 'no rows'), 'none.json': ('{}', 'no rows'), 'utf16.csv': ((HEAD + ROW).encode('utf-16'), ''),

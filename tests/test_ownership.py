@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from kinetics_dance.clips.table import ClipTable
-from kinetics_dance.core.base import StudyError
+from kinetics_dance.core.base import StudyError, StudyWarning
 from kinetics_dance.core.ownership import KINDS, MARKER, check_ours, claim, remove_ours, sweep
 from kinetics_dance.core.storage import as_path
 
@@ -98,8 +98,11 @@ def test_models_that_a_study_no_longer_has(tmp_path):
     from kinetics_dance.training.runs import forget_models
     put(tmp_path, 'models/old/seed0/config.json', 'models/old/lr.json', 'models/old/seed0.lock', 'models/old/notes.md', 'models/.git/config',
         'models/mine/weights.bin', 'models/keep/seed0/config.json', 'predictions/old/seed0.parquet', 'predictions/old/reversed/seed0.parquet', 'predictions/old/mine.csv')
-    forget_models(tmp_path, ['keep'])
-    assert names(tmp_path) == {'models/old/notes.md', 'models/.git/config', 'models/mine/weights.bin', 'models/keep/seed0/config.json', 'predictions/old/mine.csv'}
+    with pytest.warns(StudyWarning, match='left over'): forget_models(tmp_path, ['keep'])
+    assert names(tmp_path) == {'models/old/notes.md', 'models/.git/config', 'models/mine/weights.bin', 'models/keep/seed0/config.json', 'predictions/old/mine.csv',
+                               # what was trained is set aside
+                               'models/old/left_over.seed0/config.json', 'models/old/lr.json', 'models/old/seed0.lock',
+                               'predictions/old/left_over.seed0.parquet', 'predictions/old/reversed/left_over.seed0.parquet'}
 
 
 def test_exported_frames_go_over_exported_frames_only(tmp_path):

@@ -119,7 +119,7 @@ def small(tmp_path):
     for folder in ('videos', 'others'):
         for label in 'ab':
             (tmp_path/folder/label).mkdir(parents=True)
-            for i in range(3): write_video(tmp_path/folder/label/f'{folder}{i}.mp4', frames)
+            for i in range(3): write_video(tmp_path/folder/label/f'{folder}{i}.mp4', frames[:7 + 2*i + (label == 'b')])
     write(tmp_path, 'mine', 'source: folder\nfolder: videos\ncontains: ""\nn_train: 0\nn_valid: 1\nn_test: 0\nshort_side: 64\n')
     return tmp_path
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LARGEST', 'MOST_ROWS', 'PATIENCE', 'VIDEO_SUFFIXES', 'MOST_CLASSES', 'MOST_LABEL_BYTES',
-           'read_annotations', 'select_classes', 'unfit_file', 'account', 'read_folder', 'clip_id', 'folder_name',
-           'check_classes']
+           'read_annotations', 'select_classes', 'unfit_file', 'account', 'walk_videos', 'read_folder', 'clip_id',
+           'clip_ids', 'folder_name', 'check_classes']
 
 # %% ../../nbs/clips/00_annotations.ipynb #72743430
-import gzip, hashlib, io, json, os, re, stat, tarfile, time, warnings, zlib
+import csv, gzip, hashlib, io, json, os, re, stat, sys, tarfile, time, unicodedata, warnings, zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHandler,
                             HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler,
                             UnknownHandler)
 import numpy as np
-from ..core.base import StudyError, nearest, pd
+from ..core.base import StudyError, StudyWarning, nearest, pd
 
 # %% ../../nbs/clips/00_annotations.ipynb #7dd290d2
 from ..core.base import Late
@@ -78,29 +79,62 @@ def read_annotations(
         raise StudyError(f"{name}: cannot be read: {why}") from None
 
 # %% ../../nbs/clips/00_annotations.ipynb #dc2fd654
-def _csv_rows(data):
-    """A CSV as text columns; a row with more fields than the head is an error, commas at the end of
-    all rows are none"""
-    if data.count(b'\n') > MOST_ROWS: raise ValueError(f'more than {MOST_ROWS:,} lines')
-    head = pd.read_csv(io.BytesIO(data), header=None, nrows=1, dtype=str, keep_default_na=False)
-    names = [str(n).strip() for n in head.iloc[0]]
-    twice = next((n for n in names if n and names.count(n) > 1), None)
-    if twice: raise ValueError(f'column {twice} is there twice')
-    df = pd.read_csv(io.BytesIO(data), header=None, skiprows=1, names=range(len(names) + 1),
-                     dtype=str, keep_default_na=False, skip_blank_lines=False,
-                     index_col=False).fillna('')
-    more = df.pop(len(names))
-    if more.ne('').any():
-        raise ValueError(f'line {more.ne("").idxmax()+2} has more than {len(names)} fields; '
-                         'a text with a comma '
-                         'in it stands in quotes')
-    return df.set_axis(names, axis=1)
+def _csv_text(data):
+    "Bytes of a list as text"
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise ValueError('it is UTF-16; save it as UTF-8')
+    try: text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = data[:e.start].count(b'\n') + 1
+        raise ValueError(f'line {line}: byte {data[e.start]:#x} is not UTF-8; '
+                         'a list is a csv or json file, saved as UTF-8') from None
+    if text.count('\n') > MOST_ROWS: raise ValueError(f'more than {MOST_ROWS:,} lines')
+    return text
+
+def _csv_lines(text):
+    "(number of the line, cells) of all rows that are not blank"
+    head = next((l for l in text.splitlines() if l.strip()), '')
+    comma = next((c for c in ',;\t' if c in head), ',')
+    csv.field_size_limit(LARGEST)
+    rows = csv.reader(io.StringIO(text, newline=''), delimiter=comma, strict=True)
+    line = 1
+    try:
+        for row in rows:
+            if any(c.strip() for c in row): yield line, row
+            line = rows.line_num + 1
+    except csv.Error as e: raise ValueError(f'line {line}: {e}') from None
 
 # %% ../../nbs/clips/00_annotations.ipynb #33a0e96c
+_LIST = dict(label='class class_name category action', youtube_id='video_id ytid yt_id id',
+             time_start='start start_time start_seconds begin', is_cc='',
+             time_end='end end_time end_seconds', split='subset set partition')
+_FILES = dict(path='file filename file_name filepath file_path video video_path', **{
+    k: v for k, v in _LIST.items() if k not in ('youtube_id', 'is_cc')
+}, group='groups group_id subject subject_id person person_id upload')
+
+def _columns(df, known, name):
+    "Columns by their usual names; two of one meaning are an error, unknown ones are named"
+    def key(text): return re.sub(r'[\s_-]+', '_', text.casefold())
+    found = {}
+    for want, others in known.items():
+        exact = [c for c in df if c == want]
+        named = [c for c in df if key(c) == want]
+        there = exact or named or [c for c in df if key(c) in others.split()]
+        if len(there) > 1:
+            raise StudyError(f"{name}: columns {' and '.join(there)} both mean {want}; keep one")
+        if there: found[there[0]] = want
+    unknown = [c for c in df if c not in found]
+    if unknown:
+        warnings.warn(f"{name}: not read, because no such column is known: {', '.join(unknown)}; "
+                      f"known: {', '.join(known)}", StudyWarning, stacklevel=4)
+    return df[list(found)].rename(columns=found)
+
+# %% ../../nbs/clips/00_annotations.ipynb #29b63962
 def _one_list(data, name):
     "The rows of one list"
-    df = (pd.DataFrame(_json_rows(data), columns=COLUMNS)
-          if name.endswith('.json') else _csv_rows(data))
+    if name.endswith('.json'):
+        df = pd.DataFrame(_json_rows(data), columns=COLUMNS)
+        df.index += 2 # there are no lines: entries, counted from the head on
+    else: df = _columns(_csv_rows(data), _LIST, name)
     missing = [c for c in COLUMNS[1:] if c not in df]
     if missing:
         raise StudyError(f"{name}: no column {', '.join(missing)}; "
@@ -110,6 +144,28 @@ def _one_list(data, name):
     df = df.loc[~blank, [*COLUMNS, *(['is_cc'] if 'is_cc' in df else [])]]
     if not len(df): raise StudyError(f'{name}: the list has no rows')
     return _checked(df, name)
+
+# %% ../../nbs/clips/00_annotations.ipynb #76a76e9b
+def _csv_rows(data):
+    "A CSV as text columns, by number of line; `ValueError` for a cell without a column"
+    rows = _csv_lines(_csv_text(data))
+    _, names = next(rows, (0, []))
+    names = [unicodedata.normalize('NFC', n).strip() for n in names]
+    if not any(names): raise ValueError('it is empty; its first line names the columns')
+    twice = next((n for n in names if n and names.count(n) > 1), None)
+    if twice: raise ValueError(f'column {twice} is there twice')
+    lines, table, same = [], [[] for n in names], {}
+    for line, row in rows:
+        # the first column may have no name: numbers of rows, as pandas writes them
+        if any(c.strip() for k, c in enumerate(row) if k >= len(names) or k and not names[k]):
+            raise ValueError(f'line {line} has {len(row)} fields, the head '
+                             f'{sum(map(bool, names))}; a text with a comma in it stands in quotes')
+        lines.append(line)
+        for k, cells in enumerate(table):
+            cell = row[k] if k < len(row) else ''
+            cells.append(same.setdefault(cell, cell)) # a text that comes again takes no more room
+    return pd.DataFrame({n: c for n, c in zip(names, table) if n}, index=pd.Index(lines, dtype=int),
+                        dtype=object)
 
 # %% ../../nbs/clips/00_annotations.ipynb #9a01c0d2
 LARGEST, MOST_ROWS = 2**28, 2_000_000 # bytes and rows of a list
@@ -143,6 +199,7 @@ def _bytes(path):
     if scheme and not Path(path).exists():
         raise ValueError(f'{scheme[1]}: is no address of a list; give a path, '
                          'or http:// or https://')
+    if Path(path).is_dir(): raise ValueError('it is a folder, not a list')
     with Path(path).open('rb') as f: return _pieces(f, LARGEST)
 
 # %% ../../nbs/clips/00_annotations.ipynb #9a01c0d3
@@ -164,6 +221,21 @@ def _lists_in(path):
         if n.endswith('.csv') or f'{n[:-5]}.csv' not in files: yield n, files[n]
 
 # %% ../../nbs/clips/00_annotations.ipynb #9f9a2fdf
+def _labels(texts, name):
+    "Labels without space around them, each letter in one form; look-alikes are named"
+    one = {x: unicodedata.normalize('NFC', x).strip() if isinstance(x, str) else None
+           for x in texts.unique()}
+    alike = {}
+    for label in dict.fromkeys(filter(None, one.values())):
+        key = ' '.join(unicodedata.normalize('NFKC', label).casefold().split())
+        alike.setdefault(key, []).append(label)
+    for labels in (x for x in alike.values() if len(x) > 1):
+        warnings.warn(f"{name}: {' and '.join(map(repr, labels))} are different classes, though "
+                      'they differ only in capitals, spaces or forms of letters; '
+                      'spell them alike if they are one', StudyWarning, stacklevel=4)
+    return texts.map(one).astype(object)
+
+# %% ../../nbs/clips/00_annotations.ipynb #9de94546
 def _odd(texts):
     """Which texts nobody can have meant: line breaks and other control characters, or a page
     instead of a name"""
@@ -172,11 +244,9 @@ def _odd(texts):
 
 def _checked(df, name):
     def fail(bad, why):
-        # the index counts the lines below the head
-        if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()+2}: {why}")
+        if bad.any(): raise StudyError(f"{name}, line {bad.idxmax()}: {why}")
 
-    df = df.assign(
-        label=df.label.map(lambda x: x.strip() if isinstance(x, str) else None).astype(object))
+    df = df.assign(label=_labels(df.label, name))
     fail(df.label.eq(''), 'no label')
     fail(_odd(df.label), 'the label holds a control character, or more than 1,000 letters')
     fail(_odd(df.youtube_id), 'youtube_id holds a control character, or more than 1,000 letters')
@@ -186,6 +256,7 @@ def _checked(df, name):
         fail(~(num.ge(0) & num.lt(1e6)), f'{c} is not a time in seconds')
         df[c] = num.astype(float)
     fail(df.time_end <= df.time_start, 'time_end is not after time_start')
+    df['youtube_id'] = df.youtube_id.astype(str).str.strip()
     split = df.split.astype(str).str.strip().str.lower().map(_SPLITS)
     fail(split.isna(), f"split is none of {', '.join(sorted(_SPLITS))}")
     return df.assign(split=split).reset_index(drop=True)
@@ -198,13 +269,16 @@ def select_classes(
 )->pd.DataFrame: # The rows of the kept classes
     "Rows of the chosen classes; a class that does not exist is an error that names its neighbours"
     known = sorted(df.label.dropna().unique())
+    contains, *classes = (unicodedata.normalize('NFC', c) for c in (contains, *classes))
     for c in classes:
         if c not in known:
             raise StudyError(f"classes: {c!r} is not a class of the list{nearest(c, known)}")
     keep = list(classes) or [k for k in known if contains in k]
     if not keep:
-        raise StudyError(f"contains: no class name contains {contains!r}; "
-                         f"there are {len(known)} classes, e.g. {', '.join(known[:3])}")
+        near = [k for k in known if contains.casefold() in k.casefold()]
+        raise StudyError(f"contains: no class name contains {contains!r}"
+                         + (f' (capitals count: {near[0]!r} is one)' if near else '')
+                         + f"; there are {len(known)} classes, e.g. {', '.join(known[:3])}")
     return df[df.label.isin(keep)].reset_index(drop=True)
 
 # %% ../../nbs/clips/00_annotations.ipynb #132d74d8
@@ -223,7 +297,10 @@ def unfit_file(
 )->str: # Why it is left out, or nothing
     "What speaks against opening a file, found out without opening it"
     try: str(path).encode()
-    except UnicodeEncodeError: return 'its name is not UTF-8'
+    except UnicodeEncodeError:
+        ours = sys.getfilesystemencoding().lower() in ('utf-8', 'utf8')
+        return 'its name is not UTF-8' if ours else (
+            f'names are read as {sys.getfilesystemencoding()} here; set PYTHONUTF8=1')
     try: mode = path.stat().st_mode
     except FileNotFoundError: return 'a link that leads nowhere'
     except OSError as e: return f'cannot be read: {e.strerror}'
@@ -233,20 +310,52 @@ def unfit_file(
     return f'not a file but {kinds.get(stat.S_IFMT(mode), "something else")}'
 
 # %% ../../nbs/clips/00_annotations.ipynb #ab2727a9
+_SIDES = dict(train='train', training='train', valid='valid', validation='valid', validate='valid',
+              val='valid', dev='valid', test='test', testing='test')
+
+def _split_folders(root, folders):
+    "{folder: side} where all folders are called like sides of a split, and hold folders"
+    sides = {d: _SIDES.get(d.name.casefold()) for d in folders}
+    named = [d.name for d in folders if sides[d]]
+    if len(named) < 2: return {}
+    def holds_classes(d):
+        inside = [x for x in d.iterdir() if x.name[0] != '.']
+        return any(x.is_dir() for x in inside) and not any(
+            _is_named(x.name) and x.is_file() for x in inside)
+
+    deep = [d for d in folders if sides[d] and holds_classes(d)]
+    if len(deep) == len(folders):
+        said = 'are taken as the split, and the folders in them as the classes'
+    else: said = 'are taken as classes, because they do not all hold folders of classes'
+    warnings.warn(f"{root}: {', '.join(named)} {said}", StudyWarning, stacklevel=4)
+    return sides if len(deep) == len(folders) else {}
+
+# %% ../../nbs/clips/00_annotations.ipynb #81e6fb21
+def _folders_in(at, left_out):
+    "The folders that may be classes"
+    try: found = sorted(p for p in at.iterdir() if p.is_dir() and p.name[0] != '.')
+    except OSError as e: found = left_out.append((at, f'cannot be read: {e.strerror}')) or []
+    left_out += [(p, 'belongs to the system') for p in found if p.name in _SYSTEM]
+    return [p for p in found if p.name not in _SYSTEM]
+
+# %% ../../nbs/clips/00_annotations.ipynb #3a2bf7e8
 def _folder_rows(root, left_out):
-    "The videos of root/<class>/; what is left out is noted with the reason"
-    for d in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] not in '._'):
+    "Videos of root/<class>/ or root/<side>/<class>/; what is left out is noted, with the reason"
+    try: left_out += [(f, 'lies beside the classes') for f in sorted(root.iterdir())
+                      if f.is_file() and f.name[0] != '.' and _is_named(f.name)]
+    except OSError as e: raise StudyError(f'folder: {root}: cannot be read: {e.strerror}') from None
+    folders = _folders_in(root, left_out)
+    sides = _split_folders(root, folders)
+    for d, side in [(c, s) for d, s in sides.items() for c in _folders_in(d, left_out)] or [
+        (d, None) for d in folders]:
         found = 0
-        try: names = sorted(f for f in d.rglob('*') if f.suffix.lower() in VIDEO_SUFFIXES)
-        except OSError as e:
-            names, found = left_out.append((d, f'cannot be read: {e.strerror}')) or [], 1
-        for f in names:
-            why = unfit_file(f)
-            found += not why
-            if why: left_out.append((f, why))
-            else: yield dict(path=f.relative_to(root).as_posix(), label=d.name)
+        for f in sorted(walk_videos(d, left_out)):
+            found += 1
+            yield dict(path=f.relative_to(root).as_posix(), label=d.name) | (
+                dict(split=side) if side else {})
         if not found: left_out.append((d, 'no video in this class'))
 
+# %% ../../nbs/clips/00_annotations.ipynb #c364a6a7
 def account(
     left_out:list, # (path, why)
 )->str: # One line, or nothing
@@ -255,6 +364,43 @@ def account(
     more = [f'and {len(left_out) - 5} more'] if len(left_out) > 5 else []
     line = 'left out of the folder: ' + '; '.join([*shown, *more]) if left_out else ''
     return line.encode('utf-8', 'backslashreplace').decode()
+
+# %% ../../nbs/clips/00_annotations.ipynb #6be7b91d
+def walk_videos(
+    folder:Path,   # Where to look, at all depths; links to folders are followed, once
+    left_out:list, # Gets (path, why) of what is no video
+    unfit=unfit_file, # What speaks against a file: a function of its path
+): # Yields paths
+    "The files of a folder that are called like videos, and can be opened"
+    seen, others, top = set(), [], f'{os.path.realpath(folder)}/'
+    def refuse(error): left_out.append((Path(error.filename), f'cannot be read: {error.strerror}'))
+    for at, inside, files in os.walk(folder, followlinks=True, onerror=refuse):
+        seen.add(here := os.path.realpath(at))
+        for d in list(inside):
+            there = os.path.realpath(f'{at}/{d}')
+            back = any(x.startswith(f'{there}/') for x in (f'{here}/', top)) or there in seen
+            if d[0] == '.' or d in _SYSTEM or back: inside.remove(d)
+            if d[0] != '.' and back:
+                left_out.append((Path(at, d), 'a link to a folder that is read already'))
+        inside.sort()
+        for f in [*sorted(files), *filter(_is_named, inside)]:
+            if not _is_named(f): others += [f] if f[0] != '.' else []
+            elif why := 'its name begins with a dot' if f[0] == '.' else unfit(Path(at, f)):
+                left_out.append((Path(at, f), why))
+            else: yield Path(at, f)
+    if others: left_out.append((Path(folder), _of_no_video(others)))
+
+# %% ../../nbs/clips/00_annotations.ipynb #49996afc
+# what storage boxes, macOS and Windows put between the files of people
+_SYSTEM = {'@eaDir', '#recycle', '#snapshot', '__MACOSX', 'lost+found', '$RECYCLE.BIN',
+           'System Volume Information'}
+
+def _is_named(name): return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+def _of_no_video(names):
+    "How many files a folder holds besides"
+    endings = sorted({Path(f).suffix.lower() or 'none' for f in names})
+    return f"{len(names)} files whose ending is none of a video's: {', '.join(endings[:5])}"
 
 # %% ../../nbs/clips/00_annotations.ipynb #ab31db76
 def read_folder(
@@ -268,56 +414,183 @@ def read_folder(
         raise StudyError("folder: name a folder root/<class>/<video>, "
                          "or a CSV path,label under annotations")
     root = Path(folder) if folder is not None else Path(csv).parent
+    if '://' in str(folder):
+        raise StudyError(f"folder: {folder} is an address; name a folder of this machine")
     if not root.is_dir(): raise StudyError(f"folder: {root} is not a folder")
     left_out = []
-    if csv is None: df = pd.DataFrame(_folder_rows(root, left_out), columns=['path', 'label'])
-    else:
-        try: df = _csv_rows(_bytes(csv))
-        except (ValueError, OSError) as e:
-            raise StudyError(f"{csv}: cannot be read: {' '.join(str(e).split())[:300]}") from None
-    if left_out: warnings.warn(account(left_out), stacklevel=2)
-    if not len(df): raise StudyError(f"folder: no video under {root}/<class>/")
-    return _folder_checked(df, root, csv or root)
+    if csv is None:
+        df = pd.DataFrame(_folder_rows(root, left_out), columns=['path', 'label', 'split'])
+        if df.split.isna().all(): df = df.drop(columns='split')
+        if not len(df):
+            why = '; '.join(['', account(left_out)]) if left_out else ''
+            raise StudyError(f"folder: no video under {root}/<class>/{why}")
+    else: df = _file_list(csv)
+    df = _without_copies(_folder_checked(df, root, csv or root), csv, left_out)
+    if left_out: warnings.warn(account(left_out), StudyWarning, stacklevel=2)
+    return df
 
 # %% ../../nbs/clips/00_annotations.ipynb #1ffd8fa4
+def _file_list(path):
+    "A list of files, by number of line; JSON: [{path, label, …}, …]"
+    try:
+        data = _bytes(path)
+        if not str(path).endswith('.json'): df = _csv_rows(data)
+        else:
+            rows = json.loads(data)
+            if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+                raise ValueError('expected [{"path": …, "label": …}, …]')
+            kinds = str, int, type(None)
+            if any(not isinstance(v, kinds) for r in rows for v in r.values()):
+                raise ValueError('a value is neither text nor a whole number')
+            rows = [{str(k): '' if v is None else str(v) for k, v in r.items()} for r in rows]
+            df = pd.DataFrame(rows, dtype=object).fillna('')
+            df.index += 1
+    except FileNotFoundError: raise StudyError(f"{path}: no such file") from None
+    except RecursionError: raise StudyError(f"{path}: cannot be read: nested too deeply") from None
+    except (ValueError, OSError) as e:
+        raise StudyError(f"{path}: cannot be read: {' '.join(str(e).split())[:300]}") from None
+    return _columns(df, _FILES, path)
+
+# %% ../../nbs/clips/00_annotations.ipynb #5d3e1b7a
+def _on_disk(root, path):
+    "The file as the disk spells it, or None"
+    for spelled in dict.fromkeys((path, path.replace('\\', '/'))):
+        if '\0' not in spelled and os.path.lexists(root/spelled): return root/spelled
+    at = root
+    for part in Path(path.replace('\\', '/')).parts:
+        try: near = part if os.path.lexists(at/part) else next(
+            (x for x in os.listdir(at) if _same_name(x, part)), None)
+        except (OSError, ValueError): return None
+        if near is None: return None
+        at = at/near
+    return at
+
+def _same_name(a, b): return unicodedata.normalize('NFC', a) == unicodedata.normalize('NFC', b)
+
+def _file_of(root, path, where):
+    "The file that a row names; `StudyError` where there is none"
+    if '://' in path: raise StudyError(f'{where}: {path:.200} is an address, not a file; fetch it '
+                                       'first, or take source: youtube')
+    at = _on_disk(root, path)
+    if at is None: raise StudyError(f'{where}: {path:.200} does not exist under {root.name}/')
+    if why := unfit_file(at): raise StudyError(f'{where}: {path}: {why}')
+    return at
+
+# %% ../../nbs/clips/00_annotations.ipynb #ad2fd4d1
 def _folder_checked(df, root, name):
     for c in ('path', 'label'):
         if c not in df:
-            raise StudyError(f"{name}: no column {c}; expected path,label[,group][,split]")
-    df = df.assign(label=df.label.str.strip())
-    if (bad := _odd(df.label)).any():
-        raise StudyError(f'{name}, line {bad.idxmax()+2}: the label holds a control character, '
-                         'or more than 1,000 letters')
-    for i,r in enumerate(df.itertuples()):
-        if not r.path or not r.label:
-            raise StudyError(f"{name}, line {i+2}: path or label is empty")
-        if '\0' in r.path or not os.path.lexists(root/r.path):
-            raise StudyError(f"{name}, line {i+2}: {r.path:.200} does not exist under {root.name}/")
-        if why := unfit_file(root/r.path): raise StudyError(f"{name}, line {i+2}: {r.path}: {why}")
-    if df.path.duplicated().any():
-        raise StudyError(f"{name}, line {int(df.path.duplicated().argmax())+2}: "
-                         f"{df.path[df.path.duplicated()].iloc[0]} is listed twice")
+            raise StudyError(f"{name}: no column {c}; "
+                             "expected path,label[,group][,split][,time_start,time_end]")
+    if not len(df): raise StudyError(f'{name}: the list has no rows')
+    def fail(bad, why):
+        if not bad.any(): return
+        i = bad.idxmax() # a folder has no lines
+        at = f'line {i}' if Path(name).is_file() or '://' in str(name) else repr(df.path[i])
+        raise StudyError(f'{name}, {at}: {why}')
+
+    df = df.assign(label=_labels(df.label, name))
+    fail(_odd(df.label), 'the label holds a control character, or more than 1,000 letters')
+    fail(df.path.eq('') | df.label.eq(''), 'path or label is empty')
+    files = [_file_of(root, p, f'{name}, line {i}') for i, p in df.path.items()]
     ids = df.path.map(_file_id)
-    group = df['group'].where(df['group'] != '', ids) if 'group' in df else ids
-    split = (df['split'].str.lower().replace({
-        'val': 'valid', 'validate': 'valid', 'validation': 'valid'
-    }) if 'split' in df else pd.Series([None]*len(df), dtype=object))
-    split = split.where(split.isin(['train', 'valid', 'test']), None)
-    if 'split' in df and split[df['split'] != ''].isna().any():
-        raise StudyError(f"{name}, line {int((split.isna() & (df['split'] != '')).argmax())+2}: "
-                         "split is none of train, valid, test")
-    return pd.DataFrame(dict(
-        label=df.label, youtube_id=ids, time_start=0., time_end=0., split=split,
-        group=group, path=[str(root/p) for p in df.path]))
+    group = df['group'].str.strip().where(lambda g: g != '', ids) if 'group' in df else ids
+    split = _sides(df, fail)
+    times = {c: _seconds(df, c, fail) for c in ('time_start', 'time_end')}
+    fail(times['time_end'].ne(0) & (times['time_end'] <= times['time_start']),
+         'time_end is not after time_start')
+    return pd.DataFrame(dict(label=df.label, youtube_id=ids, **times, split=split, group=group,
+                             path=[str(f) for f in files]))
+
+# %% ../../nbs/clips/00_annotations.ipynb #73eef2c6
+def _sides(df, fail):
+    "The split that a list of files gives; an empty cell is None"
+    if 'split' not in df: return pd.Series(None, df.index, dtype=object)
+    said = df.split.str.strip().str.casefold()
+    split = said.map(_SIDES).where(said != '', None).astype(object)
+    fail(split.isna() & said.ne(''), 'split is none of train, valid, test')
+    return split
+
+def _seconds(df, column, fail):
+    "Times of a list of files; an empty cell is 0"
+    if column not in df: return pd.Series(0., df.index)
+    cells = df[column].str.strip().replace('', '0')
+    num = pd.to_numeric(cells, errors='coerce')
+    fail(~(num.ge(0) & num.lt(1e6)), f'{column} is not a time in seconds')
+    return num.astype(float)
+
+# %% ../../nbs/clips/00_annotations.ipynb #08a3f193
+_LEAST = 64 # bytes: a shorter file holds no video, so it is no copy of one either
+
+@lru_cache(maxsize=None)
+def _digest(path, size, changed):
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def _identities(paths):
+    "(where each file lies, what it is): two files are one where these are the same"
+    places, sizes, what = [], {}, {}
+    for p in paths:
+        s = os.stat(p)
+        places.append((s.st_dev, s.st_ino))
+        sizes.setdefault(s.st_size, {})[places[-1]] = (str(p), s.st_size, s.st_mtime_ns)
+    for size, files in sizes.items():
+        for place, about in files.items():
+            try: what[place] = place if len(files) == 1 or size < _LEAST else _digest(*about)
+            except OSError: what[place] = place # it is refused when it is read
+    return places, [what[p] for p in places]
+
+# %% ../../nbs/clips/00_annotations.ipynb #399f361a
+def _check_listed_once(df, places, name):
+    "`StudyError` for a file that a list names twice, however it is spelled"
+    first:dict = {}
+    for line, place in zip(df.index, places):
+        if place in first:
+            raise StudyError(f'{name}, line {line}: {df.path[line]} is listed twice, '
+                             f'also in line {first[place]}')
+        first[place] = line
+
+# %% ../../nbs/clips/00_annotations.ipynb #bc2c44b4
+_KEPT = dict(test=0, valid=1, train=2) # which copy stays, where they lie on different sides
+
+def _without_copies(df, listed, left_out):
+    "Each file once; a file that is listed twice is an error, what else there is of it is left out"
+    place, what = _identities(df.path)
+    times = [f'{s}-{e}' for s, e in zip(df.time_start, df.time_end)]
+    df = df.assign(_file=list(map(str, what)), _what=[f'{w} {t}' for w, t in zip(what, times)])
+    if listed: _check_listed_once(df, [f'{p} {t}' for p, t in zip(place, times)], listed)
+    # what is cut out of one file stays together
+    df['group'] = df.groupby('_file').group.transform('first')
+    order = df.assign(_o=df.split.map(_KEPT).astype(float)).sort_values('_o', kind='stable')
+    order = order.drop_duplicates('_what')
+    first = dict(zip(order._what, order.path))
+    torn = df.groupby('_what').label.transform('nunique') > 1
+    gone = torn | ~df.index.isin(order.index)
+    for path, key, bad in zip(df.path[gone], df._what[gone], torn[gone]):
+        same = Path(first[key])
+        why = 'it has another label elsewhere' if same == Path(path) else (
+            f'the same video as {same.parent.name}/{same.name}' + ', with another label'*bad)
+        left_out.append((Path(path), why))
+    if gone.all(): raise StudyError(f"{listed or 'folder'}: every video has two labels")
+    return df[~gone].drop(columns=['_what', '_file']).reset_index(drop=True)
 
 # %% ../../nbs/clips/00_annotations.ipynb #3102c4d1
+def _in_name(seconds): return f'{seconds:013.6f}'.rstrip('0').rstrip('.').replace('.', '-')
+
 def clip_id(
     youtube_id:str,    # Id of the upload
     time_start:float,  # Seconds
     time_end:float,    # Seconds; 0 for the end of the file
-)->str: # e.g. `aaaaaaaaaaa_000003_000013`
+)->str: # e.g. `aaaaaaaaaaa_000003_000013`, or `aaaaaaaaaaa_000003-5_000013-5`
     "The key of a clip; everything before the last two `_` is the upload"
-    return f'{youtube_id}_{int(time_start):06d}_{int(time_end):06d}'
+    return f'{youtube_id}_{_in_name(time_start)}_{_in_name(time_end)}'
+
+def clip_ids(
+    clips:pd.DataFrame, # youtube_id, time_start, time_end
+    whole:bool=False,   # As version 0.2 named them: without the parts of a second
+)->list: # Their keys
+    "The keys of all clips of a table"
+    rows = clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)
+    return [clip_id(y, int(s), int(e)) if whole else clip_id(y, s, e) for y, s, e in rows]
 
 # %% ../../nbs/clips/00_annotations.ipynb #39cee786
 def folder_name(

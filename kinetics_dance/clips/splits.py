@@ -13,7 +13,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
-from .annotations import clip_id, read_annotations, read_folder, select_classes
+from .annotations import clip_ids, read_annotations, read_folder, select_classes
 from ..core.base import StudyError, pd, project_root
 
 # %% ../../nbs/clips/01_splits.ipynb #3c0a46f8
@@ -107,7 +107,11 @@ def split(
         place, after = (lines.cumcount(
             ascending=a).groupby(upload[train]).transform('min').reindex(df.index)
                         for a in (True, False))
-        early = train & (place < n_valid)
+        # a class with no more clips than that keeps half of them for training
+        few = label[train].map(label[train].value_counts())
+        most = few.floordiv(2).where(few <= n_valid, n_valid)
+        most = most.groupby(upload[train]).transform('min').reindex(df.index)
+        early = train & (place < most)
         late = train & (place >= n_valid + n_train) & (after < -(-n_valid//2)) & bool(n_train)
         df['split'] = df.split.mask(early | late, 'valid')
     # the reserve comes after the rest, its last one first
@@ -125,9 +129,9 @@ def wanted(
 )->pd.DataFrame: # The rows of `clips` that make up the study
     "The first clips of each line until so many can be had"
     n = clips.split.map({'train': n_train or np.inf, 'valid': n_valid, 'test': n_test or np.inf})
-    lost = np.isin([
-        clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)
-    ], list(gone)) if len(gone) else np.zeros(len(clips), bool)
+    lost = np.zeros(len(clips), bool)
+    for whole in (False, True) if len(gone) else (): # a table may have keys of an earlier version
+        lost |= np.isin(clip_ids(clips, whole), list(gone))
     had = pd.Series(~lost, index=clips.index).groupby([clips.label, clips.split]).cumsum()
     return (clips[had - ~lost < n].sort_values(['split', 'label', 'youtube_id', 'time_start'])
             .reset_index(drop=True))
@@ -150,14 +154,19 @@ def _drawn(df, seed, shares=(.7, .1, .2)):
     g = df.drop_duplicates('group').assign(o=lambda d: hash_order(d.group, seed)).sort_values('o')
     pos = (g.groupby('label').cumcount()+.5)/g.groupby('label').label.transform('size')
     cut = np.select([pos < shares[0], pos < shares[0]+shares[1]], ['train', 'valid'], 'test')
+    g, many = g.assign(cut=cut), g.groupby('label').label.transform('size') >= 3
+    # of 3, 4 or 8 none falls into a tenth: then the last one of train does
+    none = ~g.label.isin(g.label[g.cut == 'valid']) & many
+    g.loc[g[none & (g.cut == 'train')].drop_duplicates('label', keep='last').index, 'cut'] = 'valid'
+    cut = g.cut
     return df.group.map(dict(zip(g.group, cut)))
 
 # %% ../../nbs/clips/01_splits.ipynb #5eb20596
 def rooted(
-    p, # Path or URL as a study file has it
+    p, # Path or URL as a study file has it; `~` is the user's own folder
 ): # URLs as they are, relative paths from `project_root`
     "Where a path of a study file points"
-    return p if '://' in str(p) else project_root()/p
+    return p if '://' in str(p) else project_root()/Path(p).expanduser()
 
 def list_clips(
     # As the parameters of this notebook

@@ -7,14 +7,14 @@ from __future__ import annotations
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['FIELDS', 'ClipTable']
+__all__ = ['FIELDS', 'ClipTable', 'read_export']
 
 # %% ../../nbs/clips/02_table.ipynb #bd91ab0a
 import sqlite3, time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from .annotations import clip_id
+from .annotations import clip_ids
 from ..core.base import StudyError, pd, writing
 from ..core.text import for_csv
 
@@ -80,14 +80,23 @@ class ClipTable:
 
 # %% ../../nbs/clips/02_table.ipynb #503a597e
 @patch
+def _keys(self:ClipTable):
+    "(upload, start, end) of each clip: its key"
+    with self._db() as db:
+        rows = db.execute('SELECT youtube_id, time_start, time_end, clip_id FROM clips').fetchall()
+    return {tuple(r[:3]): r[3] for r in rows}
+
+# %% ../../nbs/clips/02_table.ipynb #8670d465
+@patch
 def set(self:ClipTable,
     clips:pd.DataFrame, # label, youtube_id, time_start, time_end, split, maybe group, source, url
 ):
     """Make the table show exactly these clips; what is known of a clip is kept, also while it is
     not wanted"""
-    df = clips.assign(clip_id=[
-        clip_id(*r) for r in clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False)
-    ])
+    known = self._keys()
+    about = clips[['youtube_id', 'time_start', 'time_end']].itertuples(index=False, name=None)
+    # a clip keeps the key that it has, whichever version gave it
+    df = clips.assign(clip_id=[known.get(r, c) for r, c in zip(about, clip_ids(clips))])
     df['group_'] = df['group'] if 'group' in df else df.youtube_id
     # in order, or every row looks for its page
     df = df.reindex(columns=['clip_id', *_FACTS]).sort_values('clip_id')
@@ -135,3 +144,16 @@ def export(self:ClipTable,
     groups = df['group'].mask(listed, df['group'].map(for_csv))
     df = df.assign(label=df.label.map(for_csv), group=groups)
     with writing(path) as tmp: df.to_csv(tmp, index=False)
+
+# %% ../../nbs/clips/02_table.ipynb #9a5168c9
+def read_export(
+    path, # `clips.csv` of a study
+)->pd.DataFrame: # As `ClipTable.frame` has it, without the times of update
+    "The table for people, read again: labels are text, whatever they look like"
+    texts = ['clip_id', 'label', 'youtube_id', 'group', 'split', 'source', 'url', 'status',
+             'reason', 'path', 'sha256', 'made_of']
+    names = pd.read_csv(path, nrows=0).columns
+    df = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False,
+                     na_values={c: [''] for c in names})
+    def plain(x): return x[1:] if isinstance(x, str) and x[:1] == "'" and for_csv(x[1:]) == x else x
+    return df.assign(**{c: df[c].map(plain) for c in ('label', 'group') if c in df})

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Late', 'StudyError', 'Unavailable', 'nearest', 'need_extra', 'project_root', 'study_folder', 'writing']
+__all__ = ['Late', 'StudyError', 'StudyWarning', 'Unavailable', 'nearest', 'need_extra', 'project_root', 'study_folder',
+           'writing']
 
 # %% ../../nbs/core/00_base.ipynb #825ec9f6
 import difflib, importlib, importlib.util, os, re
@@ -27,6 +28,9 @@ else: pd = Late('pandas')
 class StudyError(ValueError):
     """A mistake in what the user gave: names the file, key or clip, says what is wrong and what to
     do"""
+
+class StudyWarning(UserWarning):
+    "What the user must know and what stops nothing; commands show it as one line"
 
 class Unavailable(Exception):
     "An upload or a clip that cannot be had; `reason` is one of `REASONS`"
@@ -60,12 +64,23 @@ def need_extra(
 
 # %% ../../nbs/core/00_base.ipynb #6e048a70
 def project_root(
-    # Nearest folder above the working directory with a `settings.ini`, else the working directory
+    # Nearest folder above the working directory with a `settings.ini` that is not of another
+    # project, else the working directory
 )->Path:
     "Where relative paths of a study start, whichever notebook or shell asks"
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    root = next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    return here if _is_foreign(root) else root
 
+def _is_foreign(folder):
+    "Does a settings.ini belong to another nbdev project, in which nobody has a study of ours?"
+    try: text = (folder/'settings.ini').read_text(encoding='utf-8', errors='replace')
+    except OSError: return False
+    name = re.search(r'^\s*lib_name\s*=\s*(\S+)', text, re.M)
+    there = any((folder/d).is_dir() for d in ('studies', 'runs'))
+    return name is not None and name[1] != 'kinetics_dance' and not there
+
+# %% ../../nbs/core/00_base.ipynb #1e10a38e
 def study_folder(
     study:str,       # Name of the study
     runs='runs',     # Folder of all runs; a relative one starts at `project_root`
@@ -73,7 +88,17 @@ def study_folder(
     "The folder of `study`"
     if not re.fullmatch(r'[A-Za-z0-9][\w-]*', study or ''):
         raise StudyError(f"study: {study!r} is not a name; use letters, digits, - and _")
-    return project_root()/runs/study
+    folder = project_root()/runs/study
+    if folder.is_symlink(): _check_link(folder)
+    return folder
+
+def _check_link(folder):
+    "A link may lead to another disk; where it leads to the folder of another study, it is refused"
+    at = folder.resolve()
+    for other in folder.parent.iterdir():
+        if other != folder and other.is_dir() and other.resolve() in (at, *at.parents):
+            raise StudyError(f'study: {folder} is a link to the folder of the study {other.name}; '
+                             'give each study a folder of its own')
 
 # %% ../../nbs/core/00_base.ipynb #fd3328ac
 @contextmanager

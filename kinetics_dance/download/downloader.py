@@ -195,6 +195,9 @@ def _check_sources(names, settings):
         if problem := get_source(name, settings).check():
             raise StudyError(f'source {name}: {problem}')
 
+# %% ../../nbs/download/07_downloader.ipynb #1f13d991
+_TIMES = r'(_\d{6,}(-\d+)?){2}' # of a clip's key
+
 # %% ../../nbs/download/07_downloader.ipynb #541d693e
 def _uploads(rows, source):
     """[(source, clips of one upload)], in the table's order; `StudyError` for an id that must not
@@ -208,7 +211,7 @@ def _uploads(rows, source):
                              f"there are {', '.join(SOURCES)}")
         rule = SOURCES[name].id_rule
         if (not rule.fullmatch(str(r['youtube_id']))
-            or not re.fullmatch(rule.pattern + r'_\d{6,}_\d{6,}', r['clip_id'], re.A)):
+            or not re.fullmatch(rule.pattern + _TIMES, r['clip_id'], re.A)):
             raise StudyError(f"clip {r['clip_id']!r}: {r['youtube_id']!r} is not an id of "
                              f"the source {name!r} "
                              f"({rule.pattern})")

@@ -137,6 +137,9 @@ def planned(
 )->Variances:
     "What is to be expected of the difference of two models of about this accuracy."
     if not 0 < accuracy < 1: raise StudyError(f'accuracy: {accuracy} is not between 0 and 1')
+    if not 0 <= run_sd <= 1: raise StudyError(f'run_sd: {run_sd} is not between 0 and 1')
+    if not 1 <= per_upload <= 1e6:
+        raise StudyError(f'per_upload: {per_upload} is not a number of clips, 1 or more')
     if clips < 2 or runs < 1 or clips < per_upload*2:
         raise StudyError(f'{clips} clips, {runs} runs: a plan needs two uploads and one run')
     unit = 2*accuracy*(1 - accuracy)*(1 + (per_upload - 1)*alike)/clips

@@ -18,8 +18,8 @@ def _number(text, name):
     "Clips a class: a number, or `all`"
     if text is None: return None # as the study file has it
     if text == 'all': return 0
-    if not text.isdecimal():
-        raise StudyError(f"--{name}: {text!r} is neither a number of clips nor 'all'")
+    if not text.isdecimal() or len(text) > 9:
+        raise StudyError(f"--{name}: {text!r:.80} is neither a number of clips nor 'all'")
     return int(text)
 
 # %% ../../nbs/study/02_cli.ipynb #ee4b3cc8
@@ -118,7 +118,9 @@ def _tell(clips, as_json):
     if len(why): print('not there: ' + ', '.join(f'{n} {for_terminal(r)}' for r, n in why.items()))
     if set(clips.source) <= {'youtube', 'cvdf'}:
         alive = attrition_report(clips).alive['all']
-        print(f"alive: {alive:.1%} (of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
+        known = alive == alive # nan where nothing was asked for yet
+        if known: print(f"alive: {alive:.1%} "
+                        f"(of Kinetics' training clips in December 2022: {REFERENCE:.1%})")
 
 # %% ../../nbs/study/02_cli.ipynb #236b2f47
 def _pack(at, shard_mb):
@@ -222,7 +224,8 @@ def _demo_video(out, seed, as_json, overwrite=False):
     uploads.render_upload(spec, check_target(out, '--out', suffixes=('.mp4',), overwrite=overwrite))
     dances = uploads.annotations([spec])[['label', 'time_start', 'time_end']].to_dict('records')
     if as_json: return print(json.dumps(dict(video=str(out), dances=dances)))
-    print(out, *(f"  {d['time_start']:.0f} – {d['time_end']:.0f} s  {d['label']}" for d in dances),
+    print(for_terminal(out),
+          *(f"  {d['time_start']:.0f} – {d['time_end']:.0f} s  {d['label']}" for d in dances),
           sep='\n')
 
 # %% ../../nbs/study/02_cli.ipynb #0a7044dc
@@ -267,7 +270,7 @@ def _add_download(app, o):
         train:str=o.option(None, help=f'Training {CLIPS}'),
         valid:str=o.option(None, help=f'Validation {CLIPS}'),
         test:str=o.option(None, help=f'Test {CLIPS}'),
-        jobs:int=o.option(None, min=1, help='Downloads at a time'),
+        jobs:int=o.option(None, min=1, max=1024, help='Downloads at a time'),
         scheduler:str=o.scheduler, storage:str=o.storage,
         replace:bool=o.option(False, '--replace', help='Take over a folder that was '
                                                      'made from other lists'),
@@ -291,11 +294,11 @@ def _add_frames(app, o):
     def frames(
         study:str=o.study,
         runs:str=o.runs,
-        jobs:int=o.option(None, min=1, help='Processes'),
+        jobs:int=o.option(None, min=1, max=1024, help='Processes'),
         scheduler:str=o.scheduler, storage:str=o.storage,
         pack:bool=o.option(False, '--pack', help='Pack the clips into shards, too'),
-        shard_mb:int=o.option(256, min=1, help='Size of a shard, MB'), as_json:bool=o.json,
-        debug:bool=o.debug
+        shard_mb:int=o.option(256, min=1, max=10**6, help='Size of a shard, MB'),
+        as_json:bool=o.json, debug:bool=o.debug
     ):
         "Decode the clips of a study, once, into its frame store"
         _frames(study, runs, jobs, as_json, scheduler, storage, pack, shard_mb)
@@ -306,7 +309,7 @@ def _add_train(app, o):
     def train(
         study:str=o.study,
         model:str=o.option(None, help='One of its models (default: all)'),
-        seed:int=o.option(None, min=0, help='One of its seeds (default: all)'),
+        seed:int=o.option(None, min=0, max=2**32 - 1, help='One of its seeds (default: all)'),
         packed:bool=o.option(None, '--packed/--no-packed', help='Read training clips from shards '
                             '(default: as the study has it)'),
         runs:str=o.runs, as_json:bool=o.json, debug:bool=o.debug
@@ -318,8 +321,8 @@ def _add_train(app, o):
 def _add_plan(app, o):
     @app.command()
     def plan(
-        clips:int=o.option(..., min=2, help='Test clips'),
-        runs:int=o.option(..., min=1, help='Training runs of each model'),
+        clips:int=o.option(..., min=2, max=10**9, help='Test clips'),
+        runs:int=o.option(..., min=1, max=10**4, help='Training runs of each model'),
         accuracy:float=o.option(..., help='About as expected, between 0 and 1'),
         margin:float=o.option(.02, help='Smallest difference that matters'),
         run_sd:float=o.option(None, help='Standard deviation of runs (default 0.01)'),
@@ -370,7 +373,8 @@ def _add_export(app, o):
         if out: check_target(out, '--out', overwrite=overwrite)
         from kinetics_dance.deploy.export import export_model
         path = export_model(folder, format, out, overwrite)
-        print(json.dumps(dict(model=str(folder), path=str(path))) if as_json else path)
+        print(json.dumps(dict(model=str(folder), path=str(path))) if as_json
+              else for_terminal(path))
 
 # %% ../../nbs/study/02_cli.ipynb #4bb6580a
 def _add_demo_video(app, o):
@@ -378,8 +382,8 @@ def _add_demo_video(app, o):
     def demo_video(
         out:str=o.option('demo.mp4', help='File to write'),
         overwrite:bool=o.option(False, '--overwrite', help='Replace a file that is there already'),
-        seed:int=o.option(0, min=0, help='Another number, another dancer'), as_json:bool=o.json,
-        debug:bool=o.debug
+        seed:int=o.option(0, min=0, max=2**32 - 1, help='Another number, another dancer'),
+        as_json:bool=o.json, debug:bool=o.debug
     ):
         "Render a video to try a model on"
         _demo_video(out, seed, as_json, overwrite)

@@ -19,6 +19,7 @@ from ..core.base import StudyError, nearest, project_root, study_folder
 from ..core.processes import MOST_PIXELS
 from ..core.settings import (
     DataSettings, DownloadSettings, check_settings, defaults)
+from ..core.text import visible
 from ..data import SOURCE_SETTINGS, source_settings
 from ..models.registry import CONTROLS, MODELS
 from ..training.recipe import Recipe, check_choices
@@ -104,6 +105,17 @@ def read_study(
 DATA = [*DataSettings.model_fields, *DownloadSettings.model_fields]
 
 # %% ../../nbs/study/00_settings.ipynb #79fe431f
+def _show_tables_visibly():
+    """Tables of a notebook show what a label holds that cannot be seen, such as an override of the
+    writing direction"""
+    try: display = get_ipython().display_formatter.formatters
+    except NameError: return # a script
+    def page(df): return visible(df._repr_html_() or '', keep='\n')
+    display['text/html'].for_type(pd.DataFrame, page)
+    def plain(df, printer, cycle): printer.text(visible(repr(df), keep='\n'))
+    for kind in (pd.DataFrame, pd.Series): display['text/plain'].for_type(kind, plain)
+
+# %% ../../nbs/study/00_settings.ipynb #d6a232ae
 def notebook_settings(
     study:str,      # Name of a study
     runs:str,       # Folder of all studies
@@ -111,6 +123,7 @@ def notebook_settings(
     **own           # Parameters of the notebook itself; None leaves what the study says
 )->dict: # All settings of the study, as attributes too
     "What a notebook works with: what it was given, else the study file, else the defaults"
+    _show_tables_visibly()
     if not isinstance(overrides, dict):
         raise StudyError(f'overrides: {overrides!r} is no mapping; write {{epochs: 5}}')
     own = dict(study=study, runs=runs) | {k: v for k, v in own.items() if v is not None}

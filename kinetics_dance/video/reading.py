@@ -139,7 +139,10 @@ def read_frames(path:str|Path,  # A video file
                ) -> np.ndarray: # (T,H,W,3) uint8, RGB, upright
     """Exactly the frames asked for. Raises `IndexError` for a frame that is not there or cannot
     be trusted, and
-    `Unavailable` for no video; warns where all were asked for and not all can be read."""
+    `Unavailable` for no video; warns where all were asked for and not all can be read.
+
+    It decodes in this process, without a limit of time or memory, and holds all frames at once.
+    Files that you do not trust belong into `killable`, which has both."""
     readers = dict(auto=_read_pyav, pyav=_read_pyav, decord=_read_decord,
                    torchcodec=_read_torchcodec)
     if reader not in readers:
