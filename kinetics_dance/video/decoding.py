@@ -240,6 +240,8 @@ def frames(self:_Pass, start):
             yield from self.break_off(f'the file cannot be read before frame %d ({p.strerror})')
             continue
         self.clock.look(p)
+        if self.clock.name == 'avi' and self.clock.bytes_lost(p, self.path):
+            yield from self.break_off('bytes before frame %d belong to no packet')
         if p.stream.index != self.v.index: continue
         if not p.size and p.dts is not None: # "show the last one again"
             self.clock.empty += 1
@@ -283,7 +285,9 @@ def feed(self:_Pass, p):
         self.skip, self.fresh, self.key = False, True, p.pts
         self.clock.resume(p)
     elif p.is_keyframe and not self.why: self.key = None
-    if self.key is not None and p.pts is not None and p.pts < self.key: return # looks behind it
+    if self.key is not None and p.pts is not None and p.pts < self.key: # looks behind it
+        self.clock.dropped += 1
+        return
     if p.is_keyframe: self.keys.add(p.pts)
     self.decoder = self.decoder or _decoder(self.path, self.v, p)
     try: frames = _frames_of(p, self.decoder)
@@ -491,6 +495,22 @@ def ended(self:_Clock):
     missing = (self.claimed or 0) - self.reach
     return (None if self.claimed is None else True if missing < .5/self.rate else
             False if missing > max(.2, 3/self.rate, .02*self.claimed) else None)
+
+# %% ../../nbs/video/00_decoding.ipynb #57b7362b
+@patch
+def bytes_lost(self:_Clock, p, path):
+    "In AVI, where frames are only counted: does something that is no chunk lie before this packet?"
+    if not p.size or p.pos is None or p.pos < 0: return False
+    at, self.at = self.at, p.pos + 8 + p.size + p.size % 2
+    if at is None or not 0 < p.pos - at < 1 << 20: return False
+    with open(path, 'rb') as f:
+        while at < p.pos:
+            f.seek(at)
+            head = f.read(8)
+            if len(head) < 8 or not head[:4].isalnum(): return True
+            size = int.from_bytes(head[4:], 'little')
+            at += 12 if head[:4] in (b'LIST', b'RIFF') else 8 + size + size % 2
+    return at != p.pos
 
 # %% ../../nbs/video/00_decoding.ipynb #57856c59
 def orientation(frame # A PyAV frame

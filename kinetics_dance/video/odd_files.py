@@ -214,6 +214,7 @@ def _judge(read, shown, turn):
     return f'WRONG: {numbers}'
 
 def _only_gaps(numbers, shown):
-    "Frames in order, of which some are missing, or the last one stands in for them"
+    """Frames in order, of which some are missing, or the last one stands in for them (in AVI, where
+    frames are only counted, up to one place early)"""
     if sorted(numbers) != numbers or not set(numbers) <= set(shown): return False
-    return len(set(numbers)) == len(numbers) or all(i <= j for i, j in zip(numbers, shown))
+    return len(set(numbers)) == len(numbers) or all(i <= j + 1 for i, j in zip(numbers, shown))
