@@ -240,9 +240,9 @@ def frames(self:_Pass, start):
             yield from self.break_off(f'the file cannot be read before frame %d ({p.strerror})')
             continue
         self.clock.look(p)
+        if p.stream.index != self.v.index: continue
         if self.clock.name == 'avi' and self.clock.bytes_lost(p, self.path):
             yield from self.break_off('bytes before frame %d belong to no packet')
-        if p.stream.index != self.v.index: continue
         if not p.size and p.dts is not None: # "show the last one again"
             self.clock.empty += 1
             continue
@@ -426,6 +426,10 @@ class _Clock:
         "Up to which second the packets go, and whether bytes lie between them that are in none"
         if p.pts is not None:
             self.reach = max(self.reach, float((p.pts + (p.duration or 0))*p.time_base))
+        if self.name == 'mpegts' and p.pos is not None and p.pos >= 0:
+            far, self.at = p.pos - (p.pos if self.at is None else self.at), p.pos
+            # its packets are 188 bytes long, on discs 192, on the air 204
+            if all(far % size for size in (188, 192, 204)): self.skipped = self.reach
         if self.name.split(',')[0] in ('matroska',
                                        'flv') and p.size and p.pos is not None and p.pos >= 0:
             if self.at is not None and p.pos - self.at > 200: self.skipped = self.reach
@@ -501,16 +505,17 @@ def ended(self:_Clock):
 def bytes_lost(self:_Clock, p, path):
     "In AVI, where frames are only counted: does something that is no chunk lie before this packet?"
     if not p.size or p.pos is None or p.pos < 0: return False
-    at, self.at = self.at, p.pos + 8 + p.size + p.size % 2
-    if at is None or not 0 < p.pos - at < 1 << 20: return False
+    here = p.pos - 8 # where its chunk begins
+    at, self.at = self.at, p.pos + p.size + p.size % 2
+    if at is None or not 0 < here - at < 1 << 20: return False
     with open(path, 'rb') as f:
-        while at < p.pos:
+        while at < here:
             f.seek(at)
             head = f.read(8)
             if len(head) < 8 or not head[:4].isalnum(): return True
             size = int.from_bytes(head[4:], 'little')
             at += 12 if head[:4] in (b'LIST', b'RIFF') else 8 + size + size % 2
-    return at != p.pos
+    return at != here
 
 # %% ../../nbs/video/00_decoding.ipynb #57856c59
 def orientation(frame # A PyAV frame
