@@ -65,25 +65,28 @@ _FAMILIES:dict = {} # letter: family of a font that has it; '' for matplotlib's 
 def font_with(
     letter:str, # One character
 ): # Family and path of an installed font that has it; None if none has
-    "A font for a letter: matplotlib's own, or another one, those made for many scripts first"
+    """A font for a letter: matplotlib's own (its family is then ''), or another one, those made for
+    many scripts first"""
     from matplotlib import font_manager as fm
     from matplotlib.ft2font import FT2Font
     own = fm.findfont('DejaVu Sans')
-    def rank(f): return not re.search('CJK|Unicode|Noto Sans|Gothic|Hei', f.name), f.name, f.fname
-    plain = [f for f in fm.fontManager.ttflist if f.style == 'normal' and f.weight in (400, 'normal')
-             and 'Resort' not in f.name]
+    def rank(f): return not re.search('CJK|Unicode|Noto Sans|Gothic', f.name), f.name, f.fname
+    plain = [f for f in fm.fontManager.ttflist if 'Resort' not in f.name
+             and f.style == 'normal' and f.weight in (400, 'normal')]
     for name, path in [('', own), *((f.name, f.fname) for f in sorted(plain, key=rank))]:
         try: font = FT2Font(path)
         except (OSError, RuntimeError): continue # it was there when the list was made
         if font.get_char_index(ord(letter)): return name, path
 
+# %% ../../nbs/core/08_text.ipynb #8b059fc7
 def _family(c):
     if c not in _FAMILIES:
         found = font_with(c) if unicodedata.category(c)[0] in 'LNPS' else ('', '')
         if found is None and None not in _FAMILIES:
             _FAMILIES[None] = c
-            warnings.warn(f'no font here has the letter {c}; figures show a box for it: install one '
-                          'that does, for Chinese, Japanese and Korean Noto Sans CJK', stacklevel=4)
+            warnings.warn(f'no font here has the letter {c}; figures show a box for it: install '
+                          'one that does, for Chinese, Japanese and Korean Noto Sans CJK',
+                          stacklevel=4)
         _FAMILIES[c] = found[0] if found else ''
     return _FAMILIES[c]
 

@@ -74,8 +74,8 @@ def doubts(
     if not said['doubt'] and share > .5: return notes
     why = f": {said['doubt']}" if said['doubt'] else ''
     if asked == np.inf and not said.get('lost'):
-        return [f'only the first {seconds:.2f} s can be read; how much is missing is not known{why}',
-                *notes]
+        return [f'only the first {seconds:.2f} s can be read; '
+                f'how much is missing is not known{why}', *notes]
     of = f'{seconds:.2f} s' if asked == np.inf else f'{seconds:.2f} of {asked:.2f} s'
     return [f"{'less than half' if share < .5 else 'not all'} of it can be read, {of}{why}", *notes]
 

@@ -53,11 +53,13 @@ class Look:
         name = model_title(s) if s in MODELS | CONTROLS else self.short.get(s, s)
         return name + mark
 
-    def drawn(self, s:str)->str: # As matplotlib draws it
-        "The same in a figure"
-        return for_figure(self(s))
 
 # %% ../../nbs/evaluation/07_figures.ipynb #305eee65
+@patch
+def drawn(self:Look, s:str)->str: # As matplotlib draws it
+    "The same in a figure"
+    return for_figure(self(s))
+
 @patch
 def bar(self:Look, ax, at, mean, low, high, model, across=True, ms=7, **kw):
     "A mean with its interval, along x or along y"
@@ -145,9 +147,14 @@ def plot_differences(
     ax.grid(axis='y', visible=False)
     return fig
 
-# %% ../../nbs/evaluation/07_figures.ipynb #6fcd3e33
+# %% ../../nbs/evaluation/07_figures.ipynb #cb81f746
 MOST_ROWS = 60 # classes that one figure names
 
+def _two_ends(order):
+    "A list as it is, or, where it is too long for a figure, its beginning and its end"
+    return order if len(order) <= MOST_ROWS else order[:MOST_ROWS//2] + order[-MOST_ROWS//2:]
+
+# %% ../../nbs/evaluation/07_figures.ipynb #6fcd3e33
 def plot_gain(
     gains:pd.DataFrame, # As `temporal_gain` gives it, sorted
     look:Look,
@@ -155,10 +162,8 @@ def plot_gain(
 ): # The figure
     "Gain of each class over the model of single frames, with intervals, largest first"
     order, models = list(dict.fromkeys(gains['class'])), list(dict.fromkeys(gains.model))
-    all_of_them, half = len(order), MOST_ROWS//2
-    if all_of_them > MOST_ROWS:
-        order = order[:half] + order[-half:]
-        gains = gains[gains['class'].isin(order)]
+    all_of_them, order = len(order), _two_ends(order)
+    gains = gains[gains['class'].isin(order)]
     step = .75/max(len(models), 1)
     fig, ax = plt.subplots(figsize=(5, 1.2 + max(.17*len(models) + .12, .3)*len(order)))
     for r in gains.itertuples():
@@ -171,9 +176,8 @@ def plot_gain(
     ax.set(yticks=range(len(order)), yticklabels=map(look.drawn, order),
            ylim=(len(order) - .5, -.5), xlabel=f'points won over {look.drawn(baseline)}')
     ax.grid(axis='y', visible=False)
-    if all_of_them > MOST_ROWS:
-        ax.axhline(half - .5, color='black', lw=1.5)
-        ax.set_title(f'the first and the last {half} of {all_of_them:,} classes', loc='left')
+    if all_of_them > len(order):
+        ax.set_title(f'{len(order)} of {all_of_them:,} classes, from both ends', loc='left')
     if models: fig.legend(loc='outside upper center', ncols=min(2, len(models)))
     return fig
 

@@ -66,10 +66,10 @@ def read_numbers(frames:np.ndarray # Frames of a numbered clip, (T,H,W,3) uint8,
     return (frames[:, y, x].mean(-1) > 127) @ (1 << np.arange(10))
 
 # %% ../../nbs/video/00_decoding.ipynb #3719aaeb
-CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,ogg,asf,asf_o,gif,'
-              'apng,mxf,mxf_opatom,gxf,dv,nut,rm,ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,m4v,vc1,'
-              'mpegvideo,mjpeg,mpjpeg,smjpeg,cavsvideo,avs2,avs3,dirac,dnxhd,yuv4mpegpipe,wtv,nsv,'
-              'pva,ty,lxf,dhav,flic,roq,smk,bink,swf,4xm,thp,xmv,vmd')
+CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,ogg,asf,asf_o,'
+              'gif,apng,mxf,mxf_opatom,gxf,dv,nut,rm,ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,'
+              'm4v,vc1,mpegvideo,mjpeg,mpjpeg,smjpeg,cavsvideo,avs2,avs3,dirac,dnxhd,yuv4mpegpipe,'
+              'wtv,nsv,pva,ty,lxf,dhav,flic,roq,smk,bink,swf,4xm,thp,xmv,vmd')
 SAFE_INPUT = dict(protocol_whitelist='file', format_whitelist=CONTAINERS)
 
 # says nothing of what it holds
@@ -109,6 +109,7 @@ def _moving_picture(c, path):
     if not moving: raise Unavailable('not a video', 'sound and a cover picture, no video')
     return max(moving, key=lambda v: (v.codec_context.width if v.codec_context else 0))
 
+# %% ../../nbs/video/00_decoding.ipynb #10332fb1
 def _animated_webp(path):
     "Its pictures in a container that ffmpeg reads; None for any other file"
     with Path(path).open('rb') as f: head = f.read(34)
@@ -132,8 +133,8 @@ def _animated_webp(path):
     return out
 
 # %% ../../nbs/video/00_decoding.ipynb #0e0510bc
-_HEADS = {b'#EXTM3U': 'a playlist (m3u8), no video: give the file that it names, or download it with '
-                      'yt-dlp or ffmpeg',
+_HEADS = {b'#EXTM3U': 'a playlist (m3u8), no video: give the file that it names, or download it '
+                      'with yt-dlp or ffmpeg',
           b'\x89PNG': 'a still picture (PNG)', b'\xff\xd8\xff': 'a still picture (JPEG)',
           b'BM': 'a still picture (BMP)', b'<!DOCTYPE': 'a web page', b'<html': 'a web page',
           b'PK\x03\x04': 'a ZIP archive', b'ID3': 'sound only', b'fLaC': 'sound only'}
@@ -145,10 +146,11 @@ def _what_is(path, said):
         if head.lstrip(b'\xef\xbb\xbf').startswith(begin): return 'not a video', what
     if head[:4] == b'RIFF' and head[8:12] in (b'WEBP', b'WAVE'):
         return 'not a video', 'a still picture (WebP)' if head[8:12] == b'WEBP' else 'sound only'
-    video = head[4:8] in (b'ftyp', b'moov', b'mdat', b'free') or head[:4] in (b'\x1a\x45\xdf\xa3',
-                                                                              b'RIFF', b'OggS')
+    video = (head[4:8] in (b'ftyp', b'moov', b'mdat', b'free')
+             or head[:4] in (b'\x1a\x45\xdf\xa3', b'RIFF', b'OggS'))
     return 'truncated' if video or not head else 'not a video', said
 
+# %% ../../nbs/video/00_decoding.ipynb #e352e5ff
 def _without(path):
     """Why a file that did open shows no pictures: the header of an MP4 may be cut where it would
     have named them"""
@@ -189,6 +191,7 @@ def intact_frames(path:str|Path, # A video file, of any origin
         lost.clear()
     yield from _decode(path, start, lost)
 
+# %% ../../nbs/video/00_decoding.ipynb #46a2db26
 def in_words(lost # What `intact_frames` put there
             ) -> str|None: # None if nothing is lost
     "The seconds that cannot be decoded, and why"
@@ -217,6 +220,7 @@ class _Pass:
         self.keys = set()  # when key frames are shown
         self.held = []     # a packet that may not be whole, and those that tell whether it is
 
+# %% ../../nbs/video/00_decoding.ipynb #8fa0b80a
 def _packets(c, patience=8):
     "Packets of all streams; errors of the container are handed on, and it is asked for more"
     import av
@@ -252,6 +256,7 @@ def frames(self:_Pass, start):
         else: yield from self.feed(p)
     self.finish(start)
 
+# %% ../../nbs/video/00_decoding.ipynb #85cb8e3d
 @patch
 def unsure(self:_Pass, p):
     "A packet is said to be incomplete: at the seam of two files, up to two packets on, it is not"
@@ -297,6 +302,7 @@ def feed(self:_Pass, p):
         return
     for f in frames: yield from self.judge(f, p.dts is None and not p.size)
 
+# %% ../../nbs/video/00_decoding.ipynb #ec759eaa
 @patch
 def break_off(self:_Pass, why, bad=None):
     "Take what the decoder still has of the packets before the bad one, and wait for a key frame"
@@ -322,6 +328,7 @@ def distrust(self:_Pass, why):
     c = self.clock
     self.why, self.since, self.fresh = why.replace('%d', str(c.n)), c.following(), False
 
+# %% ../../nbs/video/00_decoding.ipynb #4a3f5215
 @patch
 def judge(self:_Pass, f, last):
     "Hand on a frame if it is good; `last`: it came out because no packet follows"
@@ -396,8 +403,8 @@ def _frames_of(packet, decoder):
         return decoder.decode(plain)
 
 def _without_notes(packet, decoder):
-    """A packet without its notes (SEI), None if it has none: a camera may write nonsense there beside
-    good pictures"""
+    """A packet without its notes (SEI), None if it has none: a camera may write nonsense there
+    beside good pictures"""
     import av
     types = {'h264': '6', 'hevc': '39-40'}.get(decoder.name)
     if not packet.size or not types: return None
@@ -422,20 +429,22 @@ class _Clock:
         self.stream = self.name in ('mpegts', 'mpeg')
         self.claimed = None if self.stream or not c.duration else c.duration/1e6
 
-    def look(self, p):
-        "Up to which second the packets go, and whether bytes lie between them that are in none"
-        if p.pts is not None:
-            self.reach = max(self.reach, float((p.pts + (p.duration or 0))*p.time_base))
-        if self.name == 'mpegts' and p.pos is not None and p.pos >= 0:
-            far, self.at = p.pos - (p.pos if self.at is None else self.at), p.pos
-            # its packets are 188 bytes long, on discs 192, on the air 204
-            if all(far % size for size in (188, 192, 204)): self.skipped = self.reach
-        if self.name.split(',')[0] in ('matroska',
-                                       'flv') and p.size and p.pos is not None and p.pos >= 0:
-            if self.at is not None and p.pos - self.at > 200: self.skipped = self.reach
-            self.at = p.pos + p.size
-            if p.has_sidedata('matroska_block_additional'): # the mask of a transparent picture
-                self.at += p.get_sidedata('matroska_block_additional').buffer_size
+# %% ../../nbs/video/00_decoding.ipynb #fb874548
+@patch
+def look(self:_Clock, p):
+    "Up to which second the packets go, and whether bytes lie between them that are in none"
+    if p.pts is not None:
+        self.reach = max(self.reach, float((p.pts + (p.duration or 0))*p.time_base))
+    if self.name == 'mpegts' and p.pos is not None and p.pos >= 0:
+        far, self.at = p.pos - (p.pos if self.at is None else self.at), p.pos
+        # its packets are 188 bytes long, on discs 192, on the air 204
+        if all(far % size for size in (188, 192, 204)): self.skipped = self.reach
+    if self.name.split(',')[0] in ('matroska',
+                                   'flv') and p.size and p.pos is not None and p.pos >= 0:
+        if self.at is not None and p.pos - self.at > 200: self.skipped = self.reach
+        self.at = p.pos + p.size
+        if p.has_sidedata('matroska_block_additional'): # the mask of a transparent picture
+            self.at += p.get_sidedata('matroska_block_additional').buffer_size
 
 # %% ../../nbs/video/00_decoding.ipynb #4bd1a67a
 @patch
@@ -579,13 +588,15 @@ def cautions(frame # A PyAV frame
                              'it is shown at the nearest one')
     wide, curve = frame.colorspace in (9, 10), getattr(frame, 'color_trc', 2)
     if wide and curve == 2 and frame.format.components[0].bits > 8:
-        out.append('its colours are BT.2020 with 10 bits, as in HDR, but the file does not say which '
-                   'transfer function they have; they are shown as they are, which may be pale')
+        out.append('its colours are BT.2020 with 10 bits, as in HDR, but the file does not say '
+                   'which transfer function they have; they are shown as they are, '
+                   'which may be pale')
     elif curve in HDR and not tone_maps():
         out.append(f'it is HDR ({HDR[curve]}), and the ffmpeg of this PyAV cannot map it to SDR; '
                    'its colours are pale')
     return out
 
+# %% ../../nbs/video/00_decoding.ipynb #27dd68be
 @cache
 def tone_maps():
     "Does ffmpeg's `scale` know transfer functions? (Since version 7.1.)"

@@ -54,8 +54,8 @@ def _graph(self:Shaper, frame, h, w, turn, curve):
     if curve in HDR and tone_maps(): options += f':{SDR}'
     first = g.add_buffer(width=frame.width, height=frame.height, format=frame.format,
                          time_base=frame.time_base or Fraction(1, 1000))
-    steps = [('scale', f'{w}:{h}:{options}'), ('format', self.pix_fmt), *steps, ('buffersink', None)]
-    g.link_nodes(first, *(g.add(*s) for s in steps)).configure()
+    steps = ('scale', f'{w}:{h}:{options}'), ('format', self.pix_fmt), *steps
+    g.link_nodes(first, *(g.add(*s) for s in steps), g.add('buffersink')).configure()
     return g
 
 # %% ../../nbs/video/01_encoding.ipynb #e2af5b84
@@ -269,7 +269,8 @@ def normalise_clip(src:str|Path,       # Any video file
         try: got = probe(temporary)
         except (Unavailable, OSError): got = dict(frames=0, seconds=0.)
         doubt = in_words(lost)
-        gaps = sum(max(0, min(b, start + asked) - max(a, start)) for a, b, _ in lost if b is not None)
+        gaps = sum(max(0, min(b, start + asked) - max(a, start))
+                   for a, b, _ in lost if b is not None)
         short = got['seconds'] < .9*asked and (doubt or failure or end)
         if short or not got['frames'] or gaps >= asked/2 > 0:
             raise Unavailable('truncated' if claimed >= start + .9*asked else 'too short',
