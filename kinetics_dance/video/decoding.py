@@ -328,27 +328,32 @@ def distrust(self:_Pass, why):
     c = self.clock
     self.why, self.since, self.fresh = why.replace('%d', str(c.n)), c.following(), False
 
+@patch
+def begins(self:_Pass, f):
+    "Is this a key frame? Some decoders do not say so"
+    return f.key_frame or f.pts in self.keys
+
 # %% ../../nbs/video/00_decoding.ipynb #4a3f5215
 @patch
 def judge(self:_Pass, f, last):
     "Hand on a frame if it is good; `last`: it came out because no packet follows"
     c = self.clock
-    begins = f.key_frame or f.pts in self.keys
+    corrupt = f.is_corrupt
     early = self.key is not None and f.pts is not None and f.pts < self.key
-    if f.is_corrupt: self.distrust('frame %d is damaged')
-    if f.is_corrupt or early or self.why and not (self.fresh or begins):
+    if corrupt: self.distrust('frame %d is damaged')
+    if corrupt or early or self.why and not (self.fresh or self.begins(f)):
         c.dropped += 1
         return
     t = c.time(f)
     if c.n and c.jumped(t):
-        if not begins:
+        if not self.begins(f):
             self.distrust('frame %d has a time that cannot be')
             return
         t = c.join(f)
     elif c.n and not self.why and c.missing(t, last):
         self.distrust('frame %d is missing')
-        if not (begins or last): return
-    self.keys.discard(f.pts)
+        if not (last or self.begins(f)): return
+    if f.key_frame: self.keys.discard(f.pts)
     if self.why:
         self.lost.append((min(self.since, t), t, self.why))
         self.why = c.skipped = None
