@@ -282,9 +282,12 @@ def select_classes(
     return df[df.label.isin(keep)].reset_index(drop=True)
 
 # %% ../../nbs/clips/00_annotations.ipynb #132d74d8
-VIDEO_SUFFIXES = {
-    '.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.ts', '.wmv', '.flv', '.3gp'
-}
+VIDEO_SUFFIXES = {f'.{s}' for s in (
+    'mp4 m4v mov qt mj2 f4v 3gp 3g2 3gpp ismv mkv mk3d webm avi divx ogv ogm ogx wmv asf flv '
+    'mpg mpeg mpe m1v m2v mpv vob vro mod tod ts mts m2t m2ts trp tp mxf gxf dv dif nut ivf obu '
+    'rm rmvb ram wtv nsv pva ty lxf dav gif apng webp y4m h261 h263 h264 264 avc h265 265 hevc '
+    'h266 266 vvc evc av1 mjpg mjpeg mjp cavs avs2 avs3 drc vc2 dnxhd dnxhr vc1 fli flc roq smk '
+    'bik swf 4xm thp xmv vmd amv xesc').split()}
 
 def _file_id(path):
     "An id that is safe in a file name, readable, and different for different paths"

@@ -58,12 +58,16 @@ def plot_audit(
 ):
     "Clips of each class by split, and how long they are"
     import matplotlib.pyplot as plt
-    counts = pd.crosstab(df.label, df.split).rename(index=for_figure, columns=for_figure)
+    counts = pd.crosstab(df.label, df.split)
+    if len(counts) > 60: # the smallest classes are those to look at
+        counts = counts.loc[counts.sum(axis=1).sort_values().index[59::-1]]
+    counts = counts.rename(index=for_figure, columns=for_figure)
     if axs is None:
         _, axs = plt.subplots(1, 2, figsize=(8, 1.4 + .24*len(counts)), width_ratios=(2, 1),
                               layout='constrained')
     counts.iloc[::-1].plot.barh(stacked=True, ax=axs[0], colormap='viridis', width=.75)
-    axs[0].set(xlabel='clips', ylabel='')
+    few = f'the 60 smallest of {df.label.nunique():,} classes' if df.label.nunique() > 60 else ''
+    axs[0].set(xlabel='clips', ylabel=few)
     axs[0].legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     lengths = (df.time_end - df.time_start).round(1).value_counts().sort_index()
     axs[1].bar([f'{l:g}' for l in lengths.index], lengths, color='0.5', log=True)

@@ -63,19 +63,21 @@ def plot(self:Prediction, fig=None):
 
 # %% ../../nbs/deploy/03_output.ipynb #59b4b29f
 def doubts(
-    said:dict, # How reading ended: `end`, `claimed`, `doubt`
+    said:dict, # How reading ended: `end`, `claimed`, `doubt`; `lost` seconds before it, `notes`
     start:float, end:float|None, # The seconds that were asked for
 )->list: # Sentences
-    "What must be said of a video that could not be read to its end"
+    "What must be said of a video that could not be read to its end, or not as it is meant"
+    notes = list(said.get('notes', ()))
     asked = min(x for x in (end, said['claimed'], np.inf) if x is not None)-start
-    share = (said['end']-start)/asked if 0 < asked < np.inf else 1
-    if not said['doubt'] and share > .5: return []
+    seconds = max(0., said['end']-start-said.get('lost', 0.))
+    share = seconds/asked if 0 < asked < np.inf else 1
+    if not said['doubt'] and share > .5: return notes
     why = f": {said['doubt']}" if said['doubt'] else ''
-    got = f"{said['end']-start:.2f}"
-    if asked == np.inf:
-        return [f'only the first {got} s can be read; how much is missing is not known{why}']
-    return [f"{'less than half' if share < .5 else 'not all'} of it can be read, "
-            f"{got} of {asked:.2f} s{why}"]
+    if asked == np.inf and not said.get('lost'):
+        return [f'only the first {seconds:.2f} s can be read; '
+                f'how much is missing is not known{why}', *notes]
+    of = f'{seconds:.2f} s' if asked == np.inf else f'{seconds:.2f} of {asked:.2f} s'
+    return [f"{'less than half' if share < .5 else 'not all'} of it can be read, {of}{why}", *notes]
 
 # %% ../../nbs/deploy/03_output.ipynb #eeda7af8
 @contextmanager

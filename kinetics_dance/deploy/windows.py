@@ -14,7 +14,9 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.base import StudyError
 from ..core.base import Unavailable
-from ..video.decoding import Damaged, open_video, intact_frames, upright_size
+from kinetics_dance.video.decoding import (
+    Damaged, cautions, claimed_length, in_words, intact_frames, open_video, packets_length,
+    upright_size)
 from ..video.reading import cover_size, cut_out, shaper_to, regular
 
 # %% ../../nbs/deploy/00_windows.ipynb #b9fa4a32
@@ -41,9 +43,8 @@ def claimed_seconds(
     if ours := regular(path): return float(ours[0]/ours[1])
     with open_video(path) as (c, v):
         rate = v.guessed_rate or v.average_rate
-        if v.duration: out = float(v.duration*v.time_base)
-        elif v.frames and rate: out = float(v.frames/rate)
-        else: out = (c.duration or 0)/1e6
+        if v.frames and rate and not v.duration: out = float(v.frames/rate)
+        else: out = claimed_length(c, v) or packets_length(c, v) or (c.duration or 0)/1e6
     return out if 0 < out < 1e7 else None
 
 # %% ../../nbs/deploy/00_windows.ipynb #f07df0cb
@@ -52,6 +53,7 @@ class _Pass:
     def __init__(self, path, start, stop):
         self.path, self.start, self.stop = path, start, stop
         self.frames, self.end, self.doubt = 0, None, None
+        self.lost, self.notes = [], [] # seconds that cannot be decoded; what else must be said
 
 # %% ../../nbs/deploy/00_windows.ipynb #2944060d
 @patch
@@ -59,13 +61,15 @@ def pairs(self:_Pass):
     "(seconds, frame, shape of its pixels, until when it is on screen), the last one with infinity"
     held, first, n, rate, pixels = None, None, 0, 25., None
     try:
-        with closing(intact_frames(self.path, self.start)) as sound:
+        with closing(intact_frames(self.path, self.start, self.lost)) as sound:
             for n, (t, f, v) in enumerate(sound):
+                self.doubt = in_words(self.lost) if self.lost else None
                 if held:
                     self.frames += t > self.start
                     yield *held, t
                 else:
                     first, rate = t, float(v.guessed_rate or v.average_rate or 25)
+                    self.notes = cautions(f)
                     # the stream is gone when the last frame is handed out
                     pixels = SimpleNamespace(sample_aspect_ratio=v.sample_aspect_ratio)
                 if self.stop is not None and t >= self.stop-1e-6: return # the rest is not asked for
@@ -110,7 +114,8 @@ def _as_expected(look, until, last):
 def _ended(look, until, claimed):
     return dict(kind='end', frames=look.frames,
                 end=until if look.end is None else min(look.end, until), claimed=claimed,
-                doubt=look.doubt), b''
+                doubt=look.doubt, notes=look.notes,
+                lost=sum(b - a for a, b, _ in look.lost if b is not None)), b''
 
 # %% ../../nbs/deploy/00_windows.ipynb #5ffedc66
 def watch(path, n, seconds, step, size, crop=None, start=0., stop=None, strip=0, save=None):

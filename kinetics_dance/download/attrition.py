@@ -41,10 +41,12 @@ def plot_attrition(report:pd.DataFrame, # What `attrition_report` returned
     "Share of each class that could not be had, by reason"
     import matplotlib.pyplot as plt
     share = report.drop(columns=['clips', 'ok', 'alive']).div(report.clips, axis=0)*100
+    many = f'the 60 that lost most of {len(share):,} classes' if len(share) > 60 else ''
+    if many: share = share.loc[share.sum(axis=1).sort_values(ascending=False).index[:60]]
     if ax is None: _, ax = plt.subplots(figsize=(7, 1.2 + .28*len(share)), layout='constrained')
     share = share.rename(index=for_figure, columns=for_figure)
     if share.shape[1]: share.iloc[::-1].plot.barh(stacked=True, ax=ax, colormap='viridis', width=.7)
-    ax.set(xlabel='clips that could not be had, %', ylabel='')
+    ax.set(xlabel='clips that could not be had, %', ylabel=many)
     if reference: ax.axvline(reference, color='0.5', lw=1, ls='--')
     ax.spines[['top', 'right']].set_visible(False)
     if ax.get_legend(): ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False)

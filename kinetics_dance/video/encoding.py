@@ -14,7 +14,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..core.base import writing
 from ..core.base import Unavailable
-from .decoding import CONTAINERS, Damaged, open_video, probe, intact_frames
+from .decoding import (CONTAINERS, HDR, SDR, Damaged, open_video, probe, intact_frames,
+    orientation, tone_maps, cautions, claimed_length, in_words)
 
 # %% ../../nbs/video/01_encoding.ipynb #ba7736d1
 class Shaper:
@@ -27,27 +28,34 @@ class Shaper:
     def __call__(self, frame, # A PyAV frame
                  height:int, width:int # Size of the result, upright
                 ):            # A PyAV frame
+        turn, curve = orientation(frame), getattr(frame, 'color_trc', 2)
         form = (height, width, frame.width, frame.height, frame.format.name, frame.colorspace,
-                frame.color_range, turns := round(frame.rotation/90) % 4)
+                frame.color_range, curve, turn)
         if form != self.form:
-            lying = (width, height) if turns % 2 else (height, width)
-            self.graph, self.form = self._graph(frame, *lying, turns), form
+            lying = (width, height) if turn[0] else (height, width)
+            self.graph, self.form = self._graph(frame, *lying, turn, curve), form
         self.graph.push(frame)
         return self.graph.pull()
 
 # %% ../../nbs/video/01_encoding.ipynb #c7242a6c
+# ffmpeg's `transpose` by what follows it: nothing, a flip left-right, top-bottom, both
+_TRANSPOSE = {(False, False): 'cclock_flip', (True, False): 'clock',
+              (False, True): 'cclock', (True, True): 'clock_flip'}
+
 @patch
-def _graph(self:Shaper, frame, h, w, turns):
+def _graph(self:Shaper, frame, h, w, turn, curve):
     import av.filter
     g = av.filter.Graph()
     g.threads = 1
-    turn = ([], [('transpose', 'cclock')], [('hflip', None),
-                                            ('vflip', None)], [('transpose', 'clock')])[turns]
-    steps = ('scale', f'{w}:{h}:{self.options}'), ('format', self.pix_fmt), *turn, ('buffersink',
-                                                                                    None)
+    transposed, mirrored, upturned = turn
+    turns:list = [('hflip', None)]*mirrored + [('vflip', None)]*upturned
+    if transposed: turns = [('transpose', _TRANSPOSE[mirrored, upturned])]
+    options = self.options
+    if curve in HDR and tone_maps(): options += f':{SDR}'
     first = g.add_buffer(width=frame.width, height=frame.height, format=frame.format,
                          time_base=frame.time_base or Fraction(1, 1000))
-    g.link_nodes(first, *(g.add(*s) for s in steps)).configure()
+    steps = ('scale', f'{w}:{h}:{options}'), ('format', self.pix_fmt), *turns
+    g.link_nodes(first, *(g.add(*s) for s in steps), g.add('buffersink')).configure()
     return g
 
 # %% ../../nbs/video/01_encoding.ipynb #e2af5b84
@@ -128,7 +136,7 @@ def ffmpeg_command(src, dst, start, seconds, size, gop, rate, channels):
 def even_size(f, v, short_side):
     "Height and width, upright and even, with the short side shrunk to `short_side`"
     h, w = f.height, f.width*float(v.sample_aspect_ratio or 1)
-    if f.rotation % 180: h, w = w, h
+    if orientation(f)[0]: h, w = w, h
     k = min(1, short_side/min(h, w)) if short_side else 1
     return tuple(2*max(1, round_half_up(x*k/2)) for x in (h, w))
 
@@ -222,15 +230,17 @@ def encoder(limit):
 
 # %% ../../nbs/video/01_encoding.ipynb #bea125c0
 def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
-    "Decode, shape, hand over: (what is in doubt about the video, ffmpeg's last words if it failed)"
+    "Decode, shape, hand over: (what is lost, what else must be said, ffmpeg's last words)"
     shaper = Shaper(
         'yuv420p', 'flags=bicubic+accurate_rnd+full_chroma_int:out_color_matrix=bt601:out_range=tv')
-    ticks, size, last, doubt = math.ceil(seconds*rate - 1e-6) if seconds else None, None, None, None
-    with closing(intact_frames(src, start)) as sound, encoder(limit) as (begin, write, end):
+    ticks, size, last = math.ceil(seconds*rate - 1e-6) if seconds else None, None, None
+    lost, said = [], []
+    with closing(intact_frames(src, start, lost)) as sound, encoder(limit) as (begin, write, end):
         def sized():
             nonlocal size
             # `steady` may hand the last frame on when the file is closed already and `v` is gone
             for t, f, v in sound:
+                if not size: said.extend(cautions(f))
                 size = size or even_size(f, v, short_side)
                 yield t, f, v
         try:
@@ -239,9 +249,9 @@ def _encode(src, dst, start, seconds, short_side, gop, rate, channels, limit):
                     begin(ffmpeg_command(src, dst, start, seconds, size, gop, rate, channels))
                 if f is not last: last, picture = f, shaper(f, *size).to_ndarray()
                 write(picture)
-        except Damaged as e: doubt = e.detail
+        except Damaged as e: lost = lost or [(start, None, e.detail)]
         except BrokenPipeError: pass # ffmpeg says why
-        return doubt, last is not None and end() # no picture: nothing was begun
+        return lost, said, last is not None and end() # no picture: nothing was begun
 
 # %% ../../nbs/video/01_encoding.ipynb #a97bafb6
 def _plan(src, fps):
@@ -250,16 +260,20 @@ def _plan(src, fps):
         rate = Fraction(fps
                         or min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
         channels = min(2, c.streams.audio[0].channels or 2) if c.streams.audio else 0
-        claimed = float(v.duration*v.time_base) if v.duration else (c.duration or 0)/1e6
+        claimed = claimed_length(c, v) or (c.duration or 0)/1e6
     return rate, channels, claimed
 
-def _probed(clip, start, asked, claimed, why):
-    "What `probe` says of a clip; `Unavailable` where it lacks more than a tenth"
+def _probed(clip, start, asked, claimed, lost, failure, whole):
+    "What `probe` says of a clip; `Unavailable` where too much of what was `asked` for is missing"
     try: got = probe(clip)
     except (Unavailable, OSError): got = dict(frames=0, seconds=0.)
-    if got['seconds'] < .9*asked or not got['frames']:
+    gaps = sum(max(0, min(b, start + asked) - max(a, start)) for a, b, _ in lost if b is not None)
+    # the header alone, of a whole video, is not believed against what can be decoded
+    short = got['seconds'] < .9*asked and (lost or failure or not whole)
+    if short or not got['frames'] or gaps >= asked/2 > 0:
         raise Unavailable('truncated' if claimed >= start + .9*asked else 'too short',
-                          why or f"{got['seconds']} s of {asked:g} s can be decoded")
+                          failure or in_words(lost) or f"{got['seconds']} s of "
+                                                       f"{asked:g} s can be decoded")
     return got
 
 # %% ../../nbs/video/01_encoding.ipynb #e913b7e7
@@ -282,12 +296,13 @@ def normalise_clip(src:str|Path,       # Any video file
     with writing(dst) as temporary:
         # a sound track nobody can decode must not cost the pictures
         for channels in dict.fromkeys((channels, 0)):
-            doubt, failure = _encode(src, temporary, start, end and asked, short_side, gop
-                                     or round(rate), rate, channels, limit)
+            lost, said, failure = _encode(src, temporary, start, end and asked, short_side,
+                                          gop or round(rate), rate, channels, limit)
             if not failure: break
-        got = _probed(temporary, start, asked, claimed, failure or doubt)
+        doubt = in_words(lost)
+        got = _probed(temporary, start, asked, claimed, lost, failure, whole=not end)
         _write_seal(temporary, got['frames'])
-    return got | dict(error=doubt)
+    return got | dict(error='; '.join(filter(None, [doubt, *said])) or None)
 
 # %% ../../nbs/video/01_encoding.ipynb #200298d4
 def file_digest(path:str|Path) -> dict: # bytes, sha256

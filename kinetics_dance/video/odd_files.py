@@ -207,6 +207,14 @@ def _judge(read, shown, turn):
         try: numbers = read_numbers(np.rot90(read(), -turn//90, axes=(1, 2))).tolist()
         except Unavailable as e: return f'error: {e}'
     if numbers == shown: return f'all {len(shown)}'
-    if numbers != shown[:len(numbers)]: return f'WRONG: {numbers}'
     why = ' '.join(str(w.message).split(': ', 1)[-1] for w in said)
-    return f'the first {len(numbers)} of {len(shown)}: {why}'
+    if why and numbers == shown[:len(numbers)]:
+        return f'the first {len(numbers)} of {len(shown)}: {why}'
+    if why and _only_gaps(numbers, shown): return f'{len(set(numbers))} of {len(set(shown))}: {why}'
+    return f'WRONG: {numbers}'
+
+def _only_gaps(numbers, shown):
+    """Frames in order, of which some are missing, or the last one stands in for them (in AVI, where
+    frames are only counted, up to one place early)"""
+    if sorted(numbers) != numbers or not set(numbers) <= set(shown): return False
+    return len(set(numbers)) == len(numbers) or all(i <= j + 1 for i, j in zip(numbers, shown))

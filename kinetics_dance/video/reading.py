@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 import numpy as np
 from ..core.base import StudyError
-from .decoding import Damaged, open_video, intact_frames, upright_size
+from .decoding import Damaged, cautions, in_words, open_video, intact_frames, upright_size
 from .encoding import Shaper, sealed
 
 # %% ../../nbs/video/02_reading.ipynb #1d6cb1b9
@@ -26,29 +26,32 @@ def frame_times(path:str|Path   # A video file
     """Times of all frames that can be read, with a warning if more were meant to be; `Unavailable`
     if there is none"""
     if ours := regular(path): return np.arange(ours[0])/float(ours[1])
-    times, n, doubt = _collect(path, lambda i, t, f, v: t)
+    times, n, doubt, _ = _collect(path, lambda i, t, f, v: t)
     if doubt: _warn(path, n, doubt)
     return np.array(times)
 
 # %% ../../nbs/video/02_reading.ipynb #64c1f786
 def _collect(path, take, count=None):
     """What `take` makes of the frames, up to `count` things that are not None: (things, frames
-    seen, what is in doubt)"""
-    things, n, doubt = [], 0, None
+    seen, what is lost, what else must be said)"""
+    things, n, lost, said = [], 0, [], []
     try:
-        with closing(intact_frames(path)) as sound:
+        with closing(intact_frames(path, lost=lost)) as sound:
             for n, frame in enumerate(sound, 1):
+                if n == 1: said = cautions(frame[1])
                 if (x := take(n - 1, *frame)) is not None: things.append(x)
                 if len(things) == count: break
-    except Damaged as e:
+    except Damaged:
         if not n: raise
-        doubt = e.detail
-    return things, n, doubt
+    return things, n, in_words(lost), said
 
 # %% ../../nbs/video/02_reading.ipynb #8279ed13
 def _warn(path, n, doubt):
     warnings.warn(f'{Path(path).name}: only {n} frame{"s"*(n != 1)} can be read: {doubt}',
                   stacklevel=4)
+
+def _caution(path, sentences):
+    for s in sentences: warnings.warn(f'{Path(path).name}: {s}', stacklevel=4)
 
 # %% ../../nbs/video/02_reading.ipynb #ee96f97d
 def cover_size(h, w, size):
@@ -99,12 +102,15 @@ def _read_pyav(path, wanted, size, ours=None):
         box = box or upright_size(f, v) # some files change their size half-way
         big, at = cover_size(*upright_size(f, v), box)
         return cut_out(shaper(f, *big).to_ndarray(), box, at)
-    pictures, n, doubt = _collect(path, take, None if wanted is None else len(wanted))
+    pictures, n, doubt, said = _collect(path, take, None if wanted is None else len(wanted))
     if wanted is None and doubt: _warn(path, n, doubt)
     if wanted is not None and len(pictures) < len(wanted):
         raise IndexError(f'{Path(path).name}: frame {wanted[len(pictures)]} was asked for, '
                          f'{n} can be decoded'
                          + f': {doubt}'*bool(doubt))
+    if wanted is not None and doubt:
+        said = [*said, f'frames are numbered without those that are lost: {doubt}']
+    _caution(path, said)
     return np.stack(pictures)
 
 # %% ../../nbs/video/02_reading.ipynb #8ca2daf7
