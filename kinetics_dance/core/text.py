@@ -7,6 +7,7 @@ __all__ = ['visible', 'for_html', 'for_markdown', 'for_figure', 'font_with', 'fo
 
 # %% ../../nbs/core/08_text.ipynb #f272d591
 import html, re, unicodedata, warnings
+from .base import StudyWarning
 
 # %% ../../nbs/core/08_text.ipynb #30885591
 _UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e'
@@ -86,7 +87,7 @@ def _family(c):
             _FAMILIES[None] = c
             warnings.warn(f'no font here has the letter {c}; figures show a box for it: install '
                           'one that does, for Chinese, Japanese and Korean Noto Sans CJK',
-                          stacklevel=4)
+                          StudyWarning, stacklevel=4)
         _FAMILIES[c] = found[0] if found else ''
     return _FAMILIES[c]
 

@@ -10,7 +10,7 @@ import warnings
 from contextlib import closing
 from pathlib import Path
 import numpy as np
-from ..core.base import StudyError
+from ..core.base import StudyError, StudyWarning
 from .decoding import Damaged, cautions, in_words, open_video, intact_frames, upright_size
 from .encoding import Shaper, sealed
 
@@ -48,10 +48,10 @@ def _collect(path, take, count=None):
 # %% ../../nbs/video/02_reading.ipynb #8279ed13
 def _warn(path, n, doubt):
     warnings.warn(f'{Path(path).name}: only {n} frame{"s"*(n != 1)} can be read: {doubt}',
-                  stacklevel=4)
+                  StudyWarning, stacklevel=4)
 
 def _caution(path, sentences):
-    for s in sentences: warnings.warn(f'{Path(path).name}: {s}', stacklevel=4)
+    for s in sentences: warnings.warn(f'{Path(path).name}: {s}', StudyWarning, stacklevel=4)
 
 # %% ../../nbs/video/02_reading.ipynb #ee96f97d
 def cover_size(h, w, size):
