@@ -19,7 +19,7 @@ from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from kinetics_dance.evaluation.analysis import (
     agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects,
     temporal_gain, together)
-from .evaluation.intervals import Estimate, bootstrap
+from .evaluation.intervals import Estimate, bootstrap, shared_training
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
 from .evaluation.significance import (PRETRAINING_MARK, marked, paired_differences,
@@ -69,6 +69,11 @@ def _notes(p):
         yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve '
                'it speak of these trained models on new uploads; nothing is claimed about '
                'recipes, which another run may rank otherwise.')
+    for k in sorted(set(p.folds.values())):
+        yield (f'Cross-validated over {k} folds ({", ".join(m for m in p.folds if p.folds[m] == k)}): '
+               'each clip is answered by a model that has not seen its group. Folds share '
+               'training clips, so the variance by groups is taken '
+               f'{shared_training(k):.2f} times.')
     if marks:
         yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before '
                f'({PRETRAINING_MARK}), perhaps these '

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from ..clips.folds import read_folds
 from ..clips.splits import hash_order
 from ..clips.table import ClipTable
 from ..core.base import StudyError, study_folder, writing
@@ -76,6 +77,9 @@ def train_budgets(
 )->list: # The folders of the budgets
     "Train models of a study with other budgets; what is trained already is not trained again"
     run = study_folder(settings['study'], settings['runs'])
+    if read_folds(run):
+        raise StudyError(f'{run.name}: budgets of a study with folds are not made; take the folds '
+                         'out of its study file, or give it another name without them')
     plans = [(budget_name(e), 1., e) for e in epochs]
     plans += [(budget_name(share=s), s, round(settings['epochs']/s)) for s in shares]
     for name, share, n in plans:

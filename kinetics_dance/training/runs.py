@@ -22,11 +22,13 @@ from .checkpoints import Checkpoint, load_checkpoint
 from ..core.dependencies import closure, fingerprint
 from ..core.settings import RENAMED
 from ..clips.annotations import check_classes
+from ..clips.folds import fold_folder, read_folds
 from ..clips.splits import rooted
 from ..core.base import StudyError, study_folder, writing
 from ..core.progress import expect, follow
 from .frozen_features import HeadOnly, build_features, feature_loaders
 from ..loading.dataloader import ClipDataLoaders, Clips
+from ..evaluation.fold_predictions import join_predictions
 from ..evaluation.perturbations import (
     list_perturbations, predict_over_time, predict_perturbed, write_predictions)
 from .recipe import Recipe, check_choices
@@ -237,8 +239,8 @@ class _Watch(Callback):
 # %% ../../nbs/training/08_runs.ipynb #a1d1497e
 def _run_of(seed, settings):
     "Which training run it is, in words"
-    seeds = list(settings.get('seeds', [seed]))
-    return (f'run {seeds.index(seed)+1} of {len(seeds)} (seed {seed})'
+    seeds, fold = list(settings.get('seeds', [seed])), settings.get('fold', '')
+    return fold + (f'run {seeds.index(seed)+1} of {len(seeds)} (seed {seed})'
             if seed in seeds else f'seed {seed}')
 
 # %% ../../nbs/training/08_runs.ipynb #4196f62a
@@ -422,6 +424,7 @@ def train_run(
     recipe,run = Recipe.of(settings),study_folder(settings['study'], settings['runs'])
     if task is None:
         with follow(name, recipe.epochs) as task: return train_run(name, settings, seed, log, task)
+    if read_folds(run): return _train_folds(name, settings, seed, log, task)
     spec,arguments = model_of(name, settings)
     folder,said = run/'models'/name/f'seed{seed}',run/'predictions'/name
     team = open_process_group(recipe)
@@ -501,6 +504,43 @@ def _finished(folder, said, seed, key):
     ]
     return config if config.get('key') == key and all(f.exists() for f in files) else None
 
+# %% ../../nbs/training/08_runs.ipynb #ff8b2ad6
+def _train_folds(name, settings, seed, log, task):
+    "Train a model with a seed for each fold, and put together what they say"
+    recipe, run = Recipe.of(settings), study_folder(settings['study'], settings['runs'])
+    team, n, configs = open_process_group(recipe), read_folds(run)['folds'], []
+    expect(task, (n - 1)*recipe.epochs)
+    for k in range(n):
+        if team.first: fold_folder(run, k)
+        team.agree()
+        words = f'fold {k+1} of {n}, '
+        own = dict(settings) | dict(study=f'fold{k}', runs=str(run/'folds'), fold=words)
+        def say(line, words=words): log(words + line)
+        configs.append(train_run(name, own, seed, log and say, task))
+    return team.agree(_join(run, name, seed, configs) if team.first else None)
+
+# %% ../../nbs/training/08_runs.ipynb #d9605255
+def _join(run, name, seed, configs):
+    "The predictions of all folds as one training run, beside the model of the first fold"
+    folds = [run/'folds'/f'fold{k}' for k in range(len(configs))]
+    folder, *_ = models = [f/'models'/name/f'seed{seed}' for f in (run, *folds)]
+    key = hashlib.sha256(''.join(c['key'] for c in configs).encode()).hexdigest()
+    known = _read_note(config_path(folder))
+    files = [*known.get('predictions', []), f'models/{name}/seed{seed}/history.csv']
+    if known.get('key') == key and all((run/f).exists() for f in files): return known
+    config_path(folder).unlink(missing_ok=True)
+    written = join_predictions(folds, run, name, seed)
+    curves = pd.concat([pd.read_csv(f/'history.csv') for f in models[1:]])
+    with writing(folder/'history.csv') as p:
+        curves.groupby('epoch', as_index=False).mean().to_csv(p, index=False)
+    with writing(folder/'model.safetensors') as p: shutil.copy(models[1]/'model.safetensors', p)
+    names = [f.relative_to(run).as_posix() for f in written]
+    config = configs[0] | dict(study=run.name, key=key, folds=len(folds), predictions=names,
+                               seconds=round(sum(c['seconds'] for c in configs)/len(folds), 1))
+    with writing(config_path(folder)) as p:
+        p.write_text(json.dumps(config, indent=1, sort_keys=True))
+    return config
+
 # %% ../../nbs/training/08_runs.ipynb #45c68ceb
 def train_seeds(
     name:str,       # Name of the model
@@ -513,10 +553,11 @@ def train_seeds(
     keep = {f'seed{s}' for s in settings['seeds']}
     with follow(name, len(settings['seeds'])*Recipe.of(settings).epochs) as task:
         configs = [train_run(name, settings, s, log, task) for s in settings['seeds']]
-    for old in [*(run/'models'/name).glob('seed*'),
-                  *(run/'predictions'/name).rglob('seed*.parquet')]:
-        if old.stem not in keep and re.fullmatch(_SEED, old.name):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for at in [run, *(run/'folds').glob('fold*')]:
+        for old in [*(at/'models'/name).glob('seed*'),
+                    *(at/'predictions'/name).rglob('seed*.parquet')]:
+            if old.stem not in keep and re.fullmatch(_SEED, old.name):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
     return configs
 
 _SEED = r'seed\d+(\.lock|\.parquet)?'
@@ -537,6 +578,7 @@ def forget_models(
 ):
     """Remove models that we trained for an earlier version of the study; predictions that somebody
     put there stay"""
+    for at in (Path(run)/'folds').glob('fold*/'): forget_models(at, keep)
     for old in (Path(run)/'models').glob('*/'):
         # a folder of ours holds training runs and what was found about the learning rate; others
         # stay
