@@ -70,8 +70,8 @@ def _notes(p):
                'it speak of these trained models on new uploads; nothing is claimed about '
                'recipes, which another run may rank otherwise.')
     for k in sorted(set(p.folds.values())):
-        yield (f'Cross-validated over {k} folds ({", ".join(m for m in p.folds if p.folds[m] == k)}): '
-               'each clip is answered by a model that has not seen its group. Folds share '
+        of = ", ".join(m for m in p.folds if p.folds[m] == k)
+        yield (f'Cross-validated over {k} folds ({of}): each clip is answered by a model that has not seen its group. Folds share '
                'training clips, so the variance by groups is taken '
                f'{shared_training(k):.2f} times.')
     if marks:
