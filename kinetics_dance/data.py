@@ -15,6 +15,7 @@ from functools import partial
 import pandas as pd
 from .synthetic import dancers, uploads
 from .clips.annotations import clip_id, select_classes
+from .clips.arrow import arrow_known, both_ways
 from .clips.folds import check_sides, fold_lines, write_folds
 from .clips.splits import list_clips, rooted, split, wanted
 from .clips.table import ClipTable
@@ -125,8 +126,20 @@ def collect(
                        version=version, settings=source_settings(p), wanted=choose(p,
                                                                                    clips), **kwargs)
     write_folds(run, clips)
+    _set_task(p, run, table)
     table.export(run/'clips.csv')
     return out
+
+# %% ../nbs/00_data.ipynb #3d1b7936
+def _set_task(p, run, table):
+    "Where the arrow of time is asked for: each clip both ways, and what is known about that"
+    known = run/'known.json'
+    if p.get('task') == 'arrow':
+        rows = both_ways(table.frame())
+        table.set(rows)
+        table.update(rows.to_dict('records'))
+        with writing(known) as part: part.write_text(json.dumps(arrow_known(), indent=1))
+    elif p['source'] != 'demo': known.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #257c7d9b
 def _check_export(path):

@@ -5,8 +5,11 @@ from kinetics_dance.clips.folds import fold_lines, fold_numbers, fold_splits, re
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.comparison import compare
 from kinetics_dance.core.base import StudyError
+from kinetics_dance.core.settings import check_settings, defaults
+from kinetics_dance.data import choose, prepare
 from kinetics_dance.evaluation.intervals import bootstrap, shared_training
 from kinetics_dance.evaluation.predictions import as_table, load_predictions, simulate, stack_predictions
+from kinetics_dance.training.budget import train_budgets
 from kinetics_dance.training.runs import forget_models, train_run, train_seeds
 from kinetics_dance.training.study_files import histories, learning_rates
 from conftest import tiny_study
@@ -103,7 +106,6 @@ def test_comparison_and_perturbations_read_folds_like_any_study(study):
     naive = compare(plain, n_resamples=50)
     wide, narrow = (x.boots['normal', 'classes']['cnn_lstm']['accuracy'] for x in (c, naive))
     assert wide.value == narrow.value and wide.spread()[0] == pytest.approx(shared_training(FOLDS)*narrow.spread()[0])
-    assert np.diff(wide.interval()) > np.diff(narrow.interval())
 
 
 def test_a_model_or_a_seed_that_the_study_lost_leaves_its_folds_too(study, tmp_path):
@@ -135,4 +137,59 @@ def test_two_models_of_which_one_is_cross_validated_take_the_wider_variance():
     q = stack_predictions({m: {s: read_predictions(t) for s, t in r.items()} for m, r in tables.items()})
     b = bootstrap(q, 20)
     assert q.folds == {'b': 5} and b['a']['accuracy'].shared == 1
+    plain = bootstrap(p, 20)
+    assert np.diff(b['b']['accuracy'].interval()) > np.diff(plain['b']['accuracy'].interval())
+    assert np.diff((b['b']['accuracy'] - b['a']['accuracy']).interval()) > np.diff((plain['b']['accuracy'] - plain['a']['accuracy']).interval())
     assert (b['b']['accuracy'] - b['a']['accuracy']).shared == shared_training(5)
+
+
+def listed(tmp_path, rows):
+    "Settings of a study of a list; its videos are empty files, which nobody reads here"
+    for r in rows: (tmp_path/r['path']).write_bytes(b'')
+    pd.DataFrame(rows).to_csv(tmp_path/'list.csv', index=False)
+    return defaults() | dict(study='mine', runs=str(tmp_path/'runs'), source='folder', annotations=[str(tmp_path/'list.csv')], contains='', n_train=0, n_valid=0, n_test=0)
+
+
+def people(n=6, labels=('run', 'walk'), **more):
+    return [dict(path=f'{g}_{l}.mp4', label=l, group=g) | {k: v(g) for k, v in more.items()} for g in 'abcdef'[:n] for l in labels]
+
+
+def test_folds_of_a_list(tmp_path):
+    p = listed(tmp_path, people())
+    clips, gone, _ = prepare(p | dict(folds='group'))
+    assert clips.fold.nunique() == 6 and clips.groupby('group').fold.nunique().max() == 1 and not len(gone)
+    assert len(choose(p | dict(folds='group'), clips)()) == 12
+    clips, *_ = prepare(p | dict(folds=3, n_train=1, n_valid=1, n_test=2)) # together four clips of a class
+    assert clips.label.value_counts().tolist() == [4, 4]
+    with pytest.raises(StudyError, match='^folds: 9 folds need as many groups, and there are 6'): prepare(p | dict(folds=9))
+
+
+def test_a_group_on_two_sides_of_the_list_is_one_line(tmp_path):
+    rows = people(split=lambda g: 'train')
+    rows[1]['split'] = 'test'
+    p = listed(tmp_path, rows)
+    with pytest.raises(StudyError, match="^folds: group 'a' lies in test and train of the list; leave its column split out"): prepare(p | dict(folds='group'))
+    p = listed(tmp_path, people(split=lambda g: 'test' if g in 'ab' else 'train'))
+    assert len(prepare(p | dict(folds='group'))[0]) == 12 # a split that keeps groups together is passed over
+
+
+def test_no_number_of_valid_clips_takes_all_that_the_list_names(tmp_path):
+    sides = dict(a='test', b='valid', c='valid')
+    p = listed(tmp_path, people(split=lambda g: sides.get(g, 'train')))
+    clips, *_ = prepare(p)
+    assert choose(p, clips)().split.value_counts().to_dict() == {'train': 6, 'valid': 4, 'test': 2}
+    assert choose(p | dict(n_valid=1), clips)().split.value_counts().to_dict() == {'train': 6, 'valid': 2, 'test': 2}
+    p = listed(tmp_path, people(split=lambda g: 'test' if g == 'a' else 'train'))
+    with pytest.raises(StudyError, match='^n_valid: 0 takes all validation clips of the list, and it names none'): prepare(p)
+
+
+@pytest.mark.parametrize('given, says', [(2, 'folds: 2 is too small; give at least 3'), ('person', 'folds: '), (1.5, 'folds: ')])
+def test_settings_that_cannot_be(given, says):
+    with pytest.raises(StudyError) as e: check_settings(dict(folds=given))
+    assert str(e.value).startswith(says) and '\n' not in str(e.value)
+    assert check_settings(dict(folds='group'))['folds'] == 'group' and check_settings(dict(folds=5))['folds'] == 5
+
+
+def test_budgets_of_folds_are_refused(study):
+    _, settings, _ = study
+    with pytest.raises(StudyError, match='budgets of a study with folds are not made'): train_budgets(settings, ['per_frame'], epochs=[1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['FOLDS', 'fold_numbers', 'fold_splits', 'check_folds', 'fold_lines', 'check_sides', 'write_folds', 'read_folds',
-           'fold_folder']
+           'all_sides', 'fold_folder']
 
 # %% ../../nbs/clips/04_folds.ipynb #726553e5
 import json, os, warnings
@@ -143,6 +143,14 @@ def read_folds(
     return found
 
 # %% ../../nbs/clips/04_folds.ipynb #e785b7df
+def all_sides(
+    clips:pd.DataFrame, # label, group
+    folds:dict # As `read_folds` gives it
+)->list: # Of each fold: train, valid or test of each clip
+    "Every split of a study with folds"
+    number = clips['group'].astype(str).map(folds['groups']).to_numpy()
+    return [fold_splits(clips.label, number, k) for k in range(folds['folds'])]
+
 def fold_folder(
     run:Path, # Folder of a study with folds
     fold:int # The one that is tested

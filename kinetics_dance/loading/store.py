@@ -19,6 +19,7 @@ import numpy as np
 from ..core.base import StudyError, pd
 from ..core.ownership import claim, sweep
 from ..video.reading import frame_times, read_frames
+from ..clips.arrow import is_backwards
 from ..video.samplers import SAMPLERS
 from ..download.sources import reason_of
 from ..core.storage import (is_remote, local_copy, as_path, read_all, system_error,
@@ -76,8 +77,11 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
     frames = read_frames(path, index, size=(params['height'], params['width']),
                          reader=params['reader'])
+    seconds = times[index]
+    if is_backwards(clip_id): # see `clips/05_arrow`
+        index, frames, seconds = index[::-1], frames[::-1], seconds[0] + seconds[-1] - seconds[::-1]
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)),
-               index=index.tolist(), seconds=times[index].round(6).tolist())
+               index=index.tolist(), seconds=seconds.round(6).tolist())
     if params['compression'] == 'jpeg':
         data, offsets = pack_jpeg(frames, params['quality'])
         out['offsets'] = offsets.tolist()
