@@ -295,7 +295,7 @@ def wilson(self:Estimate,
     x, extreme = self.value, t**2*(self.uneven or 1/self.n)
     pq, few = max(x*(1 - x), 0), extreme/2
     prior = few**2/(few + pq)
-    c = min((a**2 + prior*extreme)/(pq + prior), extreme)
+    c = min((a**2 + prior*extreme)/(pq + prior), extreme*self.shared)
     middle, half = (x + c/2)/(1 + c), (c*pq + c**2/4)**.5/(1 + c)
     return x - middle + half, middle + half - x
 

@@ -568,7 +568,7 @@ def _forget(folder):
     for p in folder.glob('*'):
         if p.is_dir() and re.fullmatch(r'seed\d+', p.name): shutil.rmtree(p)
         elif p.is_dir() and not p.is_symlink(): _forget(p)
-        elif re.fullmatch(_SEED + r'|lr.*\.json(\.lock)?', p.name): p.unlink()
+        elif re.fullmatch(_SEED + r'|lr.*\.json(\.lock)?|lr\.lock', p.name): p.unlink()
     if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
 
 # %% ../../nbs/training/08_runs.ipynb #9f4807cf
