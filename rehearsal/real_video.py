@@ -90,7 +90,6 @@ def size_only(run, seeds):
     "Predictions of forests that know width, height and length of each original video and nothing else, as a row of a study with folds"
     from sklearn.ensemble import RandomForestClassifier
     from kinetics_dance.clips.folds import read_folds
-    from kinetics_dance.evaluation.predictions import load_predictions
     from kinetics_dance.training.study_files import study_clips
     folds = read_folds(run)
     if not folds: raise StudyError(f'{run.name}: is not a study with folds, or 00_data has not been run')

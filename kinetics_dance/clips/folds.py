@@ -33,10 +33,9 @@ def fold_numbers(
     groups = sorted(df['group'].unique())
     n = len(groups) if folds == 'group' else folds
     if len(groups) < max(n, 3):
-        raise StudyError(f'folds: {max(n, 3)} folds need as many groups, and there '
-                         f'{"is" if len(groups) == 1 else "are"} {len(groups)} ({_some(groups)}); '
-                         + ('give a smaller number of folds, or clips of more groups'
-                            if len(groups) > 2 else 'give clips of more people or uploads'))
+        less = 'a smaller number of folds, or ' if len(groups) > 2 else ''
+        raise StudyError(f'folds: {max(n, 3)} folds need as many groups, and there are '
+                         f'{len(groups)} ({_some(groups)}); give {less}clips of more groups')
     if n == len(groups): return np.searchsorted(groups, df['group'])
     from sklearn.model_selection import StratifiedGroupKFold
     deal = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
@@ -47,6 +46,7 @@ def fold_numbers(
         for k, (_, at) in enumerate(parts): out[at] = k
     return out
 
+# %% ../../nbs/clips/04_folds.ipynb #e4add1f8
 def _some(names):
     "The first names of a list"
     names = [str(x) for x in names]
@@ -67,6 +67,7 @@ def fold_splits(
             return np.select([number == fold, number == valid], ['test', 'valid'], 'train')
     return None
 
+# %% ../../nbs/clips/04_folds.ipynb #001bc9ea
 def check_folds(
     df:pd.DataFrame, # Clips: label, group
     number:np.ndarray # Fold of each, as `fold_numbers` gives it
@@ -105,6 +106,7 @@ def fold_lines(
     pool['place'] = pool.groupby(['label', 'split']).cumcount()
     return pool.sort_values(['split', 'label', 'place']).reset_index(drop=True), gone
 
+# %% ../../nbs/clips/04_folds.ipynb #7d228dd2
 def check_sides(
     df:pd.DataFrame # Clips of a list: group, split
 ):
@@ -151,6 +153,7 @@ def all_sides(
     number = clips['group'].astype(str).map(folds['groups']).to_numpy()
     return [fold_splits(clips.label, number, k) for k in range(folds['folds'])]
 
+# %% ../../nbs/clips/04_folds.ipynb #ce21da37
 def fold_folder(
     run:Path, # Folder of a study with folds
     fold:int # The one that is tested
@@ -168,6 +171,7 @@ def fold_folder(
     _write_table(to/'clips.sqlite', rows.assign(split=split))
     return to
 
+# %% ../../nbs/clips/04_folds.ipynb #3778d95d
 def _link(there, here):
     "A link that may be made by several processes at once"
     if there.name == 'features': there.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ class DataSettings(Declared):
     contains:A[str, Help('keep the classes whose name contains this text ...')] = 'dancing'
     classes:A[list[str], Help('... or exactly these')] = []
     task:A[Literal['classes', 'arrow'],
-           Help('what is asked: the class, or whether a clip runs forwards or backwards')] = 'classes'
+           Help('what is asked: the class, or forwards or backwards')] = 'classes'
     n_train:A[int, Help('training clips per class; 0 takes all', ge=0)] = 36
     n_valid:A[int, Help("validation clips per class, taken out of the training list; 0: all of "
                         "the list's own", ge=0)] = 6

@@ -34,6 +34,7 @@ def has_lender(
     if probe != 'one_replaced': return True
     return all(t.label.value_counts().min() > 1 for t in tables if len(t))
 
+# %% ../../nbs/evaluation/11_fold_predictions.ipynb #cf61c5ae
 def join_predictions(
     folds:list, # Folders of the folds, in order
     run:Path, # Folder of the study

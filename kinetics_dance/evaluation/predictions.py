@@ -58,10 +58,8 @@ def read_predictions(
     except Exception as e:
         raise (system_error(e, path) or StudyError(
             f'{path}: cannot be read as predictions ({type(e).__name__})')) from None
-    attrs = {
-        'path': str(path), 'pretraining': df.attrs.get('pretraining'), 'named': 'group' not in df,
-        'folds': int(df.fold.nunique()) if 'fold' in df else 0
-    }
+    attrs = dict(path=str(path), pretraining=df.attrs.get('pretraining'), named='group' not in df,
+                 folds=int(df.fold.nunique()) if 'fold' in df else 0)
     if 'pretraining' in df and len(df): attrs['pretraining'] = str(df.pretraining.iloc[0])
     if 'split' in df: df = df[df.split == 'test']
     _check_predictions(df, path)

@@ -62,6 +62,12 @@ def unpack_jpeg(data,              # What `pack_jpeg` gave
 # %% ../../nbs/loading/00_store.ipynb #2b4975af
 STORE_FORMAT = 2 # of the store; raised when what is written changes
 
+# %% ../../nbs/loading/00_store.ipynb #a20d17c2
+def _in_order(clip_id, index, frames, seconds):
+    "Reversed for the copy that `task: arrow` makes of a clip; its seconds still rise"
+    if not is_backwards(clip_id): return index, frames, seconds
+    return index[::-1], frames[::-1], seconds[0] + seconds[-1] - seconds[::-1]
+
 # %% ../../nbs/loading/00_store.ipynb #0266dc5d
 def store_clip(clip_id:str,   # Name of the clip: of its files, too
                path:str|Path, # Its video
@@ -77,9 +83,7 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
     frames = read_frames(path, index, size=(params['height'], params['width']),
                          reader=params['reader'])
-    seconds = times[index]
-    if is_backwards(clip_id): # see `clips/05_arrow`
-        index, frames, seconds = index[::-1], frames[::-1], seconds[0] + seconds[-1] - seconds[::-1]
+    index, frames, seconds = _in_order(clip_id, index, frames, times[index])
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)),
                index=index.tolist(), seconds=seconds.round(6).tolist())
     if params['compression'] == 'jpeg':

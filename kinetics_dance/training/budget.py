@@ -68,6 +68,7 @@ def _chosen_lr(run, model):
         raise StudyError(f'{run.name}: {model} has not been trained yet; train the study first')
     return json.loads(configs[0].read_text())['recipe']['lr']
 
+# %% ../../nbs/training/09_budget.ipynb #9c854f5c
 def train_budgets(
     settings:dict, # Of the study, by name
     models, # Names of the models to train

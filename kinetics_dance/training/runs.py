@@ -22,13 +22,11 @@ from .checkpoints import Checkpoint, load_checkpoint
 from ..core.dependencies import closure, fingerprint
 from ..core.settings import RENAMED
 from ..clips.annotations import check_classes
-from ..clips.folds import fold_folder, read_folds
 from ..clips.splits import rooted
 from ..core.base import StudyError, study_folder, writing
 from ..core.progress import expect, follow
 from .frozen_features import HeadOnly, build_features, feature_loaders
 from ..loading.dataloader import ClipDataLoaders, Clips
-from ..evaluation.fold_predictions import join_predictions
 from ..evaluation.perturbations import (
     list_perturbations, predict_over_time, predict_perturbed, write_predictions)
 from .recipe import Recipe, check_choices
@@ -36,6 +34,8 @@ from ..core.storage import system_error
 from ..loading.streaming import PackedStore
 
 # %% ../../nbs/training/08_runs.ipynb #f8434e6d
+from ..clips.folds import fold_folder, read_folds
+from ..evaluation.fold_predictions import join_predictions
 from .process_group import ProcessGroup, open_process_group
 from .tracking import make_tracker
 from .learner import check_device, fit, make_learner

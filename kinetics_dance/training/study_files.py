@@ -44,8 +44,8 @@ def learning_rates(
 )->pd.DataFrame: # lr, valid_loss, top1 (of a short training on valid), chosen; with folds, for each
     "Which learning rates were tried, and which one was taken"
     if folds := read_folds(run):
-        of = {k+1: learning_rates(Path(run)/'folds'/f'fold{k}', name) for k in range(folds['folds'])}
-        return pd.concat([t.assign(fold=k) for k, t in of.items()], ignore_index=True)
+        of = [learning_rates(Path(run)/'folds'/f'fold{k}', name) for k in range(folds['folds'])]
+        return pd.concat([t.assign(fold=k+1) for k, t in enumerate(of)], ignore_index=True)
     path = Path(run)/'models'/name
     tried = (pd.DataFrame(json.loads((path/'lr.json').read_text())['tried'])
              if (path/'lr.json').exists() else None)
