@@ -81,8 +81,8 @@ def _fold_notes(p):
     for k in sorted(set(p.folds.values())):
         of = ", ".join(m for m in p.folds if p.folds[m] == k)
         yield (f'Cross-validated over {k} folds ({of}): each clip is answered by a model that '
-               'has not seen its group. Folds share training clips, so the variance by groups is taken '
-               f'{shared_training(k):.2f} times.')
+               'has not seen its group. Folds share training clips, so the variance by groups is '
+               f'taken {shared_training(k):.2f} times.')
 
 # %% ../nbs/05_comparison.ipynb #9bc0ddaa
 def cautions(

@@ -3,7 +3,7 @@
     python -m rehearsal.real_video weizmann FOLDER         # writes runs/real_videos/weizmann.csv; then make report STUDY=weizmann
     python -m rehearsal.real_video ut_interaction FOLDER   # letterboxed copies and their list
     python -m rehearsal.real_video size_only STUDY         # a row for what width, height and length alone give away
-    python -m rehearsal.real_video publish STUDY ...       # results/<study>: tables, predictions and figures without faces
+    python -m rehearsal.real_video publish STUDY ...       # results/<study>: report, tables and predictions, and the page "Real videos"
 
 FOLDER is where you have unpacked a set; its sub-folders do not matter, the file names do. No video is copied into the repository or shipped. Where the owners offer them:
 
@@ -11,7 +11,7 @@ FOLDER is where you have unpacked a set; its sub-folders do not matter, the file
 - UT-Interaction (Ryoo and Aggarwal 2009, ICCV; SDHA contest 2010): <https://cvrc.ece.utexas.edu/SDHA2010/Human_Interaction.html>. The segmented clips, `<number>_<sequence>_<class>.avi`: six interactions in twenty sequences.
 
 How long it takes is on the page "Real videos" of the site."""
-import argparse, re, shutil, subprocess, sys
+import argparse, json, re, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd
 from kinetics_dance.core.base import StudyError, project_root, study_folder, writing
@@ -109,14 +109,40 @@ def size_only(run, seeds):
     return float((np.array(classes)[p.argmax(1)] == clips.label).mean())
 
 
+TITLES = dict(weizmann='Weizmann, ten actions', weizmann_along='Weizmann, five ways of getting along', ut_interaction='UT-Interaction, six interactions', weizmann_arrow='Weizmann, forwards or backwards')
+PAGE, BEGIN, END = ROOT/'nbs'/'pages'/'real_videos.md', '<!-- results -->', '<!-- /results -->'
+
+
 def publish(run, to):
-    "Tables, predictions and figures of a study; no figure that shows a frame"
-    faces = re.compile(r'clip_|twins|gallery')
-    for f in [run/'report.json', *sorted((run/'tables').glob('*.csv')), *sorted((run/'predictions').glob('*/seed*.parquet')), *sorted((run/'predictions').glob('*/shuffled/seed*.parquet')),
-              *sorted((run/'predictions').glob('*/reversed/seed*.parquet')), *sorted((run/'figures').glob('*.svg'))]:
-        if not f.exists() or faces.match(f.name): continue
+    "Report, tables and predictions of a study; no figure, because figures show people"
+    from kinetics_dance.comparison import compare, write_report
+    c = compare(run)
+    to.mkdir(parents=True, exist_ok=True)
+    if (run/'known.json').exists(): shutil.copyfile(run/'known.json', to/'known.json')
+    write_report(c, to, run.name)
+    for f in [p for at in ('*', '*/shuffled', '*/reversed') for p in sorted((run/'predictions').glob(f'{at}/seed*.parquet'))]:
         (to/f.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(f, to/f.relative_to(run))
+
+
+def section(study, report):
+    "What a study found, as the page shows it"
+    from report.results import name, named, span, table
+    models = report['models']
+    rows = [(name(m, models), len(x['seeds']), span(x['accuracy']), *(span(x['probes'][k]) if k in x['probes'] else '' for k in ('shuffled', 'reversed'))) for m, x in models.items()]
+    said = [f'- {named(v, models)}' for v in [*report['verdicts'], *report['notes']]]
+    return (f"### {TITLES.get(study, study)}\n\n{report['n_test']} clips of {report['n_uploads']} groups, {len(report['classes'])} classes (chance {1/len(report['classes']):.1%}).\n\n"
+            + table(['model', 'training runs', 'right', 'frames shuffled', 'frames backwards'], rows) + '\n\n' + '\n'.join(said) + '\n')
+
+
+def write_page():
+    "Put what is in results/ into the page"
+    found = {s: json.loads((ROOT/'results'/s/'report.json').read_text(encoding='utf-8')) for s in TITLES if (ROOT/'results'/s/'report.json').exists()}
+    before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
+    missing = [f'`{s}`' for s in TITLES if s not in found]
+    text = '\n'.join(['## What was found\n', *(section(s, r) for s, r in found.items())]) if found else ''
+    if missing: text += f"\nNot run for this page yet: {', '.join(missing)}.\n"
+    PAGE.write_text(f'{before}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.partition(END)[2]}', encoding='utf-8')
 
 
 def main():
@@ -135,6 +161,7 @@ def main():
             print(f'width, height and length alone: {size_only(study_folder(p["study"], p["runs"]), p["seeds"]):.3f}')
         else:
             for s in a.of: publish(study_folder(s, a.runs), ROOT/'results'/s)
+            write_page()
     except StudyError as e:
         print(f'error: {e}', file=sys.stderr)
         return 2

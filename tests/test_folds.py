@@ -193,3 +193,11 @@ def test_settings_that_cannot_be(given, says):
 def test_budgets_of_folds_are_refused(study):
     _, settings, _ = study
     with pytest.raises(StudyError, match='budgets of a study with folds are not made'): train_budgets(settings, ['per_frame'], epochs=[1])
+
+
+def test_to_take_folds_and_runs_for_independent_samples_is_too_narrow():
+    "`bench/folds.py` in small: the usual way misses in many studies what ours catches"
+    from bench.folds import METHODS, kind, table
+    r = kind('12 people, hardly more clips than features, 6 folds', 16)
+    assert r['folds x runs'][1] < .9 <= r['ours'][1] <= r['c = 1'][1] and 0 < r['accuracy'] < 1
+    assert table([r], 16).count('|') == 3*8 and set(METHODS) < set(r)

@@ -167,7 +167,7 @@ def fold_folder(
     split = fold_splits(rows.label, rows['group'].astype(str).map(of).to_numpy(), fold)
     if split is None: check_folds(rows, rows['group'].astype(str).map(of).to_numpy())
     to.mkdir(parents=True, exist_ok=True)
-    for name in ('frames', 'features', 'packs'): _link(run/name, to/name)
+    for name in ('frames', 'features', 'packs', 'storage.url'): _link(run/name, to/name)
     _write_table(to/'clips.sqlite', rows.assign(split=split))
     return to
 
