@@ -134,12 +134,18 @@ def collect(
 def _set_task(p, run, table):
     "Where the arrow of time is asked for: each clip both ways, and what is known about that"
     known = run/'known.json'
-    if p.get('task') == 'arrow':
-        rows = both_ways(table.frame())
-        table.set(rows)
-        table.update(rows.to_dict('records'))
-        with writing(known) as part: part.write_text(json.dumps(arrow_known(), indent=1))
-    elif p['source'] != 'demo': known.unlink(missing_ok=True)
+    try: ours = json.loads(known.read_text(encoding='utf-8')) == arrow_known()
+    except (OSError, ValueError): ours = False
+    if p.get('task') != 'arrow':
+        if ours: known.unlink()
+        return
+    if known.exists() and not ours and p['source'] != 'demo':
+        raise StudyError(f'{known}: is about other classes than forwards and backwards; '
+                         'move it away, or leave out task: arrow')
+    rows = both_ways(table.frame())
+    table.set(rows)
+    table.update(rows.to_dict('records'))
+    with writing(known) as part: part.write_text(json.dumps(arrow_known(), indent=1))
 
 # %% ../nbs/00_data.ipynb #257c7d9b
 def _check_export(path):

@@ -4,6 +4,7 @@ import numpy as np, pandas as pd, pytest
 from kinetics_dance.clips.arrow import BACKWARDS_MARK, is_backwards
 from kinetics_dance.clips.table import ClipTable
 from kinetics_dance.comparison import compare
+from kinetics_dance.core.base import StudyError
 from kinetics_dance.core.settings import defaults
 from kinetics_dance.data import collect, prepare
 from kinetics_dance.evaluation.positive_control import check_known
@@ -73,3 +74,11 @@ def test_to_collect_again_changes_nothing_and_another_task_takes_it_back(study):
     collect(p | dict(task='classes'), clips, version)
     assert set(ClipTable(run/'clips.sqlite').frame().label) == {'windmill', 'round'} and not (run/'known.json').exists()
     collect(p, clips, version)
+    known = (run/'known.json').read_text()
+    (run/'known.json').write_text('{"pairs": []}') # somebody's own
+    with pytest.raises(StudyError, match='known.json: is about other classes than forwards and backwards; move it away'): collect(p, clips, version)
+    collect(p | dict(task='classes'), clips, version)
+    assert (run/'known.json').read_text() == '{"pairs": []}'
+    (run/'known.json').unlink()
+    collect(p, clips, version)
+    assert (run/'known.json').read_text() == known

@@ -517,7 +517,10 @@ def _train_folds(name, settings, seed, log, task):
         own = dict(settings) | dict(study=f'fold{k}', runs=str(run/'folds'), fold=words)
         def say(line, words=words): log(words + line)
         configs.append(train_run(name, own, seed, log and say, task))
-    return team.agree(_join(run, name, seed, configs) if team.first else None)
+    lock = run/'models'/name/f'seed{seed}.lock'
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with team.lock(lock): whole = _join(run, name, seed, configs) if team.first else None
+    return team.agree(whole)
 
 # %% ../../nbs/training/08_runs.ipynb #d9605255
 def _join(run, name, seed, configs):
