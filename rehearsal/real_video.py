@@ -2,13 +2,15 @@
 
     python -m rehearsal.real_video weizmann FOLDER         # writes runs/real_videos/weizmann.csv; then make report STUDY=weizmann
     python -m rehearsal.real_video ut_interaction FOLDER   # letterboxed copies and their list
+    python -m rehearsal.real_video gestures FOLDER         # runs/real_videos/gestures.csv
     python -m rehearsal.real_video size_only STUDY         # a row for what width, height and length alone give away
     python -m rehearsal.real_video publish STUDY ...       # results/<study>: report, tables and predictions, and the page "Real videos"
 
-FOLDER is where you have unpacked a set; its sub-folders do not matter, the file names do. No video is copied into the repository or shipped. Where the owners offer them:
+FOLDER is where you have unpacked a set; its sub-folders do not matter, the file names do. runs/real_videos gets links to them. No video is copied into the repository or shipped. Where the owners offer them:
 
 - Weizmann, "Actions as Space-Time Shapes" (Blank et al. 2005, ICCV; Gorelick et al. 2007, IEEE TPAMI 29, 2247): <https://www.wisdom.weizmann.ac.il/~vision/SpaceTimeActions.html>. Ten actions of nine people, `<person>_<action>.avi`; of a person who runs twice, `lena_run1.avi` and `lena_run2.avi`.
 - UT-Interaction (Ryoo and Aggarwal 2009, ICCV; SDHA contest 2010): <https://cvrc.ece.utexas.edu/SDHA2010/Human_Interaction.html>. The segmented clips, `<number>_<sequence>_<class>.avi`: six interactions in twenty sequences.
+- Body gestures of ten people (J. J. Oliver, final degree work): <https://github.com/joanjaumeoliver/GESTURE-PROJECT>, `dataset/BodyGestureDataset`. Fifteen gestures at three distances, `<person>/<kind>/<gesture>_<number>_<distance>_<part>.avi`; it states no licence.
 
 How long it takes is on the page "Real videos" of the site."""
 import argparse, json, re, shutil, subprocess, sys
@@ -23,21 +25,28 @@ INTERACTIONS = ['shake hands', 'hug', 'kick', 'point', 'punch', 'push']
 VIDEOS = '.avi', '.mp4', '.mkv', '.mov', '.webm'
 
 
-def weizmann_name(stem):
+def weizmann_name(path):
     "(label, person) of a file name of the Weizmann set, or None: `lena_run2` is a second run of lena"
-    m = re.fullmatch(r'([a-z]+)_([a-z]+\d?)', stem.lower())
+    m = re.fullmatch(r'([a-z]+)_([a-z]+\d?)', path.stem.lower())
     if not m: return None
     action = m[2] if m[2] in ACTIONS else m[2].rstrip('12')
     return (ACTIONS[action], m[1]) if action in ACTIONS else None
 
 
-def ut_name(stem):
+def ut_name(path):
     "(label, sequence) of a segmented clip of UT-Interaction, or None: class 6 is people who do not interact"
-    m = re.fullmatch(r'\d+_(\d+)_(\d)', stem)
+    m = re.fullmatch(r'\d+_(\d+)_(\d)', path.stem)
     return (INTERACTIONS[int(m[2])], f'sequence {int(m[1]):02}') if m and int(m[2]) < len(INTERACTIONS) else None
 
 
-SETS = dict(weizmann=(weizmann_name, '<person>_<action>.avi'), ut_interaction=(ut_name, '<number>_<sequence>_<class>.avi'))
+def gesture_name(path):
+    "(label, person) of a file of the body gestures, or None: the person is a folder, S1 to S10"
+    m, who = re.fullmatch(r'([a-z]+)_\d+_\d+m_[a-z]+', path.stem), [x for x in path.parts if re.fullmatch(r'S\d+', x)]
+    return (m[1], f'person {int(who[-1][1:]):02}') if m and who else None
+
+
+SETS = dict(weizmann=(weizmann_name, '<person>_<action>.avi'), ut_interaction=(ut_name, '<number>_<sequence>_<class>.avi'),
+            gestures=(gesture_name, 'S<person>/.../<gesture>_<number>_<distance>_<part>.avi'))
 
 
 def list_videos(name, folder):
@@ -46,10 +55,11 @@ def list_videos(name, folder):
     folder = Path(folder)
     if not folder.is_dir(): raise StudyError(f'{folder}: is not a folder')
     files = [p for p in sorted(folder.rglob('*')) if p.suffix.lower() in VIDEOS and p.is_file()]
-    rows = [(str(p.resolve()), *found) for p in files if (found := read(p.stem))]
+    rows = [(str(p.resolve()), *found) for p in files if (found := read(p))]
     if not rows: raise StudyError(f'{folder}: none of its {len(files)} videos is named like those of {name} ({example})')
     table = pd.DataFrame(rows, columns=['path', 'label', 'group'])
-    names = table.path.map(lambda p: Path(p).stem)
+    names = table.path.map(lambda p: own_name(name, Path(p)))
+    names = names.str.rpartition('.')[0]
     if names.duplicated().any(): raise StudyError(f'{folder}: {names[names.duplicated()].iloc[0]} is there twice; name the folder of one copy')
     return table
 
@@ -66,14 +76,24 @@ def letterbox(path, to, size=192):
 
 
 def make_list(name, folder):
-    "Write the list of a set to runs/real_videos; of UT-Interaction letterboxed copies, too"
+    "Write the list of a set to runs/real_videos, beside links to its videos that have the same names wherever the set lies; of UT-Interaction letterboxed copies"
     at, table = project_root()/LISTS, list_videos(name, folder)
-    if name == 'ut_interaction':
-        made = [at/name/f'{Path(p).stem}.mp4' for p in table.path]
-        for p, to in zip(table.path, made): letterbox(p, to)
-        table = table.assign(path=[str(p) for p in made], original=table.path)
+    (at/name).mkdir(parents=True, exist_ok=True)
+    made = [at/name/own_name(name, Path(p)) for p in table.path]
+    for p, to in zip(table.path, made):
+        if name == 'ut_interaction': letterbox(p, to)
+        else:
+            to.unlink(missing_ok=True)
+            to.symlink_to(p)
+    table = table.assign(path=[f'{name}/{p.name}' for p in made], original=table.path)
     with writing(at/f'{name}.csv') as part: table.to_csv(part, index=False)
     return table, at/f'{name}.csv'
+
+
+def own_name(name, path):
+    "Name of a video in the list: of the gestures it needs the person, of letterboxed ones another ending"
+    if name == 'gestures': return f'{gesture_name(path)[1].replace(" ", "")}_{path.parent.name}_{path.name}'
+    return f'{path.stem}.mp4' if name == 'ut_interaction' else path.name
 
 
 def shapes(paths):
@@ -90,13 +110,15 @@ def size_only(run, seeds):
     "Predictions of forests that know width, height and length of each original video and nothing else, as a row of a study with folds"
     from sklearn.ensemble import RandomForestClassifier
     from kinetics_dance.clips.folds import read_folds
+    from kinetics_dance.clips.table import ClipTable
     from kinetics_dance.training.study_files import study_clips
     folds = read_folds(run)
     if not folds: raise StudyError(f'{run.name}: is not a study with folds, or 00_data has not been run')
     clips = study_clips(run).sort_values('clip_id', ignore_index=True)
     listed = pd.read_csv(project_root()/LISTS/'ut_interaction.csv')
-    original = dict(zip(listed.path.map(lambda p: Path(p).stem), listed.original))
-    x = shapes([original[c.rsplit('_', 2)[0]] for c in clips.clip_id])
+    original = dict(zip(listed.path.map(lambda p: Path(p).name), listed.original))
+    url = ClipTable(run/'clips.sqlite').frame().set_index('clip_id').url
+    x = shapes([original[Path(url[c]).name] for c in clips.clip_id])
     classes, fold = sorted(clips.label.unique()), clips.group.map(folds['groups']).to_numpy()
     for seed in seeds:
         p = np.zeros((len(clips), len(classes)))
@@ -109,7 +131,7 @@ def size_only(run, seeds):
     return float((np.array(classes)[p.argmax(1)] == clips.label).mean())
 
 
-TITLES = dict(weizmann='Weizmann, ten actions', weizmann_along='Weizmann, five ways of getting along', ut_interaction='UT-Interaction, six interactions', weizmann_arrow='Weizmann, forwards or backwards')
+TITLES = dict(weizmann='Weizmann, ten actions', weizmann_along='Weizmann, five ways of getting along', ut_interaction='UT-Interaction, six interactions', gestures='Body gestures, fifteen', weizmann_arrow='Weizmann, forwards or backwards')
 PAGE, BEGIN, END = ROOT/'nbs'/'pages'/'real_videos.md', '<!-- results -->', '<!-- /results -->'
 
 
