@@ -537,6 +537,8 @@ def _join(run, name, seed, configs):
     with writing(folder/'history.csv') as p:
         curves.groupby('epoch', as_index=False).mean().to_csv(p, index=False)
     with writing(folder/'model.safetensors') as p: shutil.copy(models[1]/'model.safetensors', p)
+    # what was predicted is kept; nobody asks these models again
+    for other in models[2:]: (other/'model.safetensors').unlink(missing_ok=True)
     names = [f.relative_to(run).as_posix() for f in written]
     config = configs[0] | dict(study=run.name, key=key, folds=len(folds), predictions=names,
                                seconds=round(sum(c['seconds'] for c in configs)/len(folds), 1))
