@@ -520,6 +520,9 @@ def _train_folds(name, settings, seed, log, task):
     lock = run/'models'/name/f'seed{seed}.lock'
     lock.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(lock): whole = _join(run, name, seed, configs) if team.first else None
+    if team.first: # what was predicted is kept; nobody asks the models of the other folds again
+        weights = f'fold[1-9]*/models/{name}/seed{seed}/model.safetensors'
+        for f in (run/'folds').glob(weights): f.unlink(missing_ok=True)
     return team.agree(whole)
 
 # %% ../../nbs/training/08_runs.ipynb #d9605255
@@ -537,8 +540,6 @@ def _join(run, name, seed, configs):
     with writing(folder/'history.csv') as p:
         curves.groupby('epoch', as_index=False).mean().to_csv(p, index=False)
     with writing(folder/'model.safetensors') as p: shutil.copy(models[1]/'model.safetensors', p)
-    # what was predicted is kept; nobody asks these models again
-    for other in models[2:]: (other/'model.safetensors').unlink(missing_ok=True)
     names = [f.relative_to(run).as_posix() for f in written]
     config = configs[0] | dict(study=run.name, key=key, folds=len(folds), predictions=names,
                                seconds=round(sum(c['seconds'] for c in configs)/len(folds), 1))
