@@ -203,3 +203,9 @@ def test_to_take_folds_and_runs_for_independent_samples_is_too_narrow():
     r = kind('12 people, hardly more clips than features, 6 folds', 16)
     assert r['folds x runs'][1] < r['ours'][1] - .1 and r['c = 0'][1] <= r['ours'][1] <= r['c = 1'][1] and 0 < r['accuracy'] < 1
     assert table([r], 16).count('|') == 3*8 and set(METHODS) < set(r)
+
+
+def test_folds_take_so_many_times_as_long():
+    from report.progress import work
+    one = dict(n_train=4, n_valid=1, n_test=4, seeds=[0], epochs=2, lr=[.1])
+    assert work('02_per_frame', one | dict(folds=5)) == 5*work('02_per_frame', one) and work('00_data', one | dict(folds=5)) == work('00_data', one)
