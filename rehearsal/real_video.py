@@ -149,10 +149,11 @@ def publish(run, to):
 
 def section(study, report):
     "What a study found, as the page shows it"
-    from report.results import name, named, span, table
-    models = report['models']
+    from report.results import NAMES, name, span, table
+    models = dict(sorted(report['models'].items(), key=lambda m: [*NAMES, m[0]].index(m[0])))
+    def plain(text): return re.sub('|'.join(models), lambda m: name(m[0], models), text)
     rows = [(name(m, models), len(x['seeds']), span(x['accuracy']), *(span(x['probes'][k]) if k in x['probes'] else '' for k in ('shuffled', 'reversed'))) for m, x in models.items()]
-    said = [f'- {named(v, models)}' for v in [*report['verdicts'], *report['notes']]]
+    said = [f'- {plain(v)}' for v in [*report['verdicts'], *report['notes']]]
     return (f"### {TITLES.get(study, study)}\n\n{report['n_test']} clips of {report['n_uploads']} groups, {len(report['classes'])} classes (chance {1/len(report['classes']):.1%}).\n\n"
             + table(['model', 'training runs', 'right', 'frames shuffled', 'frames backwards'], rows) + '\n\n' + '\n'.join(said) + '\n')
 
