@@ -19,7 +19,7 @@ from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from kinetics_dance.evaluation.analysis import (
     agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects,
     temporal_gain, together)
-from .evaluation.intervals import Estimate, bootstrap
+from .evaluation.intervals import Estimate, bootstrap, shared_training
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
 from .evaluation.significance import (PRETRAINING_MARK, marked, paired_differences,
@@ -69,10 +69,20 @@ def _notes(p):
         yield (f'{", ".join(once)}: a single training run, so intervals and tests that involve '
                'it speak of these trained models on new uploads; nothing is claimed about '
                'recipes, which another run may rank otherwise.')
+    yield from _fold_notes(p)
     if marks:
         yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before '
                f'({PRETRAINING_MARK}), perhaps these '
                'very clips; its accuracy is no fair comparison with the others.')
+
+# %% ../nbs/05_comparison.ipynb #4dc097e2
+def _fold_notes(p):
+    "What there is to know about predictions of a study with folds"
+    for k in sorted(set(p.folds.values())):
+        of = ", ".join(m for m in p.folds if p.folds[m] == k)
+        yield (f'Cross-validated over {k} folds ({of}): each clip is answered by a model that '
+               'has not seen its group. Folds share training clips, so the variance by groups is '
+               f'taken {shared_training(k):.2f} times.')
 
 # %% ../nbs/05_comparison.ipynb #9bc0ddaa
 def _unsteady(runs, noise):

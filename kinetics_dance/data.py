@@ -15,6 +15,8 @@ from functools import partial
 import pandas as pd
 from .synthetic import dancers, uploads
 from .clips.annotations import clip_ids, select_classes
+from .clips.arrow import arrow_known, both_ways
+from .clips.folds import check_sides, fold_lines, write_folds
 from .clips.splits import list_clips, rooted, split, wanted
 from .clips.table import ClipTable
 from .core.base import StudyError, study_folder, writing
@@ -51,17 +53,13 @@ def prepare(
     if p['source'] == 'cvdf' and listed.label.nunique() == 700:
         numbers = class_numbers(listed.label)
     listed = select_classes(listed, p['contains'] or '', p['classes'])
-    clips, gone = split(listed, p['n_valid'], p['seed'], p['n_train'])
+    clips, gone = _sides(p, listed)
     url = clips['path'] if 'path' in clips else None
     if p['source'] == 'cvdf':
         numbers = numbers or class_numbers(clips.label)
-        url = [tar_of(l, s, numbers) for l, s in zip(clips.label, clips.split)]
-    empty = [f'{l} ({s})' for s in ('train', 'valid', 'test') for l in clips.label.unique()
-             if not ((clips.label == l) & (clips.split == s)).any()]
-    if empty:
-        raise StudyError(f"{', '.join(empty[:3])}: no clip of this class in this split; "
-                         "take more clips (each class needs one on each of three sides), "
-                         "or leave the class out")
+        listed_split = clips['listed' if p.get('folds') else 'split']
+        url = [tar_of(l, s, numbers) for l, s in zip(clips.label, listed_split)]
+    if not p.get('folds'): _check_sides(p, clips)
     return clips.assign(source=p['source'], url=url), gone, version
 
 # %% ../nbs/00_data.ipynb #b09933c5
@@ -70,7 +68,28 @@ def choose(
     clips:pd.DataFrame, # From `prepare`
 ): # A function: clip ids that are gone → the rows the table should hold
     "Which clips the study wants, as `download` asks it"
+    if p.get('folds'): return partial(wanted, clips, 0, 0, 0) # they were counted as one pool
     return partial(wanted, clips, p['n_train'], p['n_valid'], p['n_test'])
+
+# %% ../nbs/00_data.ipynb #e0bd7b54
+def _sides(p, listed):
+    "Clips with their side of the split; the clips that left"
+    if not p.get('folds'): return split(listed, p['n_valid'], p['seed'], p['n_train'])
+    if p['source'] == 'folder': check_sides(listed)
+    counts = [p[k] for k in ('n_train', 'n_valid', 'n_test')]
+    return fold_lines(listed, p['folds'], sum(counts) if all(counts) else 0, p['seed'])
+
+def _check_sides(p, clips):
+    "Every class needs clips on every side"
+    if not p['n_valid'] and not (clips.split == 'valid').any():
+        raise StudyError("n_valid: 0 takes all validation clips of the list, and it names none; "
+                         "say how many clips of a class to take out of the training list")
+    empty = [f'{l} ({s})' for s in ('train', 'valid', 'test') for l in clips.label.unique()
+             if not ((clips.label == l) & (clips.split == s)).any()]
+    if empty:
+        raise StudyError(f"{', '.join(empty[:3])}: no clip of this class in this split; "
+                         "take more clips (each class needs one on each of three sides), "
+                         "or leave the class out")
 
 # %% ../nbs/00_data.ipynb #67128e8c
 SOURCE_SETTINGS = dict(motion=('motion',), youtube=('cookies', 'proxy', 'ratelimit'),
@@ -107,8 +126,27 @@ def collect(
         out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'],
                        version=version, settings=source_settings(p), wanted=choose(p,
                                                                                    clips), **kwargs)
+    write_folds(run, clips)
+    _set_task(p, run, table)
     table.export(run/'clips.csv')
     return out
+
+# %% ../nbs/00_data.ipynb #3d1b7936
+def _set_task(p, run, table):
+    "Where the arrow of time is asked for: each clip both ways, and what is known about that"
+    known = run/'known.json'
+    try: ours = json.loads(known.read_text(encoding='utf-8')) == arrow_known()
+    except (OSError, ValueError): ours = False
+    if p.get('task') != 'arrow':
+        if ours: known.unlink()
+        return
+    if known.exists() and not ours and p['source'] != 'demo':
+        raise StudyError(f'{known}: is about other classes than forwards and backwards; '
+                         'move it away, or leave out task: arrow')
+    rows = both_ways(table.frame())
+    table.set(rows)
+    table.update(rows.to_dict('records'))
+    with writing(known) as part: part.write_text(json.dumps(arrow_known(), indent=1))
 
 # %% ../nbs/00_data.ipynb #257c7d9b
 def _check_export(path):

@@ -8,7 +8,7 @@ from .common import UserError, layer, module_file, wings
 from .results import code, table
 
 # prose pages in the order of the sidebar; what is not named here comes after these
-GUIDES, REFERENCE = ['own_videos', 'kinetics', 'kinetics_rehearsal', 'cluster', 'real_files', 'real_motion', 'threats'], ['glossary', 'citation', 'changelog']
+GUIDES, REFERENCE = ['own_videos', 'kinetics', 'kinetics_rehearsal', 'published', 'cluster', 'real_files', 'real_motion', 'real_videos', 'folds', 'threats'], ['glossary', 'citation', 'changelog']
 
 
 def lead(s):

@@ -20,7 +20,8 @@ def work(stem, values):
     if stem[:3] not in ('02_', '03_', '04_'): return 1
     rates = values.get('lr') or ()
     trials = len(rates)*values.get('lr_epochs', 1) if isinstance(rates, (list, tuple)) and len(rates) > 1 else 0
-    return max(1, (len(values.get('seeds') or [0])*values.get('epochs', 1) + trials)*train)
+    folds = {None: 1, 'group': 10}.get(values.get('folds'), values.get('folds')) # of groups: nobody knows before the list is read
+    return max(1, (len(values.get('seeds') or [0])*values.get('epochs', 1) + trials)*train*folds)
 
 
 class Pace:

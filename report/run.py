@@ -31,7 +31,7 @@ MODEL = ('predictions/{name}/**/*', 'models/{name}/**/*')
 CONTROLS = {'02': ['deep_set'], '03': ['shuffled_lstm'], '04': ['set_transformer', 'shuffled_transformer']}
 # number: (the notebooks it waits for, what it leaves in the study's folder). A number that is not here waits for all before it.
 STAGES = {
-    '00': ((), ('clips.csv', 'known.json', 'videos/*')),
+    '00': ((), ('clips.csv', 'known.json', 'folds.json', 'videos/*')),
     '01': (('00',), ('frames/*',)),
     '02': (('00', '01'), MODEL),
     '03': (('00', '01'), MODEL),

@@ -45,7 +45,7 @@ def test_one_setting_from_outside(tmp_path):
 
 WRONG = [('epochz: 3', "unknown key 'epochz'"), ('epochs: 3\nepochs: 4', "key 'epochs' is given twice"),
          ('n_train: true', 'n_train: expected a whole number, got true or false'), ('seeds: [a]', "seeds: in the list, expected a whole number"),
-         ('backbone_lr: 1e-3', 'write 0.001'), ('n_valid: 0', 'n_valid: 0 is too small; give at least 1'), ('- a', 'must be a mapping'),
+         ('backbone_lr: 1e-3', 'write 0.001'), ('n_valid: -1', 'n_valid: -1 is too small; give at least 0'), ('- a', 'must be a mapping'),
          ('a: [1', 'not valid YAML'), ('study: demo', "study is 'demo', but the file is named 'mine'"), (b'\xff\xfe\x00', 'not valid YAML'),
          ('n_test: null', 'expected a whole number'), ('1: 2', 'must be a mapping'), ('source: utube', 'none of')]
 

@@ -124,11 +124,12 @@ def split(
 # %% ../../nbs/clips/01_splits.ipynb #79e9195e
 def wanted(
     clips:pd.DataFrame, # From `split`
-    n_train:int=0, n_valid:int=20, n_test:int=0, # Clips a class; 0 takes all (of `valid`: none)
+    n_train:int=0, n_valid:int=20, n_test:int=0, # Clips a class; 0 takes all
     gone=(), # Clip ids that cannot be had: they stay in the list, and the next in line is added
 )->pd.DataFrame: # The rows of `clips` that make up the study
     "The first clips of each line until so many can be had"
-    n = clips.split.map({'train': n_train or np.inf, 'valid': n_valid, 'test': n_test or np.inf})
+    counts = dict(train=n_train, valid=n_valid, test=n_test)
+    n = clips.split.map({s: k or np.inf for s, k in counts.items()})
     lost = np.zeros(len(clips), bool)
     for whole in (False, True) if len(gone) else (): # a table may have keys of an earlier version
         lost |= np.isin(clip_ids(clips, whole), list(gone))

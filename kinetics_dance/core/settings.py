@@ -41,10 +41,14 @@ class DataSettings(Declared):
     folder:A[str|None, Help("folder root/<class>/<video>, or where a CSV's paths start")] = None
     contains:A[str, Help('keep the classes whose name contains this text ...')] = 'dancing'
     classes:A[list[str], Help('... or exactly these')] = []
+    task:A[Literal['classes', 'arrow'],
+           Help('what is asked: the class, or forwards or backwards')] = 'classes'
     n_train:A[int, Help('training clips per class; 0 takes all', ge=0, le=MANY)] = 36
-    n_valid:A[int, Help('validation clips per class, taken out of the training list',
-                        ge=1, le=MANY)] = 6
+    n_valid:A[int, Help("validation clips per class, taken out of the training list; 0: all of "
+                        "the list's own", ge=0, le=MANY)] = 6
     n_test:A[int, Help('test clips per class; 0 takes all', ge=0, le=MANY)] = 16
+    folds:A[Literal['group']|A[int, Field(ge=3, le=1000)]|None,
+            Help('cross-validation: so many folds of groups, or group: one for each')] = None
     seed:A[Seed, Help('orders the clips before the first n are taken; draws the demo')] = 0
     scene_bias:A[float, Help('demo: share of uploads whose backdrop gives the class away',
                              ge=0, le=1)] = 0.0

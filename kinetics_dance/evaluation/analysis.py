@@ -210,6 +210,7 @@ def crowd(
     seen = next((x for x in p.pretraining.values() if 'kinetics' in str(x)), None)
     return replace(p, probs={'average': average, 'oracle': oracle},
                    seeds={k: list(range(s)) for k in ('average', 'oracle')},
+                   folds={k: max(p.folds.values()) for k in ('average', 'oracle') if p.folds},
                    pretraining={k: seen for k in ('average', 'oracle') if seen})
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #2dedb1c2

@@ -116,6 +116,20 @@ def _frame_checks(c, baseline):
                      tampered and tampered - frames, lambda x, *_: abs(x) <= .02)
     return rows
 
+# %% ../../nbs/evaluation/05_positive_control.ipynb #1c9dc42e
+def _arrow_checks(c, baseline):
+    "Forwards or backwards: what is known of single frames, and of shuffled ones"
+    def away(m, probe='normal'):
+        e = c.score(m, probe=probe)
+        return None if e is None else replace(e, bounds=(-1, 1))
+    rows = _row(baseline, f'accuracy within {LEAK} of 0.5', away(baseline),
+                lambda x, low, high: .5 - LEAK < low and high < .5 + LEAK)
+    for m in c.predictions.probs:
+        if m == baseline: continue
+        rows += _row(m, f'shuffled: accuracy within {LEAK_SHUFFLED} of 0.5', away(m, 'shuffled'),
+                     lambda x, low, high: .5 - LEAK_SHUFFLED < low and high < .5 + LEAK_SHUFFLED)
+    return pd.DataFrame(rows, columns='model check value low high passes'.split())
+
 # %% ../../nbs/evaluation/05_positive_control.ipynb #0f064e78
 def _time_checks(c, m, baseline):
     "Of a model that sees time"
@@ -135,6 +149,8 @@ def check_known(
 )->pd.DataFrame|None:
     "Does the harness get the known answer right? A check fails unless it is shown to be met."
     if c.ceiling is None or baseline not in c.predictions.probs: return None
+    if any(q.get('task') == 'arrow' for q in getattr(c, 'class_pairs', ())):
+        return _arrow_checks(c, baseline)
     rows = _frame_checks(c, baseline)
     for m in c.predictions.probs:
         if m != baseline: rows += _time_checks(c, m, baseline)

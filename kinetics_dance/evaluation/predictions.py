@@ -83,9 +83,8 @@ def read_predictions(
     except Exception as e:
         raise (system_error(e, path) or StudyError(
             f'{path}: cannot be read as predictions ({type(e).__name__})')) from None
-    attrs = {
-        'path': str(path), 'pretraining': df.attrs.get('pretraining'), 'named': 'group' not in df
-    }
+    attrs = dict(path=str(path), pretraining=df.attrs.get('pretraining'), named='group' not in df,
+                 folds=int(df.fold.nunique()) if 'fold' in df else 0)
     if 'pretraining' in df and len(df): attrs['pretraining'] = str(df.pretraining.iloc[0])
     if 'split' in df: df = df[df.split == 'test']
     _check_predictions(df, path)
@@ -109,6 +108,7 @@ class Predictions:
     pretraining:dict = field(default_factory=dict)
     left_out:int = 0 # Clips that not every table has
     studies:dict = field(default_factory=dict) # `{model: where its runs come from}`: see `study_of`
+    folds:dict = field(default_factory=dict) # `{model: number of folds}` of cross-validated models
 
     def y_pred(
         self, model:str,
@@ -209,7 +209,8 @@ def stack_predictions(
         pd.factorize(first.group)[0], np.searchsorted(classes, first.label.to_numpy(str)), probs,
         {m: list(s) for m, s in runs.items()}, {m: x for m, x in said.items() if x},
         len(everyone) - len(keep),
-        {m: study_of(next(iter(r.values())).attrs.get('path')) for m, r in runs.items()})
+        {m: study_of(next(iter(r.values())).attrs.get('path')) for m, r in runs.items()},
+        {m: k for m, r in runs.items() if (k := max(d.attrs.get('folds', 0) for d in r.values()))})
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #c60f94e8
 def load_predictions(

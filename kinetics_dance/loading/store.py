@@ -19,6 +19,7 @@ import numpy as np
 from ..core.base import StudyError, pd
 from ..core.ownership import claim, sweep
 from ..video.reading import frame_times, read_frames
+from ..clips.arrow import is_backwards
 from ..video.samplers import SAMPLERS
 from ..download.sources import reason_of
 from ..core.storage import (is_remote, local_copy, as_path, read_all, system_error,
@@ -76,8 +77,9 @@ def store_clip(clip_id:str,   # Name of the clip: of its files, too
     index = SAMPLERS[params['sampler']](len(times), params['n_frames'])
     frames = read_frames(path, index, size=(params['height'], params['width']),
                          reader=params['reader'])
+    index, frames, seconds = _in_order(clip_id, index, frames, times[index])
     out = dict(clip_id=clip_id, params=params, source=source | dict(frames=len(times)),
-               index=index.tolist(), seconds=times[index].round(6).tolist())
+               index=index.tolist(), seconds=seconds.round(6).tolist())
     data, offsets = _as_bytes(frames, params)
     out |= offsets
     with writing_to(array) as p:
@@ -96,6 +98,12 @@ def _says(note, params, source):
         return False
     return old.get('params') == params and all(old['source'][k] == source[k]
                                                for k in ('bytes', 'sha256'))
+
+# %% ../../nbs/loading/00_store.ipynb #a20d17c2
+def _in_order(clip_id, index, frames, seconds):
+    "Reversed for the copy that `task: arrow` makes of a clip; its seconds still rise"
+    if not is_backwards(clip_id): return index, frames, seconds
+    return index[::-1], frames[::-1], seconds[0] + seconds[-1] - seconds[::-1]
 
 # %% ../../nbs/loading/00_store.ipynb #9c8318cb
 def _as_bytes(frames, params):

@@ -140,7 +140,7 @@ def notebook_settings(
 # %% ../../nbs/study/00_settings.ipynb #ed542472
 def _check_numbers(p):
     "Counts, shares and sizes"
-    for k, least in (('n_train', 0), ('n_valid', 1), ('n_test', 0)):
+    for k, least in (('n_train', 0), ('n_valid', 0), ('n_test', 0)):
         if p[k] < least:
             raise StudyError(f"{k}: {p[k]} clips a class; give at least {least}"
                              + (' (0 takes all)' if not least else ''))

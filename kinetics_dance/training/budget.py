@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from ..clips.folds import read_folds
 from ..clips.splits import hash_order
 from ..clips.table import ClipTable
 from ..core.base import StudyError, study_folder, writing
@@ -67,6 +68,7 @@ def _chosen_lr(run, model):
         raise StudyError(f'{run.name}: {model} has not been trained yet; train the study first')
     return json.loads(configs[0].read_text())['recipe']['lr']
 
+# %% ../../nbs/training/09_budget.ipynb #9c854f5c
 def train_budgets(
     settings:dict, # Of the study, by name
     models, # Names of the models to train
@@ -76,6 +78,9 @@ def train_budgets(
 )->list: # The folders of the budgets
     "Train models of a study with other budgets; what is trained already is not trained again"
     run = study_folder(settings['study'], settings['runs'])
+    if read_folds(run):
+        raise StudyError(f'{run.name}: budgets of a study with folds are not made; take the folds '
+                         'out of its study file, or give it another name without them')
     plans = [(budget_name(e), 1., e) for e in epochs]
     plans += [(budget_name(share=s), s, round(settings['epochs']/s)) for s in shares]
     for name, share, n in plans:

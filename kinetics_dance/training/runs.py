@@ -34,6 +34,8 @@ from ..core.storage import system_error
 from ..loading.streaming import PackedStore
 
 # %% ../../nbs/training/08_runs.ipynb #f8434e6d
+from ..clips.folds import fold_folder, read_folds
+from ..evaluation.fold_predictions import join_predictions
 from .process_group import ProcessGroup, open_process_group
 from .tracking import make_tracker
 from .learner import check_device, fit, make_learner
@@ -237,8 +239,8 @@ class _Watch(Callback):
 # %% ../../nbs/training/08_runs.ipynb #a1d1497e
 def _run_of(seed, settings):
     "Which training run it is, in words"
-    seeds = list(settings.get('seeds', [seed]))
-    return (f'run {seeds.index(seed)+1} of {len(seeds)} (seed {seed})'
+    seeds, fold = list(settings.get('seeds', [seed])), settings.get('fold', '')
+    return fold + (f'run {seeds.index(seed)+1} of {len(seeds)} (seed {seed})'
             if seed in seeds else f'seed {seed}')
 
 # %% ../../nbs/training/08_runs.ipynb #4196f62a
@@ -439,6 +441,7 @@ def train_run(
     recipe,run = Recipe.of(settings),study_folder(settings['study'], settings['runs'])
     if task is None:
         with follow(name, recipe.epochs) as task: return train_run(name, settings, seed, log, task)
+    if read_folds(run): return _train_folds(name, settings, seed, log, task)
     spec,arguments = model_of(name, settings)
     folder,said = run/'models'/name/f'seed{seed}',run/'predictions'/name
     team = open_process_group(recipe)
@@ -519,6 +522,50 @@ def _finished(folder, said, seed, key):
     ]
     return config if config.get('key') == key and all(f.exists() for f in files) else None
 
+# %% ../../nbs/training/08_runs.ipynb #ff8b2ad6
+def _train_folds(name, settings, seed, log, task):
+    "Train a model with a seed for each fold, and put together what they say"
+    recipe, run = Recipe.of(settings), study_folder(settings['study'], settings['runs'])
+    team, n, configs = open_process_group(recipe), read_folds(run)['folds'], []
+    expect(task, (n - 1)*recipe.epochs)
+    for k in range(n):
+        if team.first: fold_folder(run, k)
+        team.agree()
+        words = f'fold {k+1} of {n}, '
+        own = dict(settings) | dict(study=f'fold{k}', runs=str(run/'folds'), fold=words)
+        def say(line, words=words): log(words + line)
+        configs.append(train_run(name, own, seed, log and say, task))
+    lock = run/'models'/name/f'seed{seed}.lock'
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with team.lock(lock): whole = _join(run, name, seed, configs) if team.first else None
+    if team.first: # what was predicted is kept; nobody asks the models of the other folds again
+        weights = f'fold[1-9]*/models/{name}/seed{seed}/model.safetensors'
+        for f in (run/'folds').glob(weights): f.unlink(missing_ok=True)
+    return team.agree(whole)
+
+# %% ../../nbs/training/08_runs.ipynb #d9605255
+def _join(run, name, seed, configs):
+    "The predictions of all folds as one training run, beside the model of the first fold"
+    folds = [run/'folds'/f'fold{k}' for k in range(len(configs))]
+    folder, *_ = models = [f/'models'/name/f'seed{seed}' for f in (run, *folds)]
+    key = hashlib.sha256(''.join(c['key'] for c in configs).encode()).hexdigest()
+    known = _read_note(config_path(folder))
+    files = [*known.get('predictions', []), f'models/{name}/seed{seed}/history.csv']
+    if known.get('key') == key and all((run/f).exists() for f in files): return known
+    config_path(folder).unlink(missing_ok=True)
+    written = join_predictions(folds, run, name, seed)
+    curves = pd.concat([pd.read_csv(f/'history.csv') for f in models[1:]])
+    with writing(folder/'history.csv') as p:
+        curves.groupby('epoch', as_index=False).mean().to_csv(p, index=False)
+    with writing(folder/'model.safetensors') as p:
+        p.write_bytes((models[1]/'model.safetensors').read_bytes())
+    names = [f.relative_to(run).as_posix() for f in written]
+    config = configs[0] | dict(study=run.name, key=key, folds=len(folds), predictions=names,
+                               seconds=round(sum(c['seconds'] for c in configs)/len(folds), 1))
+    with writing(config_path(folder)) as p:
+        p.write_text(json.dumps(config, indent=1, sort_keys=True))
+    return config
+
 # %% ../../nbs/training/08_runs.ipynb #45c68ceb
 LEFT_OVER = 'left_over.'
 
@@ -549,10 +596,13 @@ def train_seeds(
     keep = {f'seed{s}' for s in settings['seeds']}
     with follow(name, len(settings['seeds'])*Recipe.of(settings).epochs) as task:
         configs = [train_run(name, settings, s, log, task) for s in settings['seeds']]
-    made = [*(run/'models'/name).glob('seed*/'), *(run/'predictions'/name).rglob('seed*.parquet')]
-    _set_aside(p for p in made if p.stem not in keep and re.fullmatch(r'seed\d+', p.stem))
+    for at in [run, *(run/'folds').glob('fold*/')]:
+        made = [*(at/'models'/name).glob('seed*/'),
+                *(at/'predictions'/name).rglob('seed*.parquet')]
+        _set_aside(p for p in made if p.stem not in keep and re.fullmatch(r'seed\d+', p.stem))
     _tell_left_over(run, [name], log)
     return configs
+
 
 # %% ../../nbs/training/08_runs.ipynb #9f4807cf
 def forget_models(
@@ -561,15 +611,16 @@ def forget_models(
 ):
     """Set models aside that we trained for an earlier version of the study; predictions that
     somebody put there stay as they are"""
-    run, gone = Path(run), []
-    for old in (run/'models').glob('*/'):
-        seeds = {p.name for p in old.glob('seed*/') if re.fullmatch(r'seed\d+', p.name)}
-        if old.name in keep: continue
-        _set_aside([*(old/s for s in sorted(seeds)),
-                    *(p for p in (run/'predictions'/old.name).rglob('seed*.parquet')
-                      if p.stem in seeds)])
-        gone.append(old.name)
-    _tell_left_over(run, gone)
+    run, gone = Path(run), set()
+    for at in [run, *(run/'folds').glob('fold*/')]:
+        for old in (at/'models').glob('*/'):
+            seeds = {p.name for p in old.glob('seed*/') if re.fullmatch(r'seed\d+', p.name)}
+            if old.name in keep: continue
+            _set_aside([*(old/s for s in sorted(seeds)),
+                        *(p for p in (at/'predictions'/old.name).rglob('seed*.parquet')
+                          if p.stem in seeds)])
+            gone.add(old.name)
+    _tell_left_over(run, sorted(gone))
 
 # %% ../../nbs/training/08_runs.ipynb #4d3c243b
 def _tell_left_over(run, names, log=None):

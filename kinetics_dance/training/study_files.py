@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 import pandas as pd
 from ..loading.reader import FrameStore
+from ..clips.folds import read_folds
 from ..clips.table import ClipTable
 from ..models.config import config_path, git_commit, read_model, versions, write_model
 
@@ -40,8 +41,11 @@ def histories(
 def learning_rates(
     run,      # The study's folder
     name:str, # Name of the model
-)->pd.DataFrame: # lr, valid_loss, top1 (of a short training on valid), chosen
+)->pd.DataFrame: # lr, valid_loss, top1 (of a short training on valid), chosen; with folds, for each
     "Which learning rates were tried, and which one was taken"
+    if folds := read_folds(run):
+        of = [learning_rates(Path(run)/'folds'/f'fold{k}', name) for k in range(folds['folds'])]
+        return pd.concat([t.assign(fold=k+1) for k, t in enumerate(of)], ignore_index=True)
     path = Path(run)/'models'/name
     tried = (pd.DataFrame(json.loads((path/'lr.json').read_text())['tried'])
              if (path/'lr.json').exists() else None)
