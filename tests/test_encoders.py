@@ -15,7 +15,7 @@ SQUARE = dict(height=SIDE, width=SIDE)
 # family: (class of the config, of the network, of the processor, arguments of the config, those of the processor, frames, (time steps, tokens of each))
 VIDEO = {
     'videomae': ('VideoMAEConfig', 'VideoMAEModel', 'VideoMAEImageProcessor', SIZES | dict(num_frames=4), dict(size=dict(shortest_edge=SIDE), crop_size=SQUARE), 4, (2, 4)),
-    'vjepa2': ('VJEPA2Config', 'VJEPA2Model', 'VJEPA2VideoProcessor', VJEPA2, dict(size=dict(shortest_edge=SIDE), crop_size=SQUARE), 6, (3, 4)),
+    'vjepa2': ('VJEPA2Config', 'VJEPA2Model', 'VJEPA2VideoProcessor', VJEPA2, dict(do_resize=False, crop_size=SQUARE), 6, (3, 4)),     # else it cuts a border
     'timesformer': ('TimesformerConfig', 'TimesformerModel', 'VideoMAEImageProcessor', SIZES | dict(num_frames=4),
                     dict(size=dict(shortest_edge=SIDE), crop_size=SQUARE, image_mean=[.45]*3, image_std=[.225]*3), 4, (4, 4)),
     'vivit': ('VivitConfig', 'VivitModel', 'VivitImageProcessor', {k: v for k, v in SIZES.items() if k != 'patch_size'} | dict(num_frames=4, tubelet_size=[2, 16, 16]),
@@ -271,3 +271,180 @@ def test_parameters_of_the_table_are_those_of_the_networks():
             elif (known := configs.get(name.split('/')[1])) is None: continue
             else: net = getattr(t, known[0])(getattr(t, known[1])())
         assert abs(count(getattr(net, 'encoder', net) if 'vjepa2' in name else net)-h.millions) < .06, spec
+
+
+# ---- a study -------------------------------------------------------------------------------------------------------------------------------------------------
+
+STUDY = dict(study='tiny', seeds=[0], epochs=2, lr=[.002], clip_frames=4, batch_size=4, train='head', crop_height=44, crop_width=44, frame_hidden=16, lstm_hidden=16,
+             transformer_width=16, transformer_heads=2, transformer_depth=1)
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    from conftest import tiny_study
+    return tiny_study(tmp_path_factory.mktemp('runs'), ('windmill', 'bounce'))
+
+
+def settings(tiny, spec, *heads, **more):
+    return STUDY | dict(runs=str(tiny), encoders=dict(mine=spec), encoder_models=[f'mine-{h}' for h in heads]) | more
+
+
+def test_a_video_network_is_trained_on_stored_tokens_and_predicts_from_its_folder_alone(tiny, tmp_path):
+    need('transformers')
+    import shutil
+    from kinetics_dance.models.config import load_model, read_config
+    from kinetics_dance.training.runs import train_run
+    folder = tmp_path/'encoder'
+    saved(folder, *VIDEO['videomae'][:5])
+    news = []
+    config = train_run('mine-attentive', settings(tiny, f'transformers:{folder}', 'attentive'), 0, news.append)
+    assert config['pretraining'].startswith('unknown') and config['encoder']['files'] == ['config.json', 'preprocessor_config.json', 'model.safetensors'] or set(
+        config['encoder']['files']) == {'config.json', 'preprocessor_config.json', 'model.safetensors'}
+    at = tiny/'tiny'/'models'/'mine-attentive'/'seed0'
+    from safetensors import safe_open
+    with safe_open(at/'model.safetensors', 'pt') as f: assert all(k.startswith('head.') for k in f.keys())
+    said = next(l for l in news if l.startswith('features:'))
+    assert '2 × 4 × 24 numbers (float16)' in said and 'free' in said
+    files = list((tiny/'tiny'/'features').glob('*/*.npy'))
+    assert len(files) == 1 and np.load(files[0]).shape[1:] == (2, 1, 4, 24)
+    moved = tmp_path/'elsewhere'
+    shutil.copytree(at, moved)
+    shutil.rmtree(folder)
+    x = normalise(film(4, 44))
+    with torch.inference_mode(): assert torch.equal(load_model(moved, read_config(moved))(x), load_model(at)(x))
+    # the same predictions as those that the training wrote, up to half precision
+    import pandas as pd
+    from kinetics_dance.loading.dataloader import Clips
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.evaluation.perturbations import predict
+    from kinetics_dance.training.study_files import study_clips
+    t = study_clips(tiny/'tiny')
+    clips = Clips(FrameStore(tiny/'tiny'/'frames'), t[t.split == 'test'].sort_values('clip_id'), config['classes'], 4, (44, 44))
+    wrote = pd.read_parquet(tiny/'tiny'/'predictions'/'mine-attentive'/'seed0.parquet')
+    wrote = wrote[wrote.split == 'test'][[f'p_{c}' for c in config['classes']]].to_numpy()
+    np.testing.assert_allclose(predict(load_model(moved), clips), wrote, atol=1e-5)
+    shuffled = pd.read_parquet(tiny/'tiny'/'predictions'/'mine-attentive'/'shuffled'/'seed0.parquet')
+    assert np.abs(shuffled[[f'p_{c}' for c in config['classes']]].to_numpy()-wrote).max() > 1e-6     # it was asked about other frames
+    # a head does not answer for other weights
+    from safetensors.torch import load_file, save_file
+    state = load_file(moved/'encoder'/'model.safetensors')
+    (moved/'encoder'/'model.safetensors').unlink()
+    save_file({k: v+1e-3 if v.is_floating_point() else v for k, v in state.items()}, moved/'encoder'/'model.safetensors', metadata=dict(format='pt'))
+    with pytest.raises(StudyError, match='other weights than the one this head was trained on'): load_model(moved)
+
+
+def test_heads_of_one_encoder_share_its_tokens(tiny, monkeypatch):
+    "Five heads, and the encoder looks at each clip once"
+    from kinetics_dance.models import encoders
+    from kinetics_dance.training.runs import train_run
+    torch.manual_seed(0)
+    s = settings(tiny, 'backbone:small', 'linear', 'attentive', 'vote', 'lstm', 'transformer')
+    # untrained backbones differ by seed; these have one seed, and are made first of all
+    looks, ask = [], encoders.PictureEncoder.ask
+    monkeypatch.setattr(encoders.PictureEncoder, 'ask', lambda self, x: looks.append(len(x)) or ask(self, x))
+    before, sizes = len(list((tiny/'tiny'/'features').glob('*/features.json'))), []
+    for name in s['encoder_models']:
+        config = train_run(name, s, 0, None)
+        sizes.append(config['head_parameters'])
+        assert 0 < config['head_parameters'] < config['parameters']
+    clips = len(__import__('kinetics_dance.loading.reader', fromlist=['FrameStore']).FrameStore(tiny/'tiny'/'frames'))
+    assert len(list((tiny/'tiny'/'features').glob('*/features.json'))) == before+1
+    assert len(looks) == clips and len(set(sizes)) == 5
+
+
+def test_a_killed_storing_goes_on(tiny, tmp_path, monkeypatch):
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.models.encoder_heads import EncoderFeatures
+    from kinetics_dance.training import frozen_features as lib
+    frames = FrameStore(tiny/'tiny'/'frames')
+    net = EncoderFeatures(open_encoder('untrained:small'), 2).requires_grad_(False)
+    whole = lib.build_features(net, frames, tmp_path/'whole', (44, 44))
+    monkeypatch.setattr(lib, 'PART_CLIPS', 3)
+    class Killed(BaseException): pass
+    look, seen = lib._look, []
+    def dies(net, frames, ids, *a):
+        seen.extend(ids)
+        if len(seen) == 6: raise Killed
+        return look(net, frames, ids, *a)
+    monkeypatch.setattr(lib, '_look', dies)
+    with pytest.raises(Killed): lib.build_features(net, frames, tmp_path/'part', (44, 44))
+    assert [p.name for p in sorted((tmp_path/'part').glob('*/*.npy'))] == ['000000.npy'] and not list((tmp_path/'part').glob('*/.*'))
+    first = seen[:3]
+    seen.clear()
+    monkeypatch.setattr(lib, '_look', lambda net, frames, ids, *a: seen.extend(ids) or look(net, frames, ids, *a))
+    part = lib.build_features(net, frames, tmp_path/'part', (44, 44))
+    assert set(seen[1:]).isdisjoint(first[1:]) and len(part.parts) == -(-len(frames)//3)
+    for c in frames.clip_ids: assert np.array_equal(part[c], whole[c])
+
+
+def test_no_room_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    import shutil
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.models.encoder_heads import EncoderFeatures
+    from kinetics_dance.training.frozen_features import build_features
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises(StudyError, match=r'features: .* MB, but the disk has .*grid'):
+        build_features(EncoderFeatures(open_encoder('untrained:small'), 2), FrameStore(tiny/'tiny'/'frames'), tmp_path, (44, 44))
+    assert not list(tmp_path.rglob('*.npy'))
+
+
+def test_an_encoder_is_fine_tuned_with_smaller_steps_below(tiny, tmp_path):
+    need('transformers')
+    from kinetics_dance.models.config import load_model
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    from kinetics_dance.training.learner import rates, split_parameters
+    from kinetics_dance.training.recipe import Recipe
+    from kinetics_dance.training.runs import train_run
+    folder = tmp_path/'encoder'
+    saved(folder, *VIDEO['videomae'][:5])
+    s = settings(tiny, f'transformers:{folder}', 'linear', train='all', layer_decay=.5, gradient_checkpointing=True, epochs=1)
+    net = EncoderModel(4, f'transformers:{folder}', train='all', layer_decay=.5)
+    lrs, _ = rates(net, Recipe(backbone_lr=.1), 1.)
+    assert sorted({round(v, 6) for v in lrs}) == [.0125, .025, .05, .1, 1.] or sorted({round(v, 6) for v in lrs}) == [.0125, .025, .05, 1.]
+    assert sum(len(g) for g in split_parameters(net)) == sum(p.requires_grad for p in net.parameters())
+    before = {k: v.clone() for k, v in net.encoder.state_dict().items()}
+    config = train_run('mine-linear', s, 0, None)
+    again = load_model(tiny/'tiny'/'models'/'mine-linear'/'seed0')
+    assert any(not torch.equal(v, before[k]) for k, v in again.encoder.state_dict().items())
+    assert config['encoder']['files'] == ['config.json', 'preprocessor_config.json']        # the weights are the model's own
+
+
+def test_checkpointing_changes_no_gradient(tmp_path):
+    need('transformers')
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    saved(tmp_path, *VIDEO['videomae'][:5])
+    grads = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        net = EncoderModel(3, f'transformers:{tmp_path}', train='all', checkpointing=on).train()
+        net(normalise(film(4))).logsumexp(1).sum().backward()
+        grads.append({k: p.grad for k, p in net.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 10
+    for k in grads[0]: torch.testing.assert_close(grads[0][k], grads[1][k], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(encoder_models=['mine-linaer']), "did you mean 'linear'"), (dict(encoder_models=['mein-linear']), "no encoder 'mein'"),
+    (dict(encoders={'Mine': 'untrained:small'}, encoder_models=[]), "'Mine' is no name"), (dict(encoders=dict(mine='untraind:small')), "did you mean 'untrained'"),
+    (dict(encoders=dict(mine='transformers:facebook/vjepa2-vitl-fpc64-256')), 'allow_kinetics_pretraining: true'), (dict(encoders=['untrained:small']), 'expected a mapping')])
+def test_a_study_with_a_wrong_encoder_is_refused_before_it_starts(change, words):
+    from kinetics_dance.study.settings import check_study, read_settings
+    with pytest.raises(StudyError) as e: check_study(read_settings('smoke') | dict(encoders=dict(mine='untrained:small')) | change)
+    assert words in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_model_file_names_no_path(tmp_path):
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    for arguments, about in ((dict(encoder='transformers:/etc'), {}), (dict(encoder='transformers:../x'), {}), (dict(encoder='onnx:/etc/passwd'), {}),
+                             (dict(encoder='onnx:x'), dict(files=['../../x.onnx']))):
+        with pytest.raises(StudyError): EncoderModel.saved_arguments(dict(arguments=arguments, encoder=about), tmp_path)
+    got = EncoderModel.saved_arguments(dict(arguments=dict(encoder='onnx:/somebody/else.onnx'), encoder=dict(files=['else.onnx'])), tmp_path)
+    assert got['encoder'] == f'onnx:{tmp_path}/encoder/else.onnx'
+    assert EncoderModel.saved_arguments(dict(arguments=dict(encoder='timm:resnet18=/etc/x.safetensors'), encoder={}), tmp_path)['encoder'] == 'timm:resnet18'
+
+
+def test_neither_library_is_loaded_unless_it_is_asked_for():
+    import subprocess, sys
+    code = 'import sys; import kinetics_dance.inference, kinetics_dance.models.encoder_heads, kinetics_dance.training.runs, kinetics_dance.study.cli; ' \
+           'print(*({"timm", "transformers", "onnxruntime"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == ''

@@ -297,5 +297,6 @@ def head_parameters(
     model:nn.Module, # A model of clips, with the attribute `features`
 )->int: # Numbers that are learned outside the backbone
     "How large a model is without what it shares with the others"
-    def n(m): return sum(p.numel() for p in m.parameters())
-    return n(model)-(n(model.features.body) if getattr(model, 'features', None) is not None else 0)
+    looks = getattr(model, 'features', None) or getattr(model, 'clip_features', None)
+    body = {id(p) for p in looks.body.parameters()} if looks is not None else set()
+    return sum(p.numel() for p in model.parameters() if id(p) not in body)

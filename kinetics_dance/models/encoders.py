@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'PICTURES', 'VIDEOS', 'KNOWN_ENCODERS', 'Spec', 'read_spec',
            'open_encoder', 'encoder_digest', 'pool_tokens', 'History', 'encoder_history', 'check_history',
            'encoder_table']
 
-# %% ../../nbs/models/08_encoders.ipynb #8d36a2a7
+# %% ../../nbs/models/08_encoders.ipynb #a29db64b
 import hashlib, json, math, re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from ..loading.reader import MEAN, STD
 from .backbones import Rescale, check_clips, make_backbone, pool
 from .torchvision_video import fit_frames
 
-# %% ../../nbs/models/08_encoders.ipynb #f9cc9ad6
+# %% ../../nbs/models/08_encoders.ipynb #0862de2c
 class Spec(NamedTuple):
     "An encoder as a study names it: `KIND:NAME[@SIZE][=WEIGHTS]`"
-    kind:str        # backbone, timm, transformers or onnx
+    kind:str        # One of `KINDS`
     name:str        # Name, folder or file
     size:int|None=None # Pixels along a side of what it looks at; None: its own
     weights:str|None=None # A file, or what `make_backbone` takes; None: its own
 
-KINDS = 'backbone', 'timm', 'transformers', 'onnx'
+KINDS = 'backbone', 'untrained', 'timm', 'transformers', 'onnx'
 
 def read_spec(
     spec:str, # e.g. `timm:vit_small_patch14_dinov2.lvd142m@224`
@@ -45,12 +45,13 @@ def read_spec(
                          f'KIND:NAME with one of {", ".join(KINDS)}{nearest(kind, KINDS)}')
     if kind in ('transformers', 'onnx'): return Spec(kind, rest)
     m = re.fullmatch(r'([\w.-]+)(?:@(\d{1,4}))?(?:=(.+))?', rest)
-    if not m or (kind == 'backbone' and m[2]):
+    if not m or (m[2] and kind != 'timm') or (m[3] and kind == 'untrained'):
         raise StudyError(f'encoder: {spec!r} cannot be read; write {kind}:NAME'
-                         + ('[@SIZE]' if kind == 'timm' else '') + '[=WEIGHTS]')
+                         + ('[@SIZE]' if kind == 'timm' else '')
+                         + ('[=WEIGHTS]' if kind != 'untrained' else ''))
     return Spec(kind, m[1], int(m[2]) if m[2] else None, m[3])
 
-# %% ../../nbs/models/08_encoders.ipynb #e26a5aee
+# %% ../../nbs/models/08_encoders.ipynb #d6a745fa
 @dataclass(frozen=True)
 class Needs:
     "What an encoder asks of a clip"
@@ -69,10 +70,14 @@ class Tokens(NamedTuple):
     # whole frame
     cells:tuple|None=None
 
-# %% ../../nbs/models/08_encoders.ipynb #41582eb7
+# %% ../../nbs/models/08_encoders.ipynb #bcc470b8
 class Encoder(nn.Module):
     "Clips `(B,T,3,H,W)` to tokens; `look` is what the kinds differ in"
     per_frame = True    # Whether a time step is one frame, seen by itself
+    has_steps = True    # Whether tokens have a time step
+    extra = 0           # Tokens of a frame before those of its patches
+    width = 0           # Numbers of a token
+    classes = ()        # Names of the classes that its config has
     def __init__(self,
         net,            # What `look` asks
         needs:Needs=Needs(),
@@ -84,19 +89,22 @@ class Encoder(nn.Module):
 
     def extra_repr(self): return str(self.needs)
 
-    def forward(self,
-        x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
-    )->Tokens:
-        check_clips(x)
-        n = self.needs
-        self.check_frames(x.shape[1])
-        x = self.rescale(x)
-        if n.size and tuple(x.shape[-2:]) != n.size:
-            x = F.interpolate(x.flatten(0, 1), n.size, mode=n.mode, antialias=True,
-                              align_corners=False).unflatten(0, x.shape[:2])
-        return self.look(x)
+# %% ../../nbs/models/08_encoders.ipynb #5cc11f0c
+@patch
+def forward(self:Encoder,
+    x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
+)->Tokens:
+    "An encoder's own preprocessing, then the encoder"
+    check_clips(x)
+    n = self.needs
+    self.check_frames(x.shape[1])
+    x = self.rescale(x)
+    if n.size and tuple(x.shape[-2:]) != n.size:
+        x = F.interpolate(x.flatten(0, 1), n.size, mode=n.mode, antialias=True,
+                          align_corners=False).unflatten(0, x.shape[:2])
+    return self.look(x)
 
-# %% ../../nbs/models/08_encoders.ipynb #ee0d6a85
+# %% ../../nbs/models/08_encoders.ipynb #f61f19ea
 @patch
 def check_frames(self:Encoder,
     t:int, # Frames of a clip
@@ -119,7 +127,7 @@ def fit_clips(
     "As many frames as an encoder wants: perturbed clips may have another number"
     return fit_frames(x, needs.frames or -(-x.shape[1]//needs.multiple)*needs.multiple)
 
-# %% ../../nbs/models/08_encoders.ipynb #90fd4597
+# %% ../../nbs/models/08_encoders.ipynb #3f3b6b26
 def as_cells(
     n:int,      # Patches of a picture
     size:tuple, # Its height and width
@@ -131,7 +139,6 @@ def as_cells(
 class PictureEncoder(Encoder):
     "Looks at each frame by itself"
     def ask(self, x): return self.net(x)    # (M,3,h,w) to a map, tokens or a vector
-    extra = 0   # Tokens before those of the patches; the first of them is kept
     def look(self, x):
         f = self.ask(x.flatten(0, 1))
         cells = None
@@ -139,11 +146,12 @@ class PictureEncoder(Encoder):
         elif f.ndim == 2: f = f[:, None]
         else:
             cells = as_cells(f.shape[1] - self.extra, x.shape[-2:])
+            # the first of the others, and the patches
             f = torch.cat([f[:, :min(1, self.extra)], f[:, self.extra:]], 1)
         steps = torch.arange(x.shape[1], device=x.device).repeat_interleave(f.shape[1])
         return Tokens(f.unflatten(0, x.shape[:2]).flatten(1, 2), steps, cells)
 
-# %% ../../nbs/models/08_encoders.ipynb #c179493f
+# %% ../../nbs/models/08_encoders.ipynb #cf2b7672
 def _backbone(spec, pretrained, text):
     weights = (spec.weights or 'none') if pretrained else 'none'
     net = make_backbone(spec.name, weights)
@@ -151,7 +159,7 @@ def _backbone(spec, pretrained, text):
     encoder.width = net.channels
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #5bde1e31
+# %% ../../nbs/models/08_encoders.ipynb #7dbe30e1
 class TimmEncoder(PictureEncoder):
     "A network of timm, without its last layer"
     def ask(self, x):
@@ -167,7 +175,7 @@ def _timm_name(name):
     else: known = timm.list_pretrained()
     raise StudyError(f'encoder: timm has no {name!r}{nearest(name, known)}')
 
-# %% ../../nbs/models/08_encoders.ipynb #4690e259
+# %% ../../nbs/models/08_encoders.ipynb #db29dbcf
 def _timm_file(spec, known):
     "The file of a network's weights: the one that is named, or that of timm's own cache"
     if spec.weights:
@@ -188,7 +196,7 @@ def _timm_file(spec, known):
         raise StudyError(f'encoder: the weights of timm:{spec.name} cannot be had ({why}); '
                          'name a file: timm:NAME=FILE.safetensors') from None
 
-# %% ../../nbs/models/08_encoders.ipynb #d8132b94
+# %% ../../nbs/models/08_encoders.ipynb #0c5b732b
 def _timm(spec, pretrained, text):
     need_extra('encoders', 'timm', purpose=f'encoder {text}')
     import timm
@@ -211,7 +219,7 @@ def _timm(spec, pretrained, text):
     encoder.extra,encoder.width = getattr(net, 'num_prefix_tokens', 0),net.num_features
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #a1ec6c7c
+# %% ../../nbs/models/08_encoders.ipynb #fa64fef7
 PICTURES = { # type of the config: (class; None: AutoModel, tokens before those of the patches)
     'vit': (None, 1), 'deit': (None, 2), 'beit': (None, 1), 'dinov2': (None, 1),
     'dinov2_with_registers': (None, 'registers'), 'dinov3_vit': (None, 'registers'),
@@ -224,7 +232,7 @@ class TransformersPictures(PictureEncoder):
     "A picture network of transformers"
     def ask(self, x): return self.net(pixel_values=x).last_hidden_state
 
-# %% ../../nbs/models/08_encoders.ipynb #17196bdd
+# %% ../../nbs/models/08_encoders.ipynb #a5448b5c
 class TransformersVideo(Encoder):
     "A video network of transformers: sees all frames at once"
     per_frame = False
@@ -240,7 +248,7 @@ class TransformersVideo(Encoder):
         steps = torch.arange(t, device=x.device).repeat_interleave(per_step)
         return Tokens(z, steps, as_cells(per_step, x.shape[-2:]))
 
-# %% ../../nbs/models/08_encoders.ipynb #40b4e885
+# %% ../../nbs/models/08_encoders.ipynb #87824e0c
 def _processor(folder, text, fetch):
     "What the image processor beside a model says"
     for name in ('video_preprocessor_config.json', 'preprocessor_config.json',
@@ -265,7 +273,7 @@ def _colours(said):
     shift = 1. if said.get('offset') else 0.
     return (tuple((m + shift)/scale for m in mean), tuple(s/scale for s in std))
 
-# %% ../../nbs/models/08_encoders.ipynb #ae8a9cb8
+# %% ../../nbs/models/08_encoders.ipynb #78a6c47f
 def _side(x):
     "A size as configs have it, as height and width"
     if isinstance(x, dict):
@@ -287,7 +295,7 @@ def _needs(config, said):
     frames = (getattr(config, 'num_frames', None) if kind in VIDEOS and kind != 'vjepa2' else None)
     return Needs(frames, tubelet if kind in VIDEOS else 1, size, mean, std, mode)
 
-# %% ../../nbs/models/08_encoders.ipynb #4e977006
+# %% ../../nbs/models/08_encoders.ipynb #8b28da7e
 def _transformers_place(name):
     "A local folder, checked, or the name of a model on the hub"
     at = rooted(name)
@@ -306,6 +314,7 @@ def _transformers_place(name):
                          'facebook/dinov2-small')
     return name
 
+# %% ../../nbs/models/08_encoders.ipynb #02100af5
 @contextmanager
 def _quiet():
     "transformers without progress bars and without remarks"
@@ -316,7 +325,7 @@ def _quiet():
     try: yield
     finally: logging.set_verbosity(level)
 
-# %% ../../nbs/models/08_encoders.ipynb #3d857a25
+# %% ../../nbs/models/08_encoders.ipynb #8eabc14d
 def _config_of(at, text):
     "The config of a network, of a family that looks at pictures or videos of three colours"
     from transformers import AutoConfig
@@ -334,7 +343,7 @@ def _config_of(at, text):
         raise StudyError(f'encoder {text}: looks at {channels} channels; frames have 3')
     return config
 
-# %% ../../nbs/models/08_encoders.ipynb #62e42721
+# %% ../../nbs/models/08_encoders.ipynb #783fd4cb
 def _transformers_net(at, config, pretrained, text):
     "The network: with its weights, all of them, or untrained"
     import transformers
@@ -357,7 +366,7 @@ def _transformers_net(at, config, pretrained, text):
                          f'missing or of another shape, such as {sorted(lacks)[0]}')
     return net
 
-# %% ../../nbs/models/08_encoders.ipynb #1e42e1b1
+# %% ../../nbs/models/08_encoders.ipynb #a57c14b2
 def _transformers(spec, pretrained, text):
     need_extra('encoders', 'transformers', purpose=f'encoder {text}')
     at = _transformers_place(spec.name) if pretrained else rooted(spec.name)
@@ -370,7 +379,7 @@ def _transformers(spec, pretrained, text):
         config = _config_of(at, text)
         said = _processor(at, text, fetch)
         net = _transformers_net(at, config, pretrained, text)
-    if config.model_type == 'vjepa2': del net.predictor     # it is for training
+    if config.model_type == 'vjepa2': del net.predictor     # needed in training only
     inner = getattr(net, 'config', config)
     kind = TransformersVideo if config.model_type in VIDEOS else TransformersPictures
     encoder = kind(net, _needs(inner, said), text)
@@ -380,7 +389,7 @@ def _transformers(spec, pretrained, text):
     encoder.classes = list((config.id2label or {}).values())
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #633d008d
+# %% ../../nbs/models/08_encoders.ipynb #c82e1f5c
 class OnnxEncoder(PictureEncoder):
     "A network in an ONNX file; it is never trained"
     def _run(self, x):
@@ -400,7 +409,7 @@ def _numbers(text, default):
     try: return tuple(float(v) for v in text.split(',')) if text else default
     except ValueError: return default
 
-# %% ../../nbs/models/08_encoders.ipynb #f124dfd6
+# %% ../../nbs/models/08_encoders.ipynb #c6f33bfa
 def _open_onnx(path, text):
     "A session on the CPU, and what it takes"
     import onnxruntime
@@ -423,7 +432,7 @@ def _open_onnx(path, text):
                          '(M,3,H,W), (B,T,3,H,W) or (B,3,T,H,W)')
     return session, shape, colours[-1], hashlib.sha256(data).digest()
 
-# %% ../../nbs/models/08_encoders.ipynb #cf7117ec
+# %% ../../nbs/models/08_encoders.ipynb #481ba3f2
 def _onnx(spec, pretrained, text):
     need_extra('encoders', 'onnxruntime', purpose=f'encoder {text}')
     session, shape, colours, digest = _open_onnx(Path(rooted(spec.name)), text)
@@ -437,14 +446,18 @@ def _onnx(spec, pretrained, text):
     encoder.session,encoder.input = session,session.get_inputs()[0].name
     encoder.per_frame,encoder.colours_first = len(shape) == 4,colours == 1
     encoder.time_steps = int(_numbers(said.get('time_steps'), (0,))[0])
+    encoder.has_steps = encoder.per_frame or encoder.time_steps > 0
     # what it is, for the key of stored features
     encoder.register_buffer('digest', torch.tensor(list(digest), dtype=torch.uint8))
-    encoder.width = whole((session.get_outputs()[0].shape or [None])[
-        1 if len(session.get_outputs()[0].shape or []) == 4 else -1])
+    out = session.get_outputs()[0].shape
+    encoder.width = whole(out[1 if len(out) == 4 else -1])
+    if encoder.width is None:
+        raise StudyError(f'encoder {text}: says {out}; the number of channels should be fixed')
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #0d48ca5b
-_OPEN = dict(backbone=_backbone, timm=_timm, transformers=_transformers, onnx=_onnx)
+# %% ../../nbs/models/08_encoders.ipynb #9b5102dd
+_OPEN = dict(backbone=_backbone, untrained=_backbone, timm=_timm, transformers=_transformers,
+             onnx=_onnx)
 
 def open_encoder(
     spec:str, # As a study names it
@@ -465,7 +478,7 @@ def encoder_digest(
         h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/models/08_encoders.ipynb #57ba8f3e
+# %% ../../nbs/models/08_encoders.ipynb #b626ae58
 def pool_tokens(
     tokens:Tokens, # From an encoder
     grid:int,      # Cells along each side of a time step
@@ -474,13 +487,13 @@ def pool_tokens(
     if tokens.steps is None: return tokens.values[:, None]
     s = int(tokens.steps[-1]) + 1
     z = tokens.values.unflatten(1, (s, -1))                                # (B,S,P,C)
-    if tokens.cells is None or grid >= min(tokens.cells): return z
+    if tokens.cells is None: return z
     n = math.prod(tokens.cells)
     frame, cells = z[:, :, :-n], z[:, :, -n:]
     cells = cells.flatten(0, 1).transpose(1, 2).unflatten(2, tokens.cells) # (B*S,C,h,w)
     return torch.cat([frame, pool(cells, grid).unflatten(0, z.shape[:2])], 2)
 
-# %% ../../nbs/models/08_encoders.ipynb #431ecc87
+# %% ../../nbs/models/08_encoders.ipynb #8963bde4
 @dataclass(frozen=True)
 class History:
     "What is known of an encoder's training"
@@ -501,7 +514,7 @@ class History:
         if self.labels: return f'labels of Kinetics ({self.labels})'
         return f'pixels of Kinetics ({self.pixels})' if self.pixels else self.data
 
-# %% ../../nbs/models/08_encoders.ipynb #fc730ef6
+# %% ../../nbs/models/08_encoders.ipynb #c2ab6751
 KNOWN_ENCODERS = {
     'timm:vit_small_patch14_dinov2.lvd142m': History(
         'DINOv2 S/14', 22.1, 'LVD-142M: pictures, no videos', 'arXiv:2304.07193', 'Apache-2.0',
@@ -519,7 +532,7 @@ KNOWN_ENCODERS = {
         'SigLIP B/16', 92.9, 'WebLI: pictures and texts from the web, not published',
         'arXiv:2303.15343', 'Apache-2.0', 'one', 224, public=False)}
 
-# %% ../../nbs/models/08_encoders.ipynb #393f8113
+# %% ../../nbs/models/08_encoders.ipynb #384ac121
 KNOWN_ENCODERS |= {
     'timm:convnext_tiny.in12k_ft_in1k': History(
         'ConvNeXt-T', 27.8, 'ImageNet-12k, ImageNet-1k', 'arXiv:2201.03545', 'Apache-2.0',
@@ -540,7 +553,7 @@ KNOWN_ENCODERS |= {
         'ViViT B', 89.2, 'ImageNet-21k, Kinetics-400', 'arXiv:2103.15691', 'MIT',
         '32, every 2nd', 224, labels='400', pixels='400')}
 
-# %% ../../nbs/models/08_encoders.ipynb #63b7e2ea
+# %% ../../nbs/models/08_encoders.ipynb #61d24533
 # labels that only a network has that was given those of Kinetics
 _OF_KINETICS = {'dancing ballet', 'salsa dancing', 'tango dancing', 'robot dancing'}
 
@@ -553,14 +566,15 @@ def encoder_history(
     labels = {str(c).lower().replace('_', ' ') for c in classes} & _OF_KINETICS
     if (known := KNOWN_ENCODERS.get(f'{parts.kind}:{parts.name}')) and not parts.weights:
         return known
-    if parts.kind == 'backbone' and parts.weights in (None, 'none', 'imagenet'):
+    own = parts.kind in ('backbone', 'untrained')
+    if own and parts.weights in (None, 'none', 'imagenet'):
         return History(parts.name, None, parts.weights or 'none', '', '', 'one', None)
     if len(labels) > 1:
         return History(Path(parts.name).name, None, 'its classes are those of Kinetics', '', '', '',
                        None, labels='by its classes')
     return History(Path(parts.name).name, None, 'not known', '', '', '', None, public=False)
 
-# %% ../../nbs/models/08_encoders.ipynb #1646501f
+# %% ../../nbs/models/08_encoders.ipynb #49235a97
 def check_history(
     name:str, # What to call the encoder
     history:History, # From `encoder_history`
