@@ -159,7 +159,7 @@ def test_a_network_of_timm_says_what_it_says_in_timm(name, extra, tmp_path):
 def exported(path, net, x, **said):
     need('onnx', 'onnxscript', 'onnxruntime')
     import onnx
-    torch.onnx.export(net, (x,), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=({0: torch.export.Dim('b')},))
+    torch.onnx.export(net.eval(), (x,), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=({0: torch.export.Dim('b')},))
     m = onnx.load(path)
     for k, v in said.items(): m.metadata_props.add(key=k, value=v)
     onnx.save(m, path)
@@ -298,8 +298,8 @@ def test_a_video_network_is_trained_on_stored_tokens_and_predicts_from_its_folde
     saved(folder, *VIDEO['videomae'][:5])
     news = []
     config = train_run('mine-attentive', settings(tiny, f'transformers:{folder}', 'attentive'), 0, news.append)
-    assert config['pretraining'].startswith('unknown') and config['encoder']['files'] == ['config.json', 'preprocessor_config.json', 'model.safetensors'] or set(
-        config['encoder']['files']) == {'config.json', 'preprocessor_config.json', 'model.safetensors'}
+    assert config['pretraining'].startswith('unknown')
+    assert sorted(config['encoder']['files']) == ['config.json', 'model.safetensors', 'preprocessor_config.json']
     at = tiny/'tiny'/'models'/'mine-attentive'/'seed0'
     from safetensors import safe_open
     with safe_open(at/'model.safetensors', 'pt') as f: assert all(k.startswith('head.') for k in f.keys())
@@ -335,6 +335,7 @@ def test_a_video_network_is_trained_on_stored_tokens_and_predicts_from_its_folde
 
 def test_heads_of_one_encoder_share_its_tokens(tiny, monkeypatch):
     "Five heads, and the encoder looks at each clip once"
+    from kinetics_dance.loading.reader import FrameStore
     from kinetics_dance.models import encoders
     from kinetics_dance.training.runs import train_run
     torch.manual_seed(0)
@@ -347,7 +348,7 @@ def test_heads_of_one_encoder_share_its_tokens(tiny, monkeypatch):
         config = train_run(name, s, 0, None)
         sizes.append(config['head_parameters'])
         assert 0 < config['head_parameters'] < config['parameters']
-    clips = len(__import__('kinetics_dance.loading.reader', fromlist=['FrameStore']).FrameStore(tiny/'tiny'/'frames'))
+    clips = len(FrameStore(tiny/'tiny'/'frames'))
     assert len(list((tiny/'tiny'/'features').glob('*/features.json'))) == before+1
     assert len(looks) == clips and len(set(sizes)) == 5
 
@@ -400,7 +401,7 @@ def test_an_encoder_is_fine_tuned_with_smaller_steps_below(tiny, tmp_path):
     s = settings(tiny, f'transformers:{folder}', 'linear', train='all', layer_decay=.5, gradient_checkpointing=True, epochs=1)
     net = EncoderModel(4, f'transformers:{folder}', train='all', layer_decay=.5)
     lrs, _ = rates(net, Recipe(backbone_lr=.1), 1.)
-    assert sorted({round(v, 6) for v in lrs}) == [.0125, .025, .05, .1, 1.] or sorted({round(v, 6) for v in lrs}) == [.0125, .025, .05, 1.]
+    assert sorted({round(v, 6) for v in lrs}) == [.0125, .025, .05, 1.]          # embedding, two layers, head
     assert sum(len(g) for g in split_parameters(net)) == sum(p.requires_grad for p in net.parameters())
     before = {k: v.clone() for k, v in net.encoder.state_dict().items()}
     config = train_run('mine-linear', s, 0, None)
