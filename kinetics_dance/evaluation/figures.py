@@ -45,7 +45,7 @@ class Look:
 
     def __call__(self, s:str)->str: # As a reader should see it
         "Name of a model or a class"
-        mark = ' †' if s in self.marks else ''
+        mark = self.marks.get(s, '').removeprefix(s)
         plain = s.replace(' dancing', '').replace('dancing ', '')
         name = model_title(s) if s in MODELS | CONTROLS else plain
         return name + mark

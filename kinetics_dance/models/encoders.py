@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'PICTURES', 'VIDEOS', 'KNOWN_ENCODERS', 'Spec', 'read_spec',
            'open_encoder', 'encoder_digest', 'pool_tokens', 'History', 'encoder_history', 'check_history',
            'encoder_table']
 
-# %% ../../nbs/models/08_encoders.ipynb #a29db64b
+# %% ../../nbs/models/08_encoders.ipynb #75237592
 import hashlib, json, math, re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from ..core.base import StudyError, nearest, need_extra
 from ..core.storage import system_error
 from ..loading.reader import MEAN, STD
 from .backbones import Rescale, check_clips, make_backbone, pool
+from .registry import pretraining_mark
 from .torchvision_video import fit_frames
 
-# %% ../../nbs/models/08_encoders.ipynb #0862de2c
+# %% ../../nbs/models/08_encoders.ipynb #c9804b07
 class Spec(NamedTuple):
     "An encoder as a study names it: `KIND:NAME[@SIZE][=WEIGHTS]`"
     kind:str        # One of `KINDS`
@@ -51,7 +52,7 @@ def read_spec(
                          + ('[=WEIGHTS]' if kind != 'untrained' else ''))
     return Spec(kind, m[1], int(m[2]) if m[2] else None, m[3])
 
-# %% ../../nbs/models/08_encoders.ipynb #d6a745fa
+# %% ../../nbs/models/08_encoders.ipynb #b1738614
 @dataclass(frozen=True)
 class Needs:
     "What an encoder asks of a clip"
@@ -70,7 +71,7 @@ class Tokens(NamedTuple):
     # whole frame
     cells:tuple|None=None
 
-# %% ../../nbs/models/08_encoders.ipynb #bcc470b8
+# %% ../../nbs/models/08_encoders.ipynb #eddc013f
 class Encoder(nn.Module):
     "Clips `(B,T,3,H,W)` to tokens; `look` is what the kinds differ in"
     per_frame = True    # Whether a time step is one frame, seen by itself
@@ -89,7 +90,7 @@ class Encoder(nn.Module):
 
     def extra_repr(self): return str(self.needs)
 
-# %% ../../nbs/models/08_encoders.ipynb #5cc11f0c
+# %% ../../nbs/models/08_encoders.ipynb #47485151
 @patch
 def forward(self:Encoder,
     x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
@@ -104,7 +105,7 @@ def forward(self:Encoder,
                           align_corners=False).unflatten(0, x.shape[:2])
     return self.look(x)
 
-# %% ../../nbs/models/08_encoders.ipynb #f61f19ea
+# %% ../../nbs/models/08_encoders.ipynb #fa7b73df
 @patch
 def check_frames(self:Encoder,
     t:int, # Frames of a clip
@@ -127,7 +128,7 @@ def fit_clips(
     "As many frames as an encoder wants: perturbed clips may have another number"
     return fit_frames(x, needs.frames or -(-x.shape[1]//needs.multiple)*needs.multiple)
 
-# %% ../../nbs/models/08_encoders.ipynb #3f3b6b26
+# %% ../../nbs/models/08_encoders.ipynb #d96afbd5
 def as_cells(
     n:int,      # Patches of a picture
     size:tuple, # Its height and width
@@ -151,7 +152,7 @@ class PictureEncoder(Encoder):
         steps = torch.arange(x.shape[1], device=x.device).repeat_interleave(f.shape[1])
         return Tokens(f.unflatten(0, x.shape[:2]).flatten(1, 2), steps, cells)
 
-# %% ../../nbs/models/08_encoders.ipynb #cf2b7672
+# %% ../../nbs/models/08_encoders.ipynb #f385d0ca
 def _backbone(spec, pretrained, text):
     weights = (spec.weights or 'none') if pretrained else 'none'
     net = make_backbone(spec.name, weights)
@@ -159,7 +160,7 @@ def _backbone(spec, pretrained, text):
     encoder.width = net.channels
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #7dbe30e1
+# %% ../../nbs/models/08_encoders.ipynb #868c9897
 class TimmEncoder(PictureEncoder):
     "A network of timm, without its last layer"
     def ask(self, x):
@@ -175,7 +176,7 @@ def _timm_name(name):
     else: known = timm.list_pretrained()
     raise StudyError(f'encoder: timm has no {name!r}{nearest(name, known)}')
 
-# %% ../../nbs/models/08_encoders.ipynb #db29dbcf
+# %% ../../nbs/models/08_encoders.ipynb #c106384a
 def _timm_file(spec, known):
     "The file of a network's weights: the one that is named, or that of timm's own cache"
     if spec.weights:
@@ -196,7 +197,7 @@ def _timm_file(spec, known):
         raise StudyError(f'encoder: the weights of timm:{spec.name} cannot be had ({why}); '
                          'name a file: timm:NAME=FILE.safetensors') from None
 
-# %% ../../nbs/models/08_encoders.ipynb #0c5b732b
+# %% ../../nbs/models/08_encoders.ipynb #5ad6e272
 def _timm(spec, pretrained, text):
     need_extra('encoders', 'timm', purpose=f'encoder {text}')
     import timm
@@ -219,7 +220,7 @@ def _timm(spec, pretrained, text):
     encoder.extra,encoder.width = getattr(net, 'num_prefix_tokens', 0),net.num_features
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #fa64fef7
+# %% ../../nbs/models/08_encoders.ipynb #55a7bc4c
 PICTURES = { # type of the config: (class; None: AutoModel, tokens before those of the patches)
     'vit': (None, 1), 'deit': (None, 2), 'beit': (None, 1), 'dinov2': (None, 1),
     'dinov2_with_registers': (None, 'registers'), 'dinov3_vit': (None, 'registers'),
@@ -232,7 +233,7 @@ class TransformersPictures(PictureEncoder):
     "A picture network of transformers"
     def ask(self, x): return self.net(pixel_values=x).last_hidden_state
 
-# %% ../../nbs/models/08_encoders.ipynb #a5448b5c
+# %% ../../nbs/models/08_encoders.ipynb #b3712dda
 class TransformersVideo(Encoder):
     "A video network of transformers: sees all frames at once"
     per_frame = False
@@ -248,7 +249,7 @@ class TransformersVideo(Encoder):
         steps = torch.arange(t, device=x.device).repeat_interleave(per_step)
         return Tokens(z, steps, as_cells(per_step, x.shape[-2:]))
 
-# %% ../../nbs/models/08_encoders.ipynb #87824e0c
+# %% ../../nbs/models/08_encoders.ipynb #882db4b9
 def _processor(folder, text, fetch):
     "What the image processor beside a model says"
     for name in ('video_preprocessor_config.json', 'preprocessor_config.json',
@@ -273,7 +274,7 @@ def _colours(said):
     shift = 1. if said.get('offset') else 0.
     return (tuple((m + shift)/scale for m in mean), tuple(s/scale for s in std))
 
-# %% ../../nbs/models/08_encoders.ipynb #78a6c47f
+# %% ../../nbs/models/08_encoders.ipynb #70756c9a
 def _side(x):
     "A size as configs have it, as height and width"
     if isinstance(x, dict):
@@ -295,7 +296,7 @@ def _needs(config, said):
     frames = (getattr(config, 'num_frames', None) if kind in VIDEOS and kind != 'vjepa2' else None)
     return Needs(frames, tubelet if kind in VIDEOS else 1, size, mean, std, mode)
 
-# %% ../../nbs/models/08_encoders.ipynb #8b28da7e
+# %% ../../nbs/models/08_encoders.ipynb #81df3a97
 def _transformers_place(name):
     "A local folder, checked, or the name of a model on the hub"
     at = rooted(name)
@@ -314,7 +315,7 @@ def _transformers_place(name):
                          'facebook/dinov2-small')
     return name
 
-# %% ../../nbs/models/08_encoders.ipynb #02100af5
+# %% ../../nbs/models/08_encoders.ipynb #38b67f65
 @contextmanager
 def _quiet():
     "transformers without progress bars and without remarks"
@@ -325,7 +326,7 @@ def _quiet():
     try: yield
     finally: logging.set_verbosity(level)
 
-# %% ../../nbs/models/08_encoders.ipynb #8eabc14d
+# %% ../../nbs/models/08_encoders.ipynb #8e41de9f
 def _config_of(at, text):
     "The config of a network, of a family that looks at pictures or videos of three colours"
     from transformers import AutoConfig
@@ -343,7 +344,7 @@ def _config_of(at, text):
         raise StudyError(f'encoder {text}: looks at {channels} channels; frames have 3')
     return config
 
-# %% ../../nbs/models/08_encoders.ipynb #783fd4cb
+# %% ../../nbs/models/08_encoders.ipynb #afc7b55d
 def _transformers_net(at, config, pretrained, text):
     "The network: with its weights, all of them, or untrained"
     import transformers
@@ -366,7 +367,7 @@ def _transformers_net(at, config, pretrained, text):
                          f'missing or of another shape, such as {sorted(lacks)[0]}')
     return net
 
-# %% ../../nbs/models/08_encoders.ipynb #a57c14b2
+# %% ../../nbs/models/08_encoders.ipynb #4d3d4cd9
 def _transformers(spec, pretrained, text):
     need_extra('encoders', 'transformers', purpose=f'encoder {text}')
     at = _transformers_place(spec.name) if pretrained else rooted(spec.name)
@@ -389,7 +390,7 @@ def _transformers(spec, pretrained, text):
     encoder.classes = list((config.id2label or {}).values())
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #c82e1f5c
+# %% ../../nbs/models/08_encoders.ipynb #897cb179
 class OnnxEncoder(PictureEncoder):
     "A network in an ONNX file; it is never trained"
     def _run(self, x):
@@ -409,7 +410,7 @@ def _numbers(text, default):
     try: return tuple(float(v) for v in text.split(',')) if text else default
     except ValueError: return default
 
-# %% ../../nbs/models/08_encoders.ipynb #c6f33bfa
+# %% ../../nbs/models/08_encoders.ipynb #be7e786a
 def _open_onnx(path, text):
     "A session on the CPU, and what it takes"
     import onnxruntime
@@ -432,7 +433,7 @@ def _open_onnx(path, text):
                          '(M,3,H,W), (B,T,3,H,W) or (B,3,T,H,W)')
     return session, shape, colours[-1], hashlib.sha256(data).digest()
 
-# %% ../../nbs/models/08_encoders.ipynb #481ba3f2
+# %% ../../nbs/models/08_encoders.ipynb #762db190
 def _onnx(spec, pretrained, text):
     need_extra('encoders', 'onnxruntime', purpose=f'encoder {text}')
     session, shape, colours, digest = _open_onnx(Path(rooted(spec.name)), text)
@@ -455,7 +456,7 @@ def _onnx(spec, pretrained, text):
         raise StudyError(f'encoder {text}: says {out}; the number of channels should be fixed')
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #9b5102dd
+# %% ../../nbs/models/08_encoders.ipynb #b5a48bca
 _OPEN = dict(backbone=_backbone, untrained=_backbone, timm=_timm, transformers=_transformers,
              onnx=_onnx)
 
@@ -478,7 +479,7 @@ def encoder_digest(
         h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/models/08_encoders.ipynb #b626ae58
+# %% ../../nbs/models/08_encoders.ipynb #4049844c
 def pool_tokens(
     tokens:Tokens, # From an encoder
     grid:int,      # Cells along each side of a time step
@@ -493,7 +494,7 @@ def pool_tokens(
     cells = cells.flatten(0, 1).transpose(1, 2).unflatten(2, tokens.cells) # (B*S,C,h,w)
     return torch.cat([frame, pool(cells, grid).unflatten(0, z.shape[:2])], 2)
 
-# %% ../../nbs/models/08_encoders.ipynb #8963bde4
+# %% ../../nbs/models/08_encoders.ipynb #eeca746e
 @dataclass(frozen=True)
 class History:
     "What is known of an encoder's training"
@@ -514,7 +515,7 @@ class History:
         if self.labels: return f'labels of Kinetics ({self.labels})'
         return f'pixels of Kinetics ({self.pixels})' if self.pixels else self.data
 
-# %% ../../nbs/models/08_encoders.ipynb #c2ab6751
+# %% ../../nbs/models/08_encoders.ipynb #30834850
 KNOWN_ENCODERS = {
     'timm:vit_small_patch14_dinov2.lvd142m': History(
         'DINOv2 S/14', 22.1, 'LVD-142M: pictures, no videos', 'arXiv:2304.07193', 'Apache-2.0',
@@ -532,7 +533,7 @@ KNOWN_ENCODERS = {
         'SigLIP B/16', 92.9, 'WebLI: pictures and texts from the web, not published',
         'arXiv:2303.15343', 'Apache-2.0', 'one', 224, public=False)}
 
-# %% ../../nbs/models/08_encoders.ipynb #384ac121
+# %% ../../nbs/models/08_encoders.ipynb #3d5d7cd3
 KNOWN_ENCODERS |= {
     'timm:convnext_tiny.in12k_ft_in1k': History(
         'ConvNeXt-T', 27.8, 'ImageNet-12k, ImageNet-1k', 'arXiv:2201.03545', 'Apache-2.0',
@@ -553,7 +554,7 @@ KNOWN_ENCODERS |= {
         'ViViT B', 89.2, 'ImageNet-21k, Kinetics-400', 'arXiv:2103.15691', 'MIT',
         '32, every 2nd', 224, labels='400', pixels='400')}
 
-# %% ../../nbs/models/08_encoders.ipynb #61d24533
+# %% ../../nbs/models/08_encoders.ipynb #39204bb2
 # labels that only a network has that was given those of Kinetics
 _OF_KINETICS = {'dancing ballet', 'salsa dancing', 'tango dancing', 'robot dancing'}
 
@@ -574,7 +575,7 @@ def encoder_history(
                        None, labels='by its classes')
     return History(Path(parts.name).name, None, 'not known', '', '', '', None, public=False)
 
-# %% ../../nbs/models/08_encoders.ipynb #49235a97
+# %% ../../nbs/models/08_encoders.ipynb #062f60f9
 def check_history(
     name:str, # What to call the encoder
     history:History, # From `encoder_history`
@@ -582,15 +583,14 @@ def check_history(
 ):
     "`StudyError` for an encoder that saw Kinetics where the study did not allow it"
     if allow or not (history.labels or history.pixels): return
-    seen, mark = (('was given labels of Kinetics', '†') if history.labels else
-                  ('was trained on videos of Kinetics, without their labels', '‡'))
+    seen = ('was given labels of Kinetics' if history.labels else
+            'was trained on videos of Kinetics, without their labels')
     raise StudyError(f'encoders: {name}: {history.title} {seen}: it may know the clips that it is '
                      'tested on; set allow_kinetics_pretraining: true to have it all the same, '
-                     f'marked {mark}, or take another one')
+                     f'marked {pretraining_mark(history.pretraining)}, or take another one')
 
 def encoder_table()->list: # One dictionary per encoder
     "The encoders whose training is known, for people"
-    def marks(h): return '?' if not h.public else '†'*bool(h.labels) + '‡'*bool(h.pixels)
     return [dict(encoder=h.title, name=k, parameters=f'{h.millions:.1f} M', trained_on=h.data,
-                 source=h.source, marks=marks(h), licence=h.licence, frames=h.frames,
-                 pixels=h.size) for k, h in KNOWN_ENCODERS.items()]
+                 source=h.source, mark=pretraining_mark(h.pretraining), licence=h.licence,
+                 frames=h.frames, pixels=h.size) for k, h in KNOWN_ENCODERS.items()]
