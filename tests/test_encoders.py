@@ -333,6 +333,67 @@ def test_a_video_network_is_trained_on_stored_tokens_and_predicts_from_its_folde
     with pytest.raises(StudyError, match='other weights than the one this head was trained on'): load_model(moved)
 
 
+def test_the_command_predicts_with_an_encoder(tmp_path):
+    "From a folder that was moved, and without the files that its encoder came from"
+    need('timm')
+    import shutil, timm
+    from safetensors.torch import save_file
+    from kinetics_dance.inference import watch_videos
+    from kinetics_dance.models.config import write_model
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    from kinetics_dance.synthetic import dancers, uploads
+    save_file(timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=32).state_dict(), tmp_path/'net.safetensors')
+    spec = f'timm:vit_tiny_patch16_224@32={tmp_path/"net.safetensors"}'
+    net = EncoderModel(3, spec, 'transformer')
+    config = dict(format=1, model='kinetics_dance.models.encoder_heads:EncoderModel', arguments=dict(encoder=spec, head='transformer'), classes=['a', 'b', 'c'],
+                  frames=4, crop=[48, 48], stored=dict(height=48, width=64), clip_seconds=3., encoder=net.save_encoder(tmp_path/'first', tmp_path/'shared'))
+    write_model(tmp_path/'first', net, config)
+    (tmp_path/'net.safetensors').unlink()
+    shutil.rmtree(tmp_path/'shared')
+    shutil.move(tmp_path/'first', tmp_path/'moved')
+    uploads.write_video(tmp_path/'film.mp4', dancers.render_clip('bounce', 0, 0))
+    from kinetics_dance.models.cost import count_parameters
+    counted = count_parameters(net)
+    assert counted['head_parameters'] == sum(p.numel() for p in net.parameters()) and counted['parameters'] == counted['head_parameters']+config['encoder']['parameters']
+    rows = watch_videos([tmp_path/'film.mp4'], tmp_path/'moved', 3)
+    assert len(rows) == 1 and 'error' not in rows[0] and rows[0]['label'] in ('a', 'b', 'c')
+
+
+def test_a_model_with_an_encoder_is_exported(tmp_path):
+    "Encoder and head are one graph, which says what the model says"
+    need('timm', 'onnx', 'onnxscript', 'onnxruntime')
+    import onnxruntime, timm
+    from safetensors.torch import save_file
+    from kinetics_dance.deploy.export import export_model
+    from kinetics_dance.models.config import load_model, write_model
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    save_file(timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=32).state_dict(), tmp_path/'net.safetensors')
+    spec = f'timm:vit_tiny_patch16_224@32={tmp_path/"net.safetensors"}'
+    net = EncoderModel(3, spec, 'attentive')
+    config = dict(format=1, model='kinetics_dance.models.encoder_heads:EncoderModel', arguments=dict(encoder=spec, head='attentive'), classes=['a', 'b', 'c'],
+                  frames=3, crop=[32, 32], stored=dict(height=32, width=32), clip_seconds=3., encoder=net.save_encoder(tmp_path/'m', tmp_path/'shared'))
+    write_model(tmp_path/'m', net, config)
+    x = film(3)
+    said = onnxruntime.InferenceSession(export_model(tmp_path/'m')).run(None, dict(frames=x.numpy()))[0]
+    with torch.inference_mode(): want = load_model(tmp_path/'m')(normalise(x)).softmax(-1)
+    np.testing.assert_allclose(said, want, atol=1e-4)
+
+
+def test_an_onnx_encoder_travels_with_its_head(tmp_path):
+    from kinetics_dance.models.config import load_model, write_model
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    exported(tmp_path/'clips.onnx', Columns(), torch.rand(2, 3, 5, 16, 16), time_steps='5')
+    spec = f'onnx:{tmp_path/"clips.onnx"}'
+    net = EncoderModel(3, spec, 'lstm')
+    config = dict(format=1, model='kinetics_dance.models.encoder_heads:EncoderModel', arguments=dict(encoder=spec, head='lstm'), classes=['a', 'b', 'c'],
+                  frames=5, crop=[16, 16], stored=dict(height=16, width=16), clip_seconds=3., encoder=net.save_encoder(tmp_path/'m', tmp_path/'shared'))
+    write_model(tmp_path/'m', net, config)
+    (tmp_path/'clips.onnx').unlink()
+    x = normalise(film(5, 16))
+    with torch.no_grad(): torch.testing.assert_close(load_model(tmp_path/'m')(x), net.eval()(x))
+    with pytest.raises(StudyError, match='cannot be trained; set train: head'): EncoderModel(3, f'onnx:{tmp_path/"m"/"encoder"/"clips.onnx"}', train='all')
+
+
 def test_heads_of_one_encoder_share_its_tokens(tiny, monkeypatch):
     "Five heads, and the encoder looks at each clip once"
     from kinetics_dance.loading.reader import FrameStore

@@ -6,7 +6,7 @@
 __all__ = ['EncoderFeatures', 'LinearHead', 'attention_heads', 'AttentiveHead', 'VoteHead', 'LSTMHead', 'time_vectors',
            'TransformerHead', 'EncoderModel', 'encoder_arguments', 'check_encoders', 'hash_files']
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #2a619bdd
+# %% ../../nbs/models/09_encoder_heads.ipynb #da9f75c2
 import os, re, shutil
 from pathlib import Path
 import torch
@@ -19,7 +19,7 @@ from .encoders import (
     check_history, encoder_digest, encoder_history, fit_clips, open_encoder, pool_tokens, read_spec)
 from .registry import HEADS, encoder_names, split_name
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #65dcedca
+# %% ../../nbs/models/09_encoder_heads.ipynb #fcdc950f
 class EncoderFeatures(nn.Module):
     "Clips `(B,T,3,H,W)` to features `(B,S,P,C)`: an encoder, and means over grid x grid cells"
     def __init__(self,
@@ -34,15 +34,17 @@ class EncoderFeatures(nn.Module):
         self.places = min(1, encoder.extra) + grid*grid
 
     def extra_repr(self): return f'grid={self.grid}, {self.precision}, {self.body.needs}'
-    # nothing that depends on the size of a frame: it is resized
-    def check(self, h=None, w=None, train=False): pass
+    def check(self, h=None, w=None, train=False): # frames of any size are resized
+        if train and getattr(self.body.net, 'folded', False):
+            raise StudyError(f'encoder {self.body.name}: the batch norms of its weights are folded '
+                             'into the convolutions, so it cannot be trained; set train: head')
 
     def forward(self, x):
         here = next((b.device for b in self.buffers()), x.device)
         if here != x.device: self.to(x.device)
         return pool_tokens(self.body(fit_clips(x, self.body.needs)), self.grid)
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #d3366edd
+# %% ../../nbs/models/09_encoder_heads.ipynb #078dfaa0
 class LinearHead(nn.Module):
     "The mean of all tokens, then one layer"
     def __init__(self, channels, places, n_classes):
@@ -50,7 +52,7 @@ class LinearHead(nn.Module):
         self.norm,self.out = nn.LayerNorm(channels),nn.Linear(channels, n_classes)
     def forward(self, f): return self.out(self.norm(f.mean((1, 2))))       # (B,S,P,C) to (B,K)
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #2323ff5a
+# %% ../../nbs/models/09_encoder_heads.ipynb #65745719
 def attention_heads(
     width:int, # Numbers of a token
 )->int: # 64 numbers to a head, or as near as divides them
@@ -72,7 +74,7 @@ class AttentiveHead(nn.Module):
         q = q + self.look(q, z, z, need_weights=False)[0]
         return self.out((q + self.mlp(self.norm_m(q)))[:, 0])
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #a4d99443
+# %% ../../nbs/models/09_encoder_heads.ipynb #11c0808d
 class VoteHead(nn.Module):
     "Scores each time step by itself"
     def __init__(self, channels, places, n_classes, hidden=512, dropout=.2):
@@ -94,7 +96,7 @@ class LSTMHead(nn.Module):
                                  nn.Linear(hidden*(1 + bidirectional), n_classes))
     def forward(self, f): return self.out(self.lstm(self.norm(f.flatten(2)))[0].mean(1))
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #571d734f
+# %% ../../nbs/models/09_encoder_heads.ipynb #0b74be94
 def time_vectors(
     s:int,     # Time steps
     width:int, # Numbers of a token, even
@@ -119,7 +121,7 @@ class TransformerHead(nn.Module):
         z = z + self.where + time_vectors(f.shape[1], z.shape[-1]).to(z)   # (B,S,P,d)
         return self.out(self.blocks(z.flatten(1, 2)).mean(1))
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #90ef269c
+# %% ../../nbs/models/09_encoder_heads.ipynb #6fe8455c
 _HEADS = dict(linear=LinearHead, attentive=AttentiveHead, vote=VoteHead, lstm=LSTMHead,
               transformer=TransformerHead)
 
@@ -132,7 +134,7 @@ class EncoderModel(nn.Module):
         width='transformer_width', depth='transformer_depth', heads='transformer_heads',
         allow_kinetics_pretraining='allow_kinetics_pretraining')
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #b3a1fdce
+# %% ../../nbs/models/09_encoder_heads.ipynb #b6159be8
 @patch
 def __init__(self:EncoderModel,
     n_classes:int,         # Classes
@@ -168,7 +170,7 @@ def __init__(self:EncoderModel,
                           bidirectional=lstm_bidirectional))
     self.head = _HEADS[head](features.channels, features.places, n_classes, **more.get(head, {}))
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #581a4116
+# %% ../../nbs/models/09_encoder_heads.ipynb #2fb06651
 @patch
 def _encoder(self:EncoderModel, text, head, allow, checkpointing):
     "The encoder, after all that can be wrong with it"
@@ -191,7 +193,7 @@ def _encoder(self:EncoderModel, text, head, allow, checkpointing):
     self.pretraining = history.pretraining
     return body.requires_grad_(not self.frozen)
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #146edbcf
+# %% ../../nbs/models/09_encoder_heads.ipynb #3e83e554
 def _checkpoint_layers(body, text):
     "Let an encoder compute its activations twice instead of keeping them"
     for method in ('activation_checkpointing_enable', 'gradient_checkpointing_enable',
@@ -211,7 +213,7 @@ def clip_features(self:EncoderModel):
     "Features of the whole clip, where the encoder sees all frames at once; else None"
     return None if self.looks.per_frame else self.looks
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #31b80cff
+# %% ../../nbs/models/09_encoder_heads.ipynb #c3adf742
 @patch
 def score(self:EncoderModel,
     f:Tensor, # Features, `(B,S,P,C)`
@@ -235,7 +237,7 @@ def train(self:EncoderModel, mode=True):
     if self.frozen: self.looks.eval()
     return self
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #631b611f
+# %% ../../nbs/models/09_encoder_heads.ipynb #6429ab32
 @patch
 def check_frames(self:EncoderModel,
     t:int, # Frames that a model of the study sees of a clip
@@ -259,7 +261,7 @@ def parameter_layers(self:EncoderModel)->list: # (parameters, share of the encod
     for k, p in named: groups.setdefault(top if k is None else k, []).append(p)
     return [(groups[k], self.layer_decay**(top - k)) for k in sorted(groups)]
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #b455973d
+# %% ../../nbs/models/09_encoder_heads.ipynb #f0458419
 def encoder_arguments(
     name:str,      # Of a model, such as `dinov2-attentive`
     settings:dict, # Of the study
@@ -272,7 +274,7 @@ def encoder_arguments(
                          f'{nearest(encoder, known)}; name it in encoders')
     return dict(encoder=known[encoder], head=head)
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #9f13b38d
+# %% ../../nbs/models/09_encoder_heads.ipynb #5782330c
 def check_encoders(
     settings:dict, # Of a study
 ):
@@ -290,7 +292,7 @@ def check_encoders(
                              f'{", ".join(HEADS)}{nearest(name.rpartition("-")[2], HEADS)}')
         encoder_arguments(name, settings)
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #3b5e71b2
+# %% ../../nbs/models/09_encoder_heads.ipynb #b6811791
 def _files(spec, frozen):
     "Files that an encoder was made from, as far as they are not in the model's own file"
     parts = read_spec(spec)
@@ -315,7 +317,7 @@ def _link(source, target):
         try: os.link(source, part)
         except OSError: shutil.copyfile(source, part)
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #02a870b3
+# %% ../../nbs/models/09_encoder_heads.ipynb #7da38a89
 @patch
 def save_encoder(self:EncoderModel,
     folder, # Of the model
@@ -334,7 +336,7 @@ def save_encoder(self:EncoderModel,
                 licence=h.licence, frames=n.frames, size=n.size and list(n.size),
                 parameters=sum(p.numel() for p in self.looks.parameters()))
 
-# %% ../../nbs/models/09_encoder_heads.ipynb #c63fa25a
+# %% ../../nbs/models/09_encoder_heads.ipynb #764cff11
 @patch(cls_method=True)
 def saved_arguments(cls:EncoderModel,
     config:dict, # Of a model file

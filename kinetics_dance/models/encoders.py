@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'PICTURES', 'VIDEOS', 'KNOWN_ENCODERS', 'Spec', 'read_spec',
            'open_encoder', 'encoder_digest', 'pool_tokens', 'History', 'encoder_history', 'check_history',
            'encoder_table']
 
-# %% ../../nbs/models/08_encoders.ipynb #75237592
+# %% ../../nbs/models/08_encoders.ipynb #c29a75c1
 import hashlib, json, math, re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from .backbones import Rescale, check_clips, make_backbone, pool
 from .registry import pretraining_mark
 from .torchvision_video import fit_frames
 
-# %% ../../nbs/models/08_encoders.ipynb #c9804b07
+# %% ../../nbs/models/08_encoders.ipynb #a4fba801
 class Spec(NamedTuple):
     "An encoder as a study names it: `KIND:NAME[@SIZE][=WEIGHTS]`"
     kind:str        # One of `KINDS`
@@ -52,7 +52,7 @@ def read_spec(
                          + ('[=WEIGHTS]' if kind != 'untrained' else ''))
     return Spec(kind, m[1], int(m[2]) if m[2] else None, m[3])
 
-# %% ../../nbs/models/08_encoders.ipynb #b1738614
+# %% ../../nbs/models/08_encoders.ipynb #4d3a3dfa
 @dataclass(frozen=True)
 class Needs:
     "What an encoder asks of a clip"
@@ -67,11 +67,12 @@ class Tokens(NamedTuple):
     "What an encoder says of clips"
     values:Tensor        # `(B,N,C)`, in the order of time
     steps:Tensor|None    # Time step of each token, `(N,)`, or None where tokens have none
+    count:int=1          # How many time steps there are
     # Rows and columns that the last tokens of each step come from; those before them stand for the
     # whole frame
     cells:tuple|None=None
 
-# %% ../../nbs/models/08_encoders.ipynb #eddc013f
+# %% ../../nbs/models/08_encoders.ipynb #c5d54c85
 class Encoder(nn.Module):
     "Clips `(B,T,3,H,W)` to tokens; `look` is what the kinds differ in"
     per_frame = True    # Whether a time step is one frame, seen by itself
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
 
     def extra_repr(self): return str(self.needs)
 
-# %% ../../nbs/models/08_encoders.ipynb #47485151
+# %% ../../nbs/models/08_encoders.ipynb #fa655594
 @patch
 def forward(self:Encoder,
     x:Tensor, # Clips, `(B,T,3,H,W)`, normalised
@@ -105,7 +106,7 @@ def forward(self:Encoder,
                           align_corners=False).unflatten(0, x.shape[:2])
     return self.look(x)
 
-# %% ../../nbs/models/08_encoders.ipynb #fa7b73df
+# %% ../../nbs/models/08_encoders.ipynb #e097b577
 @patch
 def check_frames(self:Encoder,
     t:int, # Frames of a clip
@@ -128,7 +129,7 @@ def fit_clips(
     "As many frames as an encoder wants: perturbed clips may have another number"
     return fit_frames(x, needs.frames or -(-x.shape[1]//needs.multiple)*needs.multiple)
 
-# %% ../../nbs/models/08_encoders.ipynb #d96afbd5
+# %% ../../nbs/models/08_encoders.ipynb #53f56241
 def as_cells(
     n:int,      # Patches of a picture
     size:tuple, # Its height and width
@@ -150,9 +151,9 @@ class PictureEncoder(Encoder):
             # the first of the others, and the patches
             f = torch.cat([f[:, :min(1, self.extra)], f[:, self.extra:]], 1)
         steps = torch.arange(x.shape[1], device=x.device).repeat_interleave(f.shape[1])
-        return Tokens(f.unflatten(0, x.shape[:2]).flatten(1, 2), steps, cells)
+        return Tokens(f.unflatten(0, x.shape[:2]).flatten(1, 2), steps, x.shape[1], cells)
 
-# %% ../../nbs/models/08_encoders.ipynb #f385d0ca
+# %% ../../nbs/models/08_encoders.ipynb #7eea24d7
 def _backbone(spec, pretrained, text):
     weights = (spec.weights or 'none') if pretrained else 'none'
     net = make_backbone(spec.name, weights)
@@ -160,7 +161,7 @@ def _backbone(spec, pretrained, text):
     encoder.width = net.channels
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #868c9897
+# %% ../../nbs/models/08_encoders.ipynb #dc3a8f1a
 class TimmEncoder(PictureEncoder):
     "A network of timm, without its last layer"
     def ask(self, x):
@@ -176,7 +177,7 @@ def _timm_name(name):
     else: known = timm.list_pretrained()
     raise StudyError(f'encoder: timm has no {name!r}{nearest(name, known)}')
 
-# %% ../../nbs/models/08_encoders.ipynb #c106384a
+# %% ../../nbs/models/08_encoders.ipynb #df056687
 def _timm_file(spec, known):
     "The file of a network's weights: the one that is named, or that of timm's own cache"
     if spec.weights:
@@ -197,7 +198,7 @@ def _timm_file(spec, known):
         raise StudyError(f'encoder: the weights of timm:{spec.name} cannot be had ({why}); '
                          'name a file: timm:NAME=FILE.safetensors') from None
 
-# %% ../../nbs/models/08_encoders.ipynb #5ad6e272
+# %% ../../nbs/models/08_encoders.ipynb #9862e118
 def _timm(spec, pretrained, text):
     need_extra('encoders', 'timm', purpose=f'encoder {text}')
     import timm
@@ -220,7 +221,7 @@ def _timm(spec, pretrained, text):
     encoder.extra,encoder.width = getattr(net, 'num_prefix_tokens', 0),net.num_features
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #55a7bc4c
+# %% ../../nbs/models/08_encoders.ipynb #d001dae1
 PICTURES = { # type of the config: (class; None: AutoModel, tokens before those of the patches)
     'vit': (None, 1), 'deit': (None, 2), 'beit': (None, 1), 'dinov2': (None, 1),
     'dinov2_with_registers': (None, 'registers'), 'dinov3_vit': (None, 'registers'),
@@ -233,7 +234,7 @@ class TransformersPictures(PictureEncoder):
     "A picture network of transformers"
     def ask(self, x): return self.net(pixel_values=x).last_hidden_state
 
-# %% ../../nbs/models/08_encoders.ipynb #b3712dda
+# %% ../../nbs/models/08_encoders.ipynb #05c30908
 class TransformersVideo(Encoder):
     "A video network of transformers: sees all frames at once"
     per_frame = False
@@ -247,9 +248,9 @@ class TransformersVideo(Encoder):
         if family == 'timesformer': z = z.unflatten(1, (-1, t)).transpose(1, 2).flatten(1, 2)
         per_step = z.shape[1]//t
         steps = torch.arange(t, device=x.device).repeat_interleave(per_step)
-        return Tokens(z, steps, as_cells(per_step, x.shape[-2:]))
+        return Tokens(z, steps, t, as_cells(per_step, x.shape[-2:]))
 
-# %% ../../nbs/models/08_encoders.ipynb #882db4b9
+# %% ../../nbs/models/08_encoders.ipynb #9ea7ce4b
 def _processor(folder, text, fetch):
     "What the image processor beside a model says"
     for name in ('video_preprocessor_config.json', 'preprocessor_config.json',
@@ -274,7 +275,7 @@ def _colours(said):
     shift = 1. if said.get('offset') else 0.
     return (tuple((m + shift)/scale for m in mean), tuple(s/scale for s in std))
 
-# %% ../../nbs/models/08_encoders.ipynb #70756c9a
+# %% ../../nbs/models/08_encoders.ipynb #326d4d78
 def _side(x):
     "A size as configs have it, as height and width"
     if isinstance(x, dict):
@@ -296,7 +297,7 @@ def _needs(config, said):
     frames = (getattr(config, 'num_frames', None) if kind in VIDEOS and kind != 'vjepa2' else None)
     return Needs(frames, tubelet if kind in VIDEOS else 1, size, mean, std, mode)
 
-# %% ../../nbs/models/08_encoders.ipynb #81df3a97
+# %% ../../nbs/models/08_encoders.ipynb #2508c342
 def _transformers_place(name):
     "A local folder, checked, or the name of a model on the hub"
     at = rooted(name)
@@ -315,7 +316,7 @@ def _transformers_place(name):
                          'facebook/dinov2-small')
     return name
 
-# %% ../../nbs/models/08_encoders.ipynb #38b67f65
+# %% ../../nbs/models/08_encoders.ipynb #434ae435
 @contextmanager
 def _quiet():
     "transformers without progress bars and without remarks"
@@ -326,7 +327,7 @@ def _quiet():
     try: yield
     finally: logging.set_verbosity(level)
 
-# %% ../../nbs/models/08_encoders.ipynb #8e41de9f
+# %% ../../nbs/models/08_encoders.ipynb #60d21e4f
 def _config_of(at, text):
     "The config of a network, of a family that looks at pictures or videos of three colours"
     from transformers import AutoConfig
@@ -344,7 +345,7 @@ def _config_of(at, text):
         raise StudyError(f'encoder {text}: looks at {channels} channels; frames have 3')
     return config
 
-# %% ../../nbs/models/08_encoders.ipynb #afc7b55d
+# %% ../../nbs/models/08_encoders.ipynb #1ea0b072
 def _transformers_net(at, config, pretrained, text):
     "The network: with its weights, all of them, or untrained"
     import transformers
@@ -367,7 +368,7 @@ def _transformers_net(at, config, pretrained, text):
                          f'missing or of another shape, such as {sorted(lacks)[0]}')
     return net
 
-# %% ../../nbs/models/08_encoders.ipynb #4d3d4cd9
+# %% ../../nbs/models/08_encoders.ipynb #96e06587
 def _transformers(spec, pretrained, text):
     need_extra('encoders', 'transformers', purpose=f'encoder {text}')
     at = _transformers_place(spec.name) if pretrained else rooted(spec.name)
@@ -390,9 +391,10 @@ def _transformers(spec, pretrained, text):
     encoder.classes = list((config.id2label or {}).values())
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #897cb179
+# %% ../../nbs/models/08_encoders.ipynb #bca0667d
 class OnnxEncoder(PictureEncoder):
     "A network in an ONNX file; it is never trained"
+    def __deepcopy__(self, memo): return self       # a session cannot be copied
     def _run(self, x):
         out = self.session.run(None, {self.input: x.detach().cpu().numpy()})[0]
         return torch.from_numpy(out).to(x.device)
@@ -404,13 +406,13 @@ class OnnxEncoder(PictureEncoder):
         if not self.time_steps: return Tokens(z, None)
         n = z.shape[1]//self.time_steps
         steps = torch.arange(self.time_steps, device=x.device).repeat_interleave(n)
-        return Tokens(z, steps, as_cells(n, x.shape[-2:]))
+        return Tokens(z, steps, self.time_steps, as_cells(n, x.shape[-2:]))
 
 def _numbers(text, default):
     try: return tuple(float(v) for v in text.split(',')) if text else default
     except ValueError: return default
 
-# %% ../../nbs/models/08_encoders.ipynb #be7e786a
+# %% ../../nbs/models/08_encoders.ipynb #3d21e277
 def _open_onnx(path, text):
     "A session on the CPU, and what it takes"
     import onnxruntime
@@ -433,7 +435,7 @@ def _open_onnx(path, text):
                          '(M,3,H,W), (B,T,3,H,W) or (B,3,T,H,W)')
     return session, shape, colours[-1], hashlib.sha256(data).digest()
 
-# %% ../../nbs/models/08_encoders.ipynb #762db190
+# %% ../../nbs/models/08_encoders.ipynb #42d14439
 def _onnx(spec, pretrained, text):
     need_extra('encoders', 'onnxruntime', purpose=f'encoder {text}')
     session, shape, colours, digest = _open_onnx(Path(rooted(spec.name)), text)
@@ -456,7 +458,7 @@ def _onnx(spec, pretrained, text):
         raise StudyError(f'encoder {text}: says {out}; the number of channels should be fixed')
     return encoder
 
-# %% ../../nbs/models/08_encoders.ipynb #b5a48bca
+# %% ../../nbs/models/08_encoders.ipynb #95aff33f
 _OPEN = dict(backbone=_backbone, untrained=_backbone, timm=_timm, transformers=_transformers,
              onnx=_onnx)
 
@@ -479,22 +481,21 @@ def encoder_digest(
         h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/models/08_encoders.ipynb #4049844c
+# %% ../../nbs/models/08_encoders.ipynb #03f8d68d
 def pool_tokens(
     tokens:Tokens, # From an encoder
     grid:int,      # Cells along each side of a time step
 )->Tensor: # `(B,S,P,C)`: S time steps of P tokens; S is 1 where tokens have no time step
     "Tokens by time step, averaged over grid x grid cells; those of the whole frame stay"
     if tokens.steps is None: return tokens.values[:, None]
-    s = int(tokens.steps[-1]) + 1
-    z = tokens.values.unflatten(1, (s, -1))                                # (B,S,P,C)
+    z = tokens.values.unflatten(1, (tokens.count, -1))                     # (B,S,P,C)
     if tokens.cells is None: return z
     n = math.prod(tokens.cells)
     frame, cells = z[:, :, :-n], z[:, :, -n:]
     cells = cells.flatten(0, 1).transpose(1, 2).unflatten(2, tokens.cells) # (B*S,C,h,w)
     return torch.cat([frame, pool(cells, grid).unflatten(0, z.shape[:2])], 2)
 
-# %% ../../nbs/models/08_encoders.ipynb #eeca746e
+# %% ../../nbs/models/08_encoders.ipynb #1dd11764
 @dataclass(frozen=True)
 class History:
     "What is known of an encoder's training"
@@ -515,7 +516,7 @@ class History:
         if self.labels: return f'labels of Kinetics ({self.labels})'
         return f'pixels of Kinetics ({self.pixels})' if self.pixels else self.data
 
-# %% ../../nbs/models/08_encoders.ipynb #30834850
+# %% ../../nbs/models/08_encoders.ipynb #43c3a881
 KNOWN_ENCODERS = {
     'timm:vit_small_patch14_dinov2.lvd142m': History(
         'DINOv2 S/14', 22.1, 'LVD-142M: pictures, no videos', 'arXiv:2304.07193', 'Apache-2.0',
@@ -533,7 +534,7 @@ KNOWN_ENCODERS = {
         'SigLIP B/16', 92.9, 'WebLI: pictures and texts from the web, not published',
         'arXiv:2303.15343', 'Apache-2.0', 'one', 224, public=False)}
 
-# %% ../../nbs/models/08_encoders.ipynb #3d5d7cd3
+# %% ../../nbs/models/08_encoders.ipynb #0f8a360c
 KNOWN_ENCODERS |= {
     'timm:convnext_tiny.in12k_ft_in1k': History(
         'ConvNeXt-T', 27.8, 'ImageNet-12k, ImageNet-1k', 'arXiv:2201.03545', 'Apache-2.0',
@@ -554,7 +555,7 @@ KNOWN_ENCODERS |= {
         'ViViT B', 89.2, 'ImageNet-21k, Kinetics-400', 'arXiv:2103.15691', 'MIT',
         '32, every 2nd', 224, labels='400', pixels='400')}
 
-# %% ../../nbs/models/08_encoders.ipynb #39204bb2
+# %% ../../nbs/models/08_encoders.ipynb #31970c55
 # labels that only a network has that was given those of Kinetics
 _OF_KINETICS = {'dancing ballet', 'salsa dancing', 'tango dancing', 'robot dancing'}
 
@@ -575,7 +576,7 @@ def encoder_history(
                        None, labels='by its classes')
     return History(Path(parts.name).name, None, 'not known', '', '', '', None, public=False)
 
-# %% ../../nbs/models/08_encoders.ipynb #062f60f9
+# %% ../../nbs/models/08_encoders.ipynb #a9c13e8a
 def check_history(
     name:str, # What to call the encoder
     history:History, # From `encoder_history`

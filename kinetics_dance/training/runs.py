@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from ..models.backbones import head_parameters
+from ..models.backbones import all_parameters, head_parameters
 from ..loading.reader import MEAN, STD, FrameStore
 from ..models.config import config_path, git_commit, versions, write_model
 from .study_files import study_clips
@@ -390,7 +390,7 @@ def _config_of(name, spec, arguments, classes, recipe, run, store, net, table, s
                 recipe=vars(recipe) | dict(seed=seed, lr=lr), lr_grid=list(recipe.lr),
                 study=run.name, key=key, key_scheme=KEY_SCHEME,
                 pretraining=getattr(net, 'pretraining',
-                                    'none'), parameters=sum(p.numel() for p in net.parameters()),
+                                    'none'), parameters=all_parameters(net),
                 head_parameters=head_parameters(net), versions=versions(), commit=git_commit(),
                 clip_seconds=round(float(table.seconds.median()), 3), seconds=round(seconds, 1))
 
