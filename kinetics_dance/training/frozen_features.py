@@ -129,14 +129,14 @@ def _fill(at, net, frames, crop, clip_frames, log):
     _say_size(at, sum(len(parts[k]) for k in todo), first.shape[1:], dtype, log)
     done = 0
     for k in todo:
-        shape = len(parts[k]), *first.shape[1:]
-        with writing(at/_part(k)) as p:
-            out = np.lib.format.open_memmap(p, 'w+', dtype, shape)
-            for i, c in enumerate(parts[k]):
-                known = first if c == ids[0] else None
-                out[i] = (_look(net, frames, [c], crop, clip_frames, dtype)
-                          if known is None else known)[0]
-            out.flush()
+        head = dict(descr=first.dtype.str, fortran_order=False,
+                    shape=(len(parts[k]), *first.shape[1:]))
+        # not a map: on a full disk writing to one ends the process
+        with writing(at/_part(k)) as p, open(p, 'wb') as out:
+            np.lib.format.write_array_header_1_0(out, head)
+            for c in parts[k]:
+                f = first if c == ids[0] else _look(net, frames, [c], crop, clip_frames, dtype)
+                out.write(np.ascontiguousarray(f).tobytes())
         done += len(parts[k])
         if log: log(f'features: {done:,} of {sum(len(parts[k]) for k in todo):,} clips')
     return first.shape[1:], dtype, parts
