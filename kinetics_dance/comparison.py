@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .core.base import StudyError, writing
 from .core.ownership import MARKER
 from .core.text import for_csv
-from .models.registry import CONTROLS
+from .models.registry import CONTROLS, PRETRAINING_MARKS, pretraining_mark
 from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from kinetics_dance.evaluation.analysis import (
     agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects,
@@ -22,8 +22,7 @@ from kinetics_dance.evaluation.analysis import (
 from .evaluation.intervals import Estimate, bootstrap, shared_training
 from .evaluation.predictions import (
     SCORES, Predictions, load_predictions, read_predictions, seed_scores, stack_predictions)
-from .evaluation.significance import (PRETRAINING_MARK, marked, paired_differences,
-                                                    verdict)
+from .evaluation.significance import marked, paired_differences, verdict
 
 # %% ../nbs/05_comparison.ipynb #8a58d64c
 @dataclass
@@ -70,10 +69,11 @@ def _notes(p):
                'it speak of these trained models on new uploads; nothing is claimed about '
                'recipes, which another run may rank otherwise.')
     yield from _fold_notes(p)
-    if marks:
-        yield (f'{", ".join(marks.values())}: the network has seen videos of Kinetics before '
-               f'({PRETRAINING_MARK}), perhaps these '
-               'very clips; its accuracy is no fair comparison with the others.')
+    for mark, what in PRETRAINING_MARKS.items():
+        if named := [x for x in marks.values() if x.endswith(f' {mark}')]:
+            yield (f'{", ".join(named)} ({mark}): {what}; '
+                   'its accuracy is no fair comparison with the others.')
+
 
 # %% ../nbs/05_comparison.ipynb #4dc097e2
 def _fold_notes(p):

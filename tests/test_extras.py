@@ -102,7 +102,7 @@ def needed(requirements):
 
 def test_the_library_imports_what_it_requires():
     "Nothing that only an extra brings is needed to import a module, and all that is imported anywhere can be installed by an extra"
-    main, all_of_it = needed(CFG['requirements']), needed(' '.join([CFG['requirements'], *EXTRAS['cluster'], *EXTRAS['track'], *EXTRAS['export']]))
+    main, all_of_it = needed(CFG['requirements']), needed(' '.join([CFG['requirements'], *EXTRAS['cluster'], *EXTRAS['track'], *EXTRAS['export'], *EXTRAS['encoders']]))
     for p in sorted(LIB.rglob('*.py')):
         tree, where = ast.parse(p.read_text()), p.relative_to(ROOT)
         guarded = 'need_extra(' in ''.join(ast.unparse(n) for n in tree.body if isinstance(n, ast.Expr))

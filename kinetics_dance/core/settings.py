@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WholeNumber', 'Seed', 'Count', 'MANY', 'RENAMED', 'Declared', 'Help', 'DataSettings', 'DownloadSettings',
-           'FrameSettings', 'ModelSettings', 'TransformerSettings', 'RecipeSettings', 'MachineSettings',
-           'ComparisonSettings', 'InferenceSettings', 'StudySettings', 'stage_of', 'defaults', 'check_settings',
-           'json_schema', 'settings_table']
+           'FrameSettings', 'ModelSettings', 'TransformerSettings', 'EncoderSettings', 'RecipeSettings',
+           'MachineSettings', 'ComparisonSettings', 'InferenceSettings', 'StudySettings', 'stage_of', 'defaults',
+           'check_settings', 'json_schema', 'settings_table']
 
 # %% ../../nbs/core/06_settings.ipynb #2938a403
 from typing import Annotated as A, Any, Literal
@@ -106,7 +106,20 @@ class TransformerSettings(Declared):
                         Help('04: what the classes are read from')] = 'mean'
     extra_models:A[list[str], Help('04: video networks of torchvision to compare with')] = []
     extra_weights:A[Literal['none', 'kinetics'], Help('04: their Kinetics-400 weights')] = 'none'
-    allow_kinetics_pretraining:A[bool, Help('04: say yes to that; they are marked')] = False
+    allow_kinetics_pretraining:A[bool, Help('04: say yes to Kinetics in training; marked')] = False
+
+# %% ../../nbs/core/06_settings.ipynb #3fe97f6b
+class EncoderSettings(Declared):
+    "models"
+    encoders:A[dict[str, str],
+               Help('04: pretrained encoders, name: KIND:NAME (see models/encoders)')] = {}
+    encoder_models:A[list[str],
+                     Help('04: encoder-head; empty: linear and attentive of each encoder')] = []
+    token_precision:A[Literal['float16', 'float32'],
+                      Help('04: in which features of encoders are stored')] = 'float16'
+    layer_decay:A[float, Help('04: train: all: rate of a layer of an encoder, as a share of '
+                              'the one above', gt=0, le=1)] = 1.0
+    gradient_checkpointing:A[bool, Help('04: train: all: less memory, more time')] = False
 
 # %% ../../nbs/core/06_settings.ipynb #e13c63de
 class RecipeSettings(Declared):
@@ -158,7 +171,7 @@ class InferenceSettings(Declared):
     infer_step:A[float, Help('seconds from one window to the next', gt=0, le=1e6)] = .5
 
 class StudySettings(DataSettings, DownloadSettings, FrameSettings, ModelSettings,
-                    TransformerSettings,
+                    TransformerSettings, EncoderSettings,
                     RecipeSettings, MachineSettings, ComparisonSettings, InferenceSettings):
     "Everything that a study file may say"
 
@@ -179,7 +192,7 @@ def defaults()->dict: # name: default
 # %% ../../nbs/core/06_settings.ipynb #95d55e13
 _KINDS = dict(int='a whole number', float='a number', finite='a finite number',
               bool='true or false', string='text',
-              list='a list', tuple='a list')
+              list='a list', tuple='a list', dict='a mapping')
 
 def _kind(value):
     "What a value is, in words"

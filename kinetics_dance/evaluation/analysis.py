@@ -17,6 +17,7 @@ from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.stats.multitest import multipletests
 from .intervals import bootstrap
 from .predictions import Predictions, load_predictions
+from ..models.registry import pretraining_mark
 
 # %% ../../nbs/evaluation/04_analysis.ipynb #74234df7
 def confusion(p:Predictions,
@@ -207,7 +208,7 @@ def crowd(
                                                                      == p.y_true[:, None])
     # the average may be right where none of the models is; the oracle may not
     oracle = np.where(hide, 0, oracle)
-    seen = next((x for x in p.pretraining.values() if 'kinetics' in str(x)), None)
+    seen = next((x for x in p.pretraining.values() if pretraining_mark(x)), None)
     return replace(p, probs={'average': average, 'oracle': oracle},
                    seeds={k: list(range(s)) for k in ('average', 'oracle')},
                    folds={k: max(p.folds.values()) for k in ('average', 'oracle') if p.folds},

@@ -49,10 +49,9 @@ class Look:
 
     def __call__(self, s:str)->str: # As a reader should see it
         "Name of a model or a class"
-        mark = ' †' if s in self.marks else ''
+        mark = self.marks.get(s, '').removeprefix(s)
         name = model_title(s) if s in MODELS | CONTROLS else self.short.get(s, s)
         return name + mark
-
 
 # %% ../../nbs/evaluation/07_figures.ipynb #305eee65
 @patch

@@ -19,6 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from ..core.base import StudyError
 from .intervals import Estimate, half_widths, joined
 from .predictions import Predictions
+from ..models.registry import pretraining_mark
 
 # %% ../../nbs/evaluation/02_significance.ipynb #8ed76f3c
 @dataclass(frozen=True)
@@ -246,17 +247,15 @@ def paired_differences(
     return df
 
 # %% ../../nbs/evaluation/02_significance.ipynb #c37377be
-PRETRAINING_MARK = '†'
+PRETRAINING_MARK = '†' # the first of `PRETRAINING_MARKS`
 
 def marked(
     # `{model: what its network was trained on before}`, as in `Predictions.pretraining`
     pretraining:dict
-)->dict: # `{model: name}`, with the mark where Kinetics is in it
-    "Models that saw Kinetics videos before the study."
-    return {
-        m: f'{m} {PRETRAINING_MARK}' for m, x in pretraining.items()
-        if 'kinetics' in str(x).lower()
-    }
+)->dict: # `{model: name}`, with a mark where Kinetics is in it, or where that is not known
+    "Models that saw, or may have seen, Kinetics videos before the study."
+    marks = {m: pretraining_mark(said) for m, said in pretraining.items()}
+    return {m: f'{m} {mark}' for m, mark in marks.items() if mark}
 
 # %% ../../nbs/evaluation/02_significance.ipynb #381e8148
 def _settle(row, margin):

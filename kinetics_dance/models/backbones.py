@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Block', 'SmallResNet', 'Rescale', 'PatchMap', 'check_backbone', 'map_shape', 'make_backbone', 'check_clips', 'pool',
-           'FixedBatchNorm2d', 'fix_norms', 'FrameFeatures', 'head_parameters']
+           'FixedBatchNorm2d', 'fix_norms', 'FrameFeatures', 'head_parameters', 'all_parameters']
 
 # %% ../../nbs/models/01_backbones.ipynb #00ef2d9d
 from collections import OrderedDict
@@ -293,9 +293,21 @@ def forward(self:FrameFeatures,
     return pool(f, self.grid).unflatten(0, x.shape[:2])
 
 # %% ../../nbs/models/01_backbones.ipynb #c5410152
+def _body(model):
+    "{id: parameter} of a model's backbone, or of its encoder, which may be no part of the model"
+    looks = getattr(model, 'features', None) or getattr(model, 'clip_features', None)
+    return {id(p): p for p in looks.body.parameters()} if looks is not None else {}
+
 def head_parameters(
     model:nn.Module, # A model of clips, with the attribute `features`
 )->int: # Numbers that are learned outside the backbone
     "How large a model is without what it shares with the others"
-    def n(m): return sum(p.numel() for p in m.parameters())
-    return n(model)-(n(model.features.body) if getattr(model, 'features', None) is not None else 0)
+    body = _body(model)
+    return sum(p.numel() for p in model.parameters() if id(p) not in body)
+
+def all_parameters(
+    model:nn.Module, # As for `head_parameters`
+)->int: # Numbers of the model and of what it looks with
+    "How large a model is"
+    every = {id(p): p for p in model.parameters()} | _body(model)
+    return sum(p.numel() for p in every.values())

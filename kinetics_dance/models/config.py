@@ -161,9 +161,11 @@ def _build(config, folder, device):
         make = model_class(config['model'])
         takes = inspect.signature(make).parameters
         # whatever they say: nothing is fetched, no file is opened
-        none = {k: 'none' for k in ('weights', 'extra_weights') if k in takes}
+        given = {k: 'none' for k in ('weights', 'extra_weights') if k in takes}
+        # but for an encoder: its files lie in this folder, or its library knows its name
+        if hasattr(make, 'saved_arguments'): given |= make.saved_arguments(config, folder)
         with torch.device(device):
-            return make(n_classes=len(config['classes']), **(config['arguments'] | none))
+            return make(n_classes=len(config['classes']), **(config['arguments'] | given))
     except Exception as e:
         why = ' '.join(str(e).split())[:200] or type(e).__name__
         raise StudyError(f'{folder}/config.json: these arguments make no {name}: {why}') from None

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from ..loading.reader import normalise
+from .backbones import all_parameters, head_parameters
 from ..core.base import StudyError
 from ..video.reading import frame_times, read_frames
 from ..video.samplers import uniform
@@ -24,11 +25,7 @@ def count_parameters(
     model:nn.Module # With `features.body`, the image network, where it has one
 )->dict: # parameters, head_parameters
     "Numbers of weights, and of those outside of the image network."
-    total = sum(p.numel() for p in model.parameters())
-    body = getattr(getattr(model, 'features', None), 'body', None)
-    return dict(
-        parameters=total, head_parameters=total -
-        (sum(p.numel() for p in body.parameters()) if body is not None else 0))
+    return dict(parameters=all_parameters(model), head_parameters=head_parameters(model))
 
 # %% ../../nbs/models/06_cost.ipynb #016e5076
 def count_flops(

@@ -228,6 +228,17 @@ def _demo_video(out, seed, as_json, overwrite=False):
           *(f"  {d['time_start']:.0f} – {d['time_end']:.0f} s  {d['label']}" for d in dances),
           sep='\n')
 
+# %% ../../nbs/study/02_cli.ipynb #0780cb4b
+def _features(videos, out, as_json, **options):
+    from kinetics_dance.deploy.features import features_of
+    said = features_of(videos, out=out, log=_news, **{k: v for k, v in options.items()
+                                                      if v is not None})
+    for video, why in said['failed'].items(): _news(f'error: {video}: {why}')
+    if as_json: print(json.dumps(said))
+    else: print(for_terminal(f"{said['out']}: {said['videos']} videos, {said['shape']} numbers "
+                             f"each; encoder trained on {said['trained_on']}"))
+    return 2 if said['failed'] else 0
+
 # %% ../../nbs/study/02_cli.ipynb #0a7044dc
 def _settings(name, study, as_json):
     "List settings: all, or one; with their values in a study"
@@ -388,13 +399,35 @@ def _add_demo_video(app, o):
         "Render a video to try a model on"
         _demo_video(out, seed, as_json, overwrite)
 
+# %% ../../nbs/study/02_cli.ipynb #b01e763d
+def _add_features(app, o):
+    from typer import Exit
+    @app.command()
+    def features(
+        videos:list[str]=o.argument(..., help='Video files, folders, patterns'),
+        encoder:str=o.option(..., help='KIND:NAME, as timm:NAME or transformers:NAME_OR_FOLDER'),
+        out:str=o.option('features.parquet', help='File to write: .parquet or .npz'),
+        frames:int=o.option(None, min=1, help='Frames of a video (default: as the encoder wants)'),
+        keep:str=o.option('clip', help='clip: a vector per video; steps: per time step; tokens'),
+        grid:int=o.option(1, min=1, help='--keep tokens: cells along each side of a time step'),
+        device:str=o.option('cpu', help='cpu, cuda, mps'),
+        jobs:int=o.option(2, min=1, help='Processes that read videos'),
+        timeout:float=o.option(60., min=1, help='Seconds that one video may take'),
+        overwrite:bool=o.option(False, '--overwrite', help='Replace a file that is there already'),
+        as_json:bool=o.json, debug:bool=o.debug
+    ):
+        "Write what a pretrained encoder says of videos: vectors, and nothing else"
+        raise Exit(_features(videos, out, as_json, encoder=encoder, frames=frames, keep=keep,
+                             grid=grid, device=device, jobs=jobs, timeout=timeout,
+                             overwrite=overwrite))
+
 # %% ../../nbs/study/02_cli.ipynb #1e0d2f6e
 def app():
     "The typer application `kinetics-dance`"
     from kinetics_dance import inference
     app, options = inference.predict_app(), _options()
     for add in (_add_download, _add_status, _add_frames, _add_train, _add_plan, _add_settings,
-                _add_report, _add_export, _add_demo_video):
+                _add_report, _add_export, _add_demo_video, _add_features):
         add(app, options)
     return app
 

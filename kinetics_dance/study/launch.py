@@ -11,7 +11,7 @@ from ..core.base import StudyError, study_folder
 from ..core.progress import follow
 from ..data import same_origin
 from ..loading.reader import FrameStore
-from ..models.registry import CONTROLS, MODELS
+from ..models.registry import CONTROLS, MODELS, encoder_names
 from .settings import read_settings
 from ..training.recipe import Recipe
 from ..training.runs import model_of, train_run
@@ -29,7 +29,8 @@ def train_study(
     "Train the models of a study whose frames are there, without a notebook"
     settings = read_settings(study, runs=runs, packed=packed)
     controls = CONTROLS if settings['controls'] else {}
-    every = [*MODELS, *settings.get('extra_models', []), *controls]
+    encoders = encoder_names(settings['encoders'], settings['encoder_models'])
+    every = [*MODELS, *settings.get('extra_models', []), *encoders, *controls]
     models = every if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
     for m in models: model_of(m, settings)      # a wrong name is found before the first training

@@ -179,6 +179,9 @@ def check_study(
         raise StudyError(f"source: {p['source']!r} is none of "
                          f"{', '.join(sorted(SOURCES))}{nearest(p['source'], SOURCES)}")
     _check_numbers(p)
+    if p['encoders'] or p['encoder_models']: # PyTorch is loaded only for them
+        from kinetics_dance.models.encoder_heads import check_encoders
+        check_encoders(p)
     if p['compression'] not in ('none', 'jpeg'):
         raise StudyError(f"compression: {p['compression']!r} is neither none nor jpeg")
     if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file():

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from ..models.backbones import head_parameters
+from ..models.backbones import all_parameters, head_parameters
 from ..loading.reader import MEAN, STD, FrameStore
 from ..models.config import config_path, git_commit, versions, write_model
 from .study_files import study_clips
@@ -25,7 +25,6 @@ from ..clips.annotations import check_classes
 from ..clips.splits import rooted
 from ..core.base import StudyError, StudyWarning, study_folder, writing
 from ..core.progress import expect, follow
-from .frozen_features import HeadOnly, build_features, feature_loaders
 from ..loading.dataloader import ClipDataLoaders, Clips
 from ..evaluation.perturbations import (
     list_perturbations, predict_over_time, predict_perturbed, write_predictions)
@@ -36,10 +35,21 @@ from ..loading.streaming import PackedStore
 # %% ../../nbs/training/08_runs.ipynb #f8434e6d
 from ..clips.folds import fold_folder, read_folds
 from ..evaluation.fold_predictions import join_predictions
+from .frozen_features import (
+    HeadOnly, feature_loaders, feature_part, stored_features)
 from .process_group import ProcessGroup, open_process_group
 from .tracking import make_tracker
 from .learner import check_device, fit, make_learner
-from ..models.registry import CONTROLS, MODELS, TORCHVISION, model_class, model_entry
+from ..models.registry import (
+    CONTROLS, ENCODER, MODELS, TORCHVISION, model_class, model_entry)
+
+# %% ../../nbs/training/08_runs.ipynb #f7ebb427
+def _fixed(name, entry, settings):
+    "Arguments of a class that go with a model's name"
+    if entry is TORCHVISION: return dict(arch=name)
+    if entry is not ENCODER: return entry.arguments
+    from kinetics_dance.models.encoder_heads import encoder_arguments
+    return encoder_arguments(name, settings)
 
 # %% ../../nbs/training/08_runs.ipynb #296ae586
 def model_of(
@@ -50,7 +60,7 @@ def model_of(
     check_choices(settings)
     entry = model_entry(name)
     made = model_class(entry.spec)
-    fixed = dict(arch=name) if entry is TORCHVISION else entry.arguments
+    fixed = _fixed(name, entry, settings)
     # those that the study leaves out too: a config must not depend on defaults that may change
     default = {k: p.default for k,p in inspect.signature(made).parameters.items()}
     arguments = {a: settings.get(s, default[a]) for a,s in made.study_parameters.items()}
@@ -126,6 +136,9 @@ def _run_key(run, spec, arguments, recipe, *what):
     h.update(_code(spec, recipe.packed).encode())
     weights = Path(rooted(str(arguments.get('weights'))))
     if weights.is_file(): h.update(weights.read_bytes())
+    if 'encoder' in arguments:
+        from kinetics_dance.models.encoder_heads import hash_files
+        hash_files(arguments['encoder'], h)
     name = spec.split(':')[1]       # its module may move
     h.update(
         json.dumps([KEY_SCHEME, name, arguments,
@@ -247,11 +260,13 @@ def _run_of(seed, settings):
 def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint=None, key='',
            cbs=(), team=ProcessGroup(), log=None, shuffled=False):
     "Train a network; returns it with its history and the store that its clips are read from"
-    clips = store
+    clips, frame_by_frame = store, getattr(net, 'features', None) is not None
     if recipe.train == 'head':
-        clips = build_features(net.features.to(recipe.device), store, run/'features', recipe.crop)
-        dls = feature_loaders(clips, table, classes, recipe.clip_frames, recipe.batch_size, seed,
-                              recipe.device, shuffled)
+        clips = stored_features(net, store, run/'features', recipe, log)
+        # of a whole clip all time steps are seen
+        n = recipe.clip_frames if frame_by_frame else clips.shape[0]
+        dls = feature_loaders(clips, table, classes, n, recipe.batch_size, seed, recipe.device,
+                              shuffled)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop,
                                          recipe.batch_size, seed, recipe.flip, recipe.color_jitter,
@@ -263,13 +278,15 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
     if team.size > 1:
         from kinetics_dance.training.distributed import Together
         more.append(Together(team, recipe.device))
-    return net, fit(learn, epochs, lr, recipe, len(past), past, [*more, *cbs]), clips
+    history = fit(learn, epochs, lr, recipe, len(past), past, [*more, *cbs])
+    return net, history, clips if frame_by_frame else store
 
 # %% ../../nbs/training/08_runs.ipynb #6173b870
 def _check_model(net, recipe):
     "Say what cannot work before it is tried"
-    if getattr(net, 'features', None) is not None:
-        net.features.check(*recipe.crop, train=recipe.train == 'all')
+    if hasattr(net, 'check_frames'): net.check_frames(recipe.clip_frames)
+    if feature_part(net) is not None:
+        feature_part(net).check(*recipe.crop, train=recipe.train == 'all')
     elif recipe.train == 'head':
         raise StudyError('train: head needs a model with a backbone of its own; '
                          f'{type(net).__name__} has none. '
@@ -392,7 +409,7 @@ def _config_of(name, spec, arguments, classes, recipe, run, store, net, table, s
                 recipe=vars(recipe) | dict(seed=seed, lr=lr), lr_grid=list(recipe.lr),
                 study=run.name, key=key, key_scheme=KEY_SCHEME,
                 pretraining=getattr(net, 'pretraining',
-                                    'none'), parameters=sum(p.numel() for p in net.parameters()),
+                                    'none'), parameters=all_parameters(net),
                 head_parameters=head_parameters(net), versions=versions(), commit=git_commit(),
                 clip_seconds=round(float(table.seconds.median()), 3), seconds=round(seconds, 1))
 
@@ -470,6 +487,7 @@ def train_run(
         tracker.finish(predictions, classes)
         config = _config_of(name, spec, arguments, classes, recipe, run, store, net, table,
                             seed=seed, lr=lr, key=key, seconds=seconds)
+        if spec == ENCODER.spec: config['encoder'] = net.save_encoder(folder, run/'encoders')
         return team.agree(_save_all(folder, net, history, config))
 
 # %% ../../nbs/training/08_runs.ipynb #4331e092
@@ -482,7 +500,7 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     """Write what the model says of valid and test clips, and of test clips under each probe;
     returns the first"""
     bs = max(1, 256//clips.shape[0])
-    crop = recipe.crop if recipe.train == 'all' else clips.shape[1:3]
+    crop = recipe.crop if isinstance(clips, FrameStore) else clips.shape[1:3]
     def sort(splits): return table[table.split.isin(splits)].sort_values('clip_id')
     shuffled = model_entry(name).shuffled
     def take(rows): return (Clips(clips, rows, classes, recipe.clip_frames, crop,
