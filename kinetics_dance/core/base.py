@@ -29,7 +29,7 @@ class StudyError(ValueError):
     do"""
 
 class Unavailable(Exception):
-    "An upload or a clip that cannot be had; `reason` is one of `REASONS`"
+    "An upload or a clip that cannot be fetched or read; `reason` is one of `REASONS`"
     def __init__(self, reason, detail=''):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, ' '.join(str(detail).split())[:300]
