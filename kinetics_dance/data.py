@@ -27,7 +27,7 @@ from .core.processes import worker_memory
 def prepare(
     p:dict, # Parameters of the data, checked
     replace:bool=False, # Take a folder over that was made from other lists
-    # Clips with split and place in order (see `data.split`); clips that left; version of the uploads
+    # Clips with split and place (see `data.split`); clips that left; version of the uploads
 )->tuple:
     "The clips that a study can choose from, in the order in which it takes them"
     run, version, annotations = study_folder(p['study'], p['runs']), '', p['annotations']
@@ -115,7 +115,8 @@ def _check_export(path):
     if not path.exists(): return
     with path.open('rb') as f: head = f.readline(200)
     if not head.startswith(b'clip_id,label,'):
-        raise StudyError(f'{path}: was not written by kinetics_dance and would be overwritten; move it away')
+        raise StudyError(f'{path}: was not written by kinetics_dance and would be overwritten; '
+                         'move it away')
 
 
 # %% ../nbs/00_data.ipynb #5e7a91c3
@@ -156,7 +157,8 @@ def same_origin(
     except FileNotFoundError: return None
     except ValueError: was = None
     if not isinstance(was, dict) or not set(was) & set(_ORIGIN):
-        raise StudyError(f"{note}: was not written by kinetics_dance; delete it if the folder is this study's")
+        raise StudyError(f'{note}: was not written by kinetics_dance; '
+                         "delete it if the folder is this study's")
     there, here = _places(was), _places(now)
     if k := next((k for k in now if there.get(k) != here[k]), None):
         raise StudyError(f'{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; '

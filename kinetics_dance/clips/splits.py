@@ -88,7 +88,7 @@ def split(
     df:pd.DataFrame,
     n_valid:int=20, # Clips per class, taken from train by upload unless the list has a valid split
     seed:int=0,      # Orders the uploads
-    n_train:int=0,   # Training clips per class that will be taken; 0: all, then nothing is kept back
+    n_train:int=0,   # Training clips per class; 0: all, then nothing is kept back
     # Clips with split train, valid or test and `place` in the order of their class and split; the
     # clips that left
 )->tuple:

@@ -24,7 +24,7 @@ def _webdataset():
     return tariterators,writer
 
 def write_shard(
-    path,       # The tar file, as `place` gives it
+    path,       # The tar file, as `as_path` gives it
     samples,    # (clip_id, bytes of its array, bytes of its note), one a clip
     suffix:str, # `.npy` or `.mjpeg`
 ):
@@ -44,7 +44,7 @@ def _checked(files, name):
 
 # %% ../../nbs/loading/05_shards.ipynb #5640ee2f
 def read_shard(
-    path, # The tar file, as `place` gives it
+    path, # The tar file, as `as_path` gives it
 ): # Yields (clip_id, bytes of its array, bytes of its note)
     "Read the clips of a shard in their order, from front to back"
     tar,_ = _webdataset()

@@ -138,7 +138,7 @@ _SEAL = re.compile(SEAL_MARK.encode() + rb' ([0-9a-f]{8}) (\d{8})'
                    rb' ([1-9]\d{0,8})/([1-9]\d{0,8}) ([1-9]\d{0,4})x([1-9]\d{0,4})(?!\d)')
 
 def sealed(path:str|Path # Any file
-          # (frames, frames per second, height, width); None if it is not, to the byte, a clip of ours
+          # (frames, frames per second, height, width); None if the seal does not hold
           ) -> tuple|None:
     "What is known without decoding of a clip that `normalise_clip` wrote"
     with _mapped(path) as m:
