@@ -54,7 +54,7 @@ def plot_attrition(report:pd.DataFrame, # What `attrition_report` returned
 def balance(clips:pd.DataFrame # A clip table's rows
            # One row per split: clips, alive, largest/smallest class listed and there, p of evenness
            ) -> pd.DataFrame:
-    """What the losses do to the balance of the classes; p is of the chi-squared test that all classes
+    """What losses do to the balance of the classes; p is of the chi-squared test that all classes
     lose the same share"""
     from scipy.stats import chi2_contingency
     def of(d):

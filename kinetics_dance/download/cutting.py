@@ -24,7 +24,7 @@ def fetch_upload(rows:list,     # The clips of one upload, as dicts of the table
                  short_side:int=256, fps:float=None, timeout:float=300,
                  # Keep the upload on this machine's own disk, not beside the clips?
                  own_disk:bool=False
-                ) -> list:      # One dict per clip: the columns to update, `detail` and `retry_after`
+                ) -> list:      # A dict per clip: the columns to update, `detail` and `retry_after`
     """Fetch an upload, cut its clips into `videos/`; never raises, each clip gets its status and
     reason"""
     start, beside = time.monotonic(), None if own_disk or is_remote(folder) else folder/'videos'
