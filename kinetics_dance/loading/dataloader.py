@@ -37,7 +37,7 @@ class Clips:
     "The clips of a split, as batches of frames and labels"
     def __init__(self,
         store:FrameStore,   # Where the frames lie
-        table:pd.DataFrame, # clip_id, label (and what else is to be kept), one row a clip
+        table:pd.DataFrame, # clip_id, label (and what else is to be kept), one row per clip
         classes:list,       # All class names; a label's place in the list is its number
         n_frames:int=8,     # Frames a model sees of a clip
         crop=(44, 60),      # Height and width a model sees, pixels
@@ -61,7 +61,7 @@ class Clips:
             raise StudyError(f'crop {tuple(crop)} is larger than the stored frames '
                              f'({self.h}, {self.w})')
         if n_frames > self.stored:
-            raise StudyError(f'clip_frames: {n_frames} frames a clip, '
+            raise StudyError(f'clip_frames: {n_frames} frames per clip, '
                              f'but the store holds {self.stored}; '
                              'ask for fewer or build it with more')
 
@@ -110,7 +110,7 @@ class ClipLoader(Counted, DataLoader):
     "Batches of a `Clips`; in training shuffled and augmented, the same for any number of workers"
     def __init__(self,
         clips:Clips,      # What to load
-        bs:int=8,         # Clips a batch
+        bs:int=8,         # Clips per batch
         train:bool=False, # Shuffle, augment, drop the incomplete last batch
         num_workers:int|str=0, # Processes that fetch; `auto`: as many as help and fit
         device=None,      # Where batches go
@@ -247,12 +247,12 @@ class ClipDataLoaders(DataLoaders):
     @classmethod
     def from_store(cls,
         store:FrameStore,   # Where the frames lie
-        # clip_id, label, split (`train`, `valid`), one row a clip; other splits are left alone
+        # clip_id, label, split (`train`, `valid`), one row per clip; other splits are ignored
         table:pd.DataFrame,
         classes:list|None=None, # All class names (default: the labels of the table, sorted)
         n_frames:int=8,     # Frames a model sees of a clip
         crop=(44, 60),      # Height and width a model sees, pixels
-        bs:int=8,           # Clips a batch in training; four times as many in validation
+        bs:int=8,           # Clips per batch in training; four times as many in validation
         seed:int=0,         # Draws the order of the clips, crops, sampling phase, mirror and light
         flip:bool=False,    # Mirror half of the clips in training?
         # How much brightness, contrast and saturation of a clip may change in training
