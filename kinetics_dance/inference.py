@@ -256,24 +256,24 @@ def _add_predict(app, option, debug):
         start_time:float=option(None, help='Second where to begin; needs an end or a duration'),
         end_time:float=option(None, help='Second where to end'),
         duration:float=option(None, help='Seconds to watch'),
-        over_time:bool=option(False, '--over-time', help='Say what is danced when, and draw it'),
+        over_time:bool=option(False, '--over-time', help='Predict window by window, and draw it'),
         step:float=option(None, help='Seconds from one window to the next'),
         picture:str=option(None, help='Where --over-time draws to (default: beside the video)'),
         save_video:str=option(None, help='Write the video with the prediction drawn in; '
-                                         'of several, into this folder'),
+                                         'for several, into this folder'),
         save_frames_path:str=option(None, help='Folder for the frames that the model sees'),
-        rm_frames:bool=option(True, help='Remove them afterwards'),
+        rm_frames:bool=option(True, help='Remove these frames afterwards'),
         cut:bool=option(False, '--cut', help='Save the part that is watched, '
                                              'as <name>_cut.mp4 beside the video'),
-        out:str=option(None, help='Write rows to this .csv or .json'),
+        out:str=option(None, help='Write results to this .csv or .json'),
         overwrite:bool=option(False, '--overwrite', help='Replace existing files, but never '
                                                          'a video that is read'),
         timeout:float=option(None, help='Seconds a file may take (default: '
                                         'a minute and four times its length)'),
-        as_json:bool=option(False, '--json', help='A JSON object; of several videos, a list'),
+        as_json:bool=option(False, '--json', help='Print a JSON object; for several videos, a list'),
         debug:bool=debug
     ):
-        "Say what is danced in videos"
+        "Predict which dance videos show"
         given = {k: v for k, v in locals().items() if k not in ('video', 'debug', 'Exit')}
         raise Exit(_predict(video, **given))
 
@@ -289,7 +289,7 @@ def predict_app():
     _add_predict(predict_app, option, debug)
 
     @predict_app.command()
-    def models(as_json:bool=option(False, '--json', help='A JSON list'), debug:bool=debug):
+    def models(as_json:bool=option(False, '--json', help='Print a JSON list'), debug:bool=debug):
         "List the models below runs/, the newest last"
         _list_models(as_json)
     return predict_app

@@ -154,7 +154,7 @@ def summary(c:dict,    # From `constants`
     d, t, first = data_cost(c), training_cost(c, gpus), bottleneck(c)
     slow = training_bottleneck(c, gpus)
     hours = d['cut, core hours'] + d['store, core hours']
-    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. "
+    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be fetched. "
             "To cut them and to store their "
             f"frames takes {hours:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, "
             "their frames "

@@ -504,7 +504,7 @@ def _finished(folder, said, seed, key):
 # %% ../../nbs/training/08_runs.ipynb #45c68ceb
 def train_seeds(
     name:str,       # Name of the model
-    settings:dict,  # Settings of the study by name, e.g. a notebook's `globals()`
+    settings:dict,  # Settings of the study by name, e.g. from `notebook_settings`
     log=None,       # Called with a line of news
 )->list: # Their configs
     """Train a model with each seed of the study; those of other seeds, of an earlier version of the
