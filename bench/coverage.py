@@ -161,9 +161,9 @@ model × clip, run and run × class, uploads have unequal numbers of clips, clas
 studies in which two models of equal accuracy are called different (with one run each: in which the interval of the difference misses the true one). *Called equivalent at the margin*: of two models that differ by exactly the margin of {100*MARGIN:g} points; at most 5 % may be. *Power*: how often a difference of the given size
 is found, and how often `Variances.power` says that it would be. *Cautioned*: share of studies in which the comparison prints a caution.
 
-The bars: 93 to 97 % of coverage, at most 6 % of false alarms, at most 5 % at the margin, planned power within 3 points of what is found. Bold is outside by more than two standard errors of the simulation ({200*(.05*.95/studies)**.5:.1f} points).
+The limits: 93 to 97 % of coverage, at most 6 % of false alarms, at most 5 % at the margin, planned power within 3 points of what is found. Bold is outside by more than two standard errors of the simulation ({200*(.05*.95/studies)**.5:.1f} points).
 
-Outside of the bars, and why. *Two runs that differ much*: from two runs nobody knows how much a third would differ; the comparison says so whenever a model has two. *Right on 95 %*: too careful, because few errors say little about how errors cluster. *Collapses*: three runs say nothing about how often a training
+Outside of these limits, and why. *Two runs that differ much*: from two runs nobody knows how much a third would differ; the comparison says so whenever a model has two. *Right on 95 %*: too careful, because few errors say little about how errors cluster. *Collapses*: three runs say nothing about how often a training
 collapses, and the accuracy of a recipe hangs on that; a caution is printed where one of the runs shows it, and not where none of them does. *One run each*: the plan is for a fixed difference, but which of two trained models is ahead, and by how much, changes from study to study, so fewer are found than planned.
 """
 

@@ -270,7 +270,7 @@ def _add_predict(app, option, debug):
                                                          'a video that is read'),
         timeout:float=option(None, help='Seconds a file may take (default: '
                                         'a minute and four times its length)'),
-        as_json:bool=option(False, '--json', help='Print a JSON object; for several videos, a list'),
+        as_json:bool=option(False, '--json', help='Print JSON; for several videos, a list'),
         debug:bool=debug
     ):
         "Predict which dance videos show"

@@ -247,7 +247,8 @@ def _options():
     from typer import Argument, Option
     return SimpleNamespace(
         option=Option, argument=Argument,
-        json=Option(False, '--json', help='Print JSON'), runs=Option(None, help='Folder of all studies'),
+        json=Option(False, '--json', help='Print JSON'),
+        runs=Option(None, help='Folder of all studies'),
         study=Option(..., help='Name of a study, or path of a study file'),
         scheduler=Option(None, help='Dask cluster: tcp://host:8786, local:N, or a scheduler file'),
         storage=Option(None, help='Where videos and frames go: a folder, '
@@ -333,7 +334,7 @@ def _add_settings(app, o):
         study:str=o.option(None, help='Show the values of this study, too'),
         as_json:bool=o.json, debug:bool=o.debug
     ):
-        """List the settings of a study file: name, type, default, one line of help, and the stage it
+        """List the settings of a study: name, type, default, one line of help, and the stage it
         matters to"""
         _settings(name, study, as_json)
 

@@ -175,5 +175,6 @@ def _check_sizes(p):
     for names, most in ((seen, MOST_PIXELS), (stored, 4*MOST_PIXELS)):
         n = math.prod(p[k] for k in names)
         if n > most:
-            raise StudyError(f"{', '.join(names)}: together {n:,} pixels per clip, at most {most:,}")
+            raise StudyError(f"{', '.join(names)}: together {n:,} pixels per clip, "
+                             f'at most {most:,}')
 
