@@ -165,7 +165,7 @@ def _lists_in(path):
 
 # %% ../../nbs/clips/00_annotations.ipynb #9f9a2fdf
 def _odd(texts):
-    """Which texts nobody can have meant: line breaks and other control characters, or a page
+    """Which texts must be mistakes: line breaks and other control characters, or a page
     instead of a name"""
     return texts.fillna('').astype(str).map(
         lambda x: len(x) > 1000 or bool(re.search(r'[\x00-\x1f\x7f-\x9f]', x)))

@@ -28,9 +28,9 @@ class Task:
     "A piece of work: how much there is, how much of it is done, and in a few words where it is"
     def __init__(self,
         name:str,         # What is done, e.g. frames
-        total:float|None, # How much there is; None: nobody knows
+        total:float|None, # How much there is; None: unknown
         unit:str='',      # Of what, e.g. clips; nothing: only a percentage is shown
-        screen=None,      # Who shows it; None: nobody
+        screen=None,      # The display; None: it is not shown
         whole=None,       # The larger piece of work that this is a part of
         clock=time.monotonic, # Seconds
     ):
@@ -68,7 +68,7 @@ def time_left(
 
 def share_done(
     task:Task,
-)->float|None: # 0 to 1; None: nobody knows
+)->float|None: # 0 to 1; None: unknown
     "What part of it is done"
     if task.total is None: return None
     return min(1, task.done/task.total) if task.total else 1.

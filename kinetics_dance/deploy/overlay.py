@@ -92,7 +92,7 @@ def draw(path, target, times, lines, shares, start=0., stop=None):
         rate = Fraction(min(v.guessed_rate or v.average_rate or 25, 60)).limit_denominator(1001)
         channels = min(2, c.streams.audio[0].channels or 2) if c.streams.audio else 0
     with writing(target) as temporary:
-        # a sound track nobody can decode must not cost the pictures
+        # a sound track that cannot be decoded must not cost the pictures
         for sound in dict.fromkeys((channels, 0)):
             failure = yield from _drawn(path, temporary, times, lines, shares, start, stop, rate,
                                         sound)

@@ -36,15 +36,15 @@ REFERENCE = 12_245/13_331
 # %% ../../nbs/download/08_attrition.ipynb #bd5905ec
 def plot_attrition(report:pd.DataFrame, # What `attrition_report` returned
              ax=None, # Axes to draw on
-             reference:float=None # A share that could not be had elsewhere, %, drawn as a line
+             reference:float=None # A share of lost clips from elsewhere, %, drawn as a line
             ):
-    "Share of each class that could not be had, by reason"
+    "Share of each class that is lost, by reason"
     import matplotlib.pyplot as plt
     share = report.drop(columns=['clips', 'ok', 'alive']).div(report.clips, axis=0)*100
     if ax is None: _, ax = plt.subplots(figsize=(7, 1.2 + .28*len(share)), layout='constrained')
     share = share.rename(index=for_figure, columns=for_figure)
     if share.shape[1]: share.iloc[::-1].plot.barh(stacked=True, ax=ax, colormap='viridis', width=.7)
-    ax.set(xlabel='clips that could not be had, %', ylabel='')
+    ax.set(xlabel='lost clips, %', ylabel='')
     if reference: ax.axvline(reference, color='0.5', lw=1, ls='--')
     ax.spines[['top', 'right']].set_visible(False)
     if ax.get_legend(): ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False)

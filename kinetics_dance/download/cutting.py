@@ -84,7 +84,7 @@ def is_lost(status:str, reason:str) -> bool:
                                                 or status == 'failed' and reason == 'truncated')
 
 def lost(clips:pd.DataFrame # A clip table's rows
-        ) -> pd.Series:      # bool, one a row
+        ) -> pd.Series:      # bool, one per row
     "Which clips are gone for good; computed once per distinct outcome"
     what = pd.MultiIndex.from_frame(clips[['status', 'reason']])
     return pd.Series(what.isin([k for k in what.unique() if is_lost(*k)]), clips.index)

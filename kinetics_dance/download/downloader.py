@@ -116,7 +116,7 @@ def held(folder:Path # The study's folder
 # %% ../../nbs/download/07_downloader.ipynb #72e12957
 def _fetch(now, table, to, source, settings, details, checked, jobs, timeout, log, pace, pool,
            short_side, fps):
-    "One round over these rows; notes in `details` why a clip could not be had"
+    "One round over these rows; notes in `details` why a clip is missing"
     uploads = _uploads(now, source)
     _check_sources({name for name, _ in uploads} - checked, settings)
     checked |= {name for name, _ in uploads}

@@ -79,7 +79,7 @@ def line(self:Progress) -> str:
     return f'{self.seen.total()} of {self.total} clips: {self.words()}'
 
 def status_table(clips:pd.DataFrame # A clip table's rows
-                # A row per class and one for all: clips, ok, not to be had, to do, MB
+                # A row per class and one for all: clips, ok, missing, to do, MB
                 ) -> pd.DataFrame:
     "How far a study's download is, at any time"
     ok, gone = clips.status == 'ok', lost(clips)
@@ -89,7 +89,7 @@ def status_table(clips:pd.DataFrame # A clip table's rows
     out = what.groupby(clips.label).sum()
     out.loc['all'] = out.sum()
     return (out.astype(dict(clips=int, ok=int, lost=int, todo=int)).round(1)
-            .rename(columns=dict(lost='not to be had', todo='to do')))
+            .rename(columns=dict(lost='missing', todo='to do')))
 
 # %% ../../nbs/download/05_progress.ipynb #eae90ced
 def status_line(clips:pd.DataFrame # A clip table's rows
@@ -100,6 +100,6 @@ def status_line(clips:pd.DataFrame # A clip table's rows
     rate, speed = ((len(recent)/seconds, recent.bytes.fillna(0).sum()/seconds/1e6)
                    if seconds else (0, 0))
     return (f"{int(s.ok)} of {int(s.clips)} clips are there ({s.MB:,.0f} MB), "
-            f"{int(s['not to be had'])} cannot be had, "
+            f"{int(s['missing'])} are missing, "
             f"{int(s['to do'])} to do" + (f"; {speed:.2f} MB of clips a second, about "
             f"{timedelta(seconds=round(s['to do']/rate))} left" if rate and s['to do'] else ''))

@@ -68,7 +68,7 @@ DRAWS = 6 # random numbers that `augment` takes for a clip
 
 def augment(
     x:Tensor,       # Clips `(B,T,3,h,w)`, normalised, on any device
-    u:Tensor,       # Random numbers in [0,1), `(B,6)`: one row a clip
+    u:Tensor,       # Random numbers in [0,1), `(B,6)`: one row per clip
     # How much brightness, contrast and saturation change: strengths lie in [1-light, 1+light]
     color_jitter:float=.2,
     zoom:float=0.,  # How much larger things become at most: up to 1+zoom times

@@ -112,7 +112,7 @@ class StreamLoader(ClipLoader):
 
     def lanes(
         self,
-        # (first, last, clips a batch): which stretch of the row of all clips each process reads
+        # (first, last, clips per batch): which stretch of the row of all clips each process reads
     )->list:
         "Stretches as long as the parts of a batch are"
         parts,n = [share(self.bs, r, self.part[1]) for r in range(self.part[1])],len(self.clips)

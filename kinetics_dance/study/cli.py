@@ -260,7 +260,7 @@ def _add_download(app, o):
     @app.command()
     def download(
         study:str=o.study,
-        source:str=o.option(None, help='demo, folder, youtube or cvdf'),
+        source:str=o.option(None, help='demo, motion, folder, youtube or cvdf'),
         train:str=o.option(None, help=f'Training {CLIPS}'),
         valid:str=o.option(None, help=f'Validation {CLIPS}'),
         test:str=o.option(None, help=f'Test {CLIPS}'),

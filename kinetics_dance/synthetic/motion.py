@@ -74,7 +74,7 @@ def joint(
     return np.mean([xy[..., joints.index(n), :] for n in name.split('+')], axis=0)
 
 # %% ../../nbs/synthetic/02_motion.ipynb #a6a09add
-MOTION_FPS = 15 # frames a second of a clip
+MOTION_FPS = 15 # frames per second of a clip
 
 def resample(
     xy:np.ndarray,     # Joints `(T,J,2)`, or anything else with time first
@@ -132,7 +132,7 @@ def render_motion(
     fps:float=30,       # Rows a second
     size:int=128,       # Height and width of the video, pixels
     least:int=24,       # Frames at least, see `resample`
-)->np.ndarray: # `(n,size,size,3)` uint8, `FPS` frames a second
+)->np.ndarray: # `(n,size,size,3)` uint8, `FPS` frames per second
     "A video of a body that moves as the joints do"
     xy = np.asarray(xy, float)
     seen = np.ones(xy.shape[:2]) if visible is None else np.asarray(visible, float)

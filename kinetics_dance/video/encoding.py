@@ -251,7 +251,7 @@ def normalise_clip(src:str|Path,       # Any video file
         claimed = float(v.duration*v.time_base) if v.duration else (c.duration or 0)/1e6
     asked, limit = (end or claimed) - start, time.monotonic() + timeout
     with writing(dst) as temporary:
-        # a sound track nobody can decode must not cost the pictures
+        # a sound track that cannot be decoded must not cost the pictures
         for channels in dict.fromkeys((channels, 0)):
             doubt, failure = _encode(src, temporary, start, end and asked, short_side, gop
                                      or round(rate), rate, channels, limit)
