@@ -26,8 +26,8 @@ def as_path(where # A folder or a file: path, or an address such as `s3://bucket
         fsspec.get_filesystem_class(kind)
         return UPath(str(where))
     except ValueError:
-        raise StudyError(f'{where}: unknown storage scheme {kind}://; try s3://, '
-                         'gs://, memory:// or a path') from None
+        raise StudyError(f'{where}: nobody here knows {kind}://; try s3://, gs://, '
+                         'memory:// or a path') from None
     except ImportError as e:
         raise StudyError(f"{where}: {str(e).rstrip('.')}; "
                          "pip install 'kinetics_dance[cluster]' has what s3:// needs") from None

@@ -140,7 +140,7 @@ def check_numbers(ratelimit=None, # Bytes per second; None: no limit
     "`StudyError` for a setting that is not the number it should be"
     for name, x in dict(ratelimit=ratelimit, retries=retries, max_filesize=max_filesize,
                         **seconds).items():
-        least, unit = dict(ratelimit=(1, 'bytes per second'), retries=(0, 'attempts'),
+        least, unit = dict(ratelimit=(1, 'bytes a second'), retries=(0, 'attempts'),
                            max_filesize=(1, 'bytes')).get(name, (0, 'seconds'))
         if x is not None and not (isinstance(x, (int, float)) and x >= least):
             raise StudyError(f'{name}: {x!r} is not a number of {unit}')

@@ -61,7 +61,7 @@ class Clips:
             raise StudyError(f'crop {tuple(crop)} is larger than the stored frames '
                              f'({self.h}, {self.w})')
         if n_frames > self.stored:
-            raise StudyError(f'clip_frames: {n_frames} frames per clip, '
+            raise StudyError(f'clip_frames: {n_frames} frames a clip, '
                              f'but the store holds {self.stored}; '
                              'ask for fewer or build it with more')
 

@@ -132,7 +132,7 @@ def _imagenet(name):
                                                               weights_only=True)
     except Exception as e:
         folder = Path(torch.hub.get_dir())/'checkpoints'
-        raise StudyError(f'weights: imagenet: those of {name} cannot be fetched '
+        raise StudyError(f'weights: imagenet: those of {name} cannot be had '
                          f'({str(e).splitlines()[0][:120]}); '
                          f'torchvision keeps them in {folder}; or name a file, or none') from None
 

@@ -73,7 +73,7 @@ def _kinetics(arch):
     except Exception as e:
         why = (str(e) or type(e).__name__).splitlines()[0][:120]
         folder = Path(torch.hub.get_dir())/'checkpoints'
-        raise StudyError(f'extra_weights: kinetics: those of {arch} cannot be fetched ({why}); '
+        raise StudyError(f'extra_weights: kinetics: those of {arch} cannot be had ({why}); '
                          'torchvision keeps them in '
                          f'{folder}; or set extra_weights: none') from None
 

@@ -293,7 +293,7 @@ def _start(run, recipe, seed):
     missing = [s for s in ('valid', 'test') if s not in set(table.split)]
     if missing:
         raise StudyError(f'the study has no {missing[0]} clip; take more clips, '
-                         'or look at the attrition report')
+                         'or look at the rot report')
     torch.set_num_threads(recipe.threads)
     set_seed(seed, reproducible=True)
     return store,table,classes

@@ -87,7 +87,7 @@ def open_video(path:str|Path # A video file, of any origin
         if v.frames > Path(path).stat().st_size:
             raise Unavailable('too large', f'it claims {v.frames} frames, more than it has bytes')
         if v.codec_context is None:
-            raise Unavailable(_without(path), 'its codec is unknown')
+            raise Unavailable(_without(path), 'nobody knows how its pictures are coded')
         v.thread_type, v.thread_count = 'NONE', 1
         yield c, v
 
