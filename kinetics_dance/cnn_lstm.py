@@ -25,7 +25,7 @@ class CNNLSTM(nn.Module):
         batch_norm:str='train',   # `frozen`: its batch norms keep the statistics of the weights
         hidden:int=128,           # Size of the LSTM's state
         layers:int=1,             # LSTMs on top of each other
-        bidirectional:bool=False, # Whether to walk back in time, too
+        bidirectional:bool=False, # Whether to read the clip backwards, too
         state:str='mean', # What the classes are read from: `mean` of the states, or the `last`
         dropout:float=.2,         # Before the last layer
     ):

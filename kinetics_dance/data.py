@@ -29,7 +29,7 @@ from .core.processes import worker_memory
 def prepare(
     p:dict, # Parameters of the data, checked
     replace:bool=False, # Take a folder over that was made from other lists
-    # Clips with split and place in line (see `data.split`); clips that left; version of the uploads
+    # Clips with split and place (see `data.split`); clips that left; version of the uploads
 )->tuple:
     "The clips that a study can choose from, in the order in which it takes them"
     run, version, annotations = study_folder(p['study'], p['runs']), '', p['annotations']
@@ -150,11 +150,12 @@ def _set_task(p, run, table):
 
 # %% ../nbs/00_data.ipynb #257c7d9b
 def _check_export(path):
-    "A table that somebody put where ours is to be is not written over"
+    "Refuse to overwrite a table that kinetics_dance did not write"
     if not path.exists(): return
     with path.open('rb') as f: head = f.readline(200)
     if not head.startswith(b'clip_id,label,'):
-        raise StudyError(f'{path}: is no table of ours, and would be written over; move it away')
+        raise StudyError(f'{path}: was not written by kinetics_dance and would be overwritten; '
+                         'move it away')
 
 
 # %% ../nbs/00_data.ipynb #5e7a91c3
@@ -162,7 +163,7 @@ _ORIGIN = ('source', 'annotations', 'folder', 'motion', 'seed', 'scene_bias')
 
 def origin_of(
     p:dict, # Settings of a study
-)->dict: # Those that say where its clips come from
+)->dict: # The settings that say where its clips come from
     "What makes the clips of a study those of this study"
     drawn = p['source'] == 'demo'
     kept = {k: p[k] for k in _ORIGIN if drawn or k not in ('seed', 'scene_bias')}
@@ -195,7 +196,8 @@ def same_origin(
     except FileNotFoundError: return None
     except ValueError: was = None
     if not isinstance(was, dict) or not set(was) & set(_ORIGIN):
-        raise StudyError(f"{note}: is no note of ours; delete it if the folder is this study's")
+        raise StudyError(f'{note}: was not written by kinetics_dance; '
+                         "delete it if the folder is this study's")
     there, here = _places(was), _places(now)
     if k := next((k for k in now if there.get(k) != here[k]), None):
         raise StudyError(f'{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; '

@@ -109,7 +109,7 @@ class VideoTransformer(nn.Module):
         frames:int=8,             # Frames a clip: positions in time are learned for as many
         width:int=96,             # Numbers a token
         depth:int=2,              # Layers
-        heads:int=4,              # Attention heads a layer
+        heads:int=4,              # Attention heads per layer
         # What tokens are made of: `features`, or `tubelet`, pixels without a backbone
         tokens:str='features',
         patch:int=12,             # Side of a tubelet, pixels

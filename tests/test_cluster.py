@@ -334,7 +334,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
     (tmp_path/'s.yaml').write_text(f'study: s\nsource: folder\nfolder: {tmp_path}/mine\ncontains: ""\n')
     p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json',
                         '--storage', 'bucket://x'], capture_output=True, text=True)
-    assert p.returncode == 2 and 'nobody here knows bucket://' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+    assert p.returncode == 2 and 'unknown storage scheme bucket://' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     p = subprocess.run([sys.executable, '-m', 'kinetics_dance.study.cli', 'download', '--study', tmp_path/'s.yaml', '--runs', tmp_path/'runs', '--scheduler', 'nowhere.json'],
                        capture_output=True, text=True)
     assert p.returncode == 2 and 'there is no such file' in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr

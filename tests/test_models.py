@@ -212,12 +212,12 @@ def web(tmp_path, monkeypatch):
 
 def test_imagenet_weights_are_fetched_and_checked(web, full, tmp_path):
     web(NAME, full.state_dict(), good=False)
-    assert 'cannot be had' in refused('imagenet') and 'invalid hash' in refused('imagenet')
+    assert 'cannot be fetched' in refused('imagenet') and 'invalid hash' in refused('imagenet')
     web(NAME, full.state_dict())
     look = FrameFeatures(NAME, 'imagenet')
     assert look.pretraining == 'imagenet' and torch.equal(look.body.conv1[0].weight, full.conv1[0].weight)
     web(NAME, {'w': Trap(tmp_path/'ran')})
-    assert 'cannot be had' in refused('imagenet') and not (tmp_path/'ran').exists()
+    assert 'cannot be fetched' in refused('imagenet') and not (tmp_path/'ran').exists()
     assert 'no ImageNet weights for the small' in refused('imagenet', 'small')
 
 
@@ -427,7 +427,7 @@ def test_kinetics_weights(web, tmp_path):
     web('s3d', {k: v for k, v in source.state_dict().items() if 'features.3' not in k})
     with pytest.raises(StudyError, match='of another network than s3d: .* missing'): TorchvisionVideo(5, 's3d', 'kinetics', True)
     web('s3d', source.state_dict(), good=False)
-    with pytest.raises(StudyError, match='cannot be had .*invalid hash'): TorchvisionVideo(5, 's3d', 'kinetics', True)
+    with pytest.raises(StudyError, match='cannot be fetched .*invalid hash'): TorchvisionVideo(5, 's3d', 'kinetics', True)
 
 
 def test_s3d_pools_as_before():

@@ -127,7 +127,7 @@ def test_frozen_features_take_the_same_road(tiny, tmp_path):
 @pytest.mark.parametrize('changes,why', [
     (dict(device='cuda'), r'device: cuda was asked for.*set device: cpu'),
     (dict(device='mps'), r'device: mps was asked for.*set device: cpu'),
-    (dict(clip_frames=64), r'clip_frames: 64 frames a clip, but the store holds 8'),
+    (dict(clip_frames=64), r'clip_frames: 64 frames per clip, but the store holds 8'),
     (dict(crop_height=200), r'crop \(200, 60\) is larger than the stored frames'),
     (dict(backbone='resnet81'), r"backbone: 'resnet81'.*did you mean"),
     (dict(weights='no/such/file.npz'), r'no/such/file\.npz'),

@@ -52,7 +52,7 @@ def resolve(
 def hash_order(
     keys,    # Names to order
     seed=0,  # Another seed, another order
-)->np.ndarray: # Numbers in [0, 1), one a key, the same whatever else is in the list
+)->np.ndarray: # Numbers in [0, 1), one per key, the same whatever else is in the list
     "A random but fixed place for each key"
     def f(k):
         return int.from_bytes(
@@ -86,10 +86,10 @@ def split(
     # Clips: label, youtube_id, time_start, time_end, split (train, valid, test, or all None), maybe
     # group
     df:pd.DataFrame,
-    n_valid:int=20, # Clips a class, carved out of train by upload unless the list has a valid split
+    n_valid:int=20, # Clips per class, taken from train by upload unless the list has a valid split
     seed:int=0,      # Orders the uploads
-    n_train:int=0,   # Training clips a class that will be taken; 0: all, then nothing is kept back
-    # Clips with split train, valid or test and `place` in the line of their class and split; the
+    n_train:int=0,   # Training clips per class; 0: all, then nothing is kept back
+    # Clips with split train, valid or test and `place` in the order of their class and split; the
     # clips that left
 )->tuple:
     """Which side each clip is on: no upload on two, the same whatever other classes are in the list
@@ -124,10 +124,10 @@ def split(
 # %% ../../nbs/clips/01_splits.ipynb #79e9195e
 def wanted(
     clips:pd.DataFrame, # From `split`
-    n_train:int=0, n_valid:int=20, n_test:int=0, # Clips a class; 0 takes all
-    gone=(), # Clip ids that cannot be had: they stay in the list, and the next in line is added
+    n_train:int=0, n_valid:int=20, n_test:int=0, # Clips per class; 0 takes all
+    gone=(), # Clip ids that cannot be fetched: they stay in the list, and the next one is added
 )->pd.DataFrame: # The rows of `clips` that make up the study
-    "The first clips of each line until so many can be had"
+    "The first clips of each class and split, until enough of them can be fetched"
     counts = dict(train=n_train, valid=n_valid, test=n_test)
     n = clips.split.map({s: k or np.inf for s, k in counts.items()})
     lost = np.zeros(len(clips), bool)

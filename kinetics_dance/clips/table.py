@@ -53,7 +53,7 @@ def _table_error(error, path):
 
 # %% ../../nbs/clips/02_table.ipynb #ea79a7f8
 class ClipTable:
-    "One row a clip in SQLite: what it is, where it is, and what became of it"
+    "One row per clip in SQLite: what it is, where it is, and what became of it"
     def __init__(self,
         path, # The database, e.g. runs/demo/clips.sqlite; made if absent
     ):

@@ -33,7 +33,7 @@ class StudyWarning(UserWarning):
     "What the user must know and what stops nothing; commands show it as one line"
 
 class Unavailable(Exception):
-    "An upload or a clip that cannot be had; `reason` is one of `REASONS`"
+    "An upload or a clip that cannot be fetched or read; `reason` is one of `REASONS`"
     def __init__(self, reason, detail=''):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, ' '.join(str(detail).split())[:300]

@@ -132,7 +132,7 @@ def _imagenet(name):
                                                               weights_only=True)
     except Exception as e:
         folder = Path(torch.hub.get_dir())/'checkpoints'
-        raise StudyError(f'weights: imagenet: those of {name} cannot be had '
+        raise StudyError(f'weights: imagenet: those of {name} cannot be fetched '
                          f'({str(e).splitlines()[0][:120]}); '
                          f'torchvision keeps them in {folder}; or name a file, or none') from None
 
@@ -235,7 +235,7 @@ def fix_norms(
 
 # %% ../../nbs/models/01_backbones.ipynb #63bf8832
 class FrameFeatures(nn.Module):
-    "What all models know of a clip: for each frame, features at grid x grid places"
+    "The features that all models get of a clip: for each frame, features at grid x grid places"
     # argument: parameter of the study; every model has such a table
     study_parameters = {k: k for k in ('backbone', 'weights', 'grid', 'batch_norm')}
     def __init__(self,

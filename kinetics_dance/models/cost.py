@@ -96,7 +96,7 @@ def peak_memory(
     model:nn.Module, # Of a class that can be imported
     video, clip_frames:int, size:tuple, crop:tuple, # As for `time_clip`
     timeout:float=300 # Seconds
-    # peak_memory_mb, and idle_memory_mb of a process that only waits; None where it cannot be had
+    # peak_memory_mb, and idle_memory_mb of a process that only waits; None where it is unknown
 )->dict:
     "Memory of one answer, measured in a fresh process."
     from kinetics_dance.models import cost as lib

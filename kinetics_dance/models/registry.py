@@ -20,7 +20,7 @@ class ModelEntry:
     title:str='' # Name in figures and tables
     arguments:dict=field(default_factory=dict) # Arguments of the class that go with the name
     shuffled:bool=False # Whether it is trained and tested on frames in random order
-    beside:str='' # The model that it is but for the order, where there is one
+    beside:str='' # The model that it equals except for the order, where there is one
 
     @property
     def spec(self)->str: # `module:Class`, as model files have it

@@ -77,7 +77,7 @@ def data_cost(c:dict # From `constants`
     n = c['clips']*c['alive']
     pixels = c['frames']*c['height']*c['width']*3
     return pd.Series({
-        'clips that can be had': n,
+        'clips that are there': n,
         'cut, core hours': n*c['cut_seconds']/3600,
         'store, core hours': n*c['store_seconds']/3600,
         'network, TB': n*c['upload_bytes']/1e12,
@@ -176,7 +176,7 @@ def summary(c:dict,    # From `constants`
     d, t, first = data_cost(c), training_cost(c, gpus), bottleneck(c)
     slow = training_bottleneck(c, gpus)
     hours = d['cut, core hours'] + d['store, core hours']
-    return (f"Of {c['clips']:,.0f} clips {d['clips that can be had']:,.0f} can be had. "
+    return (f"Of {c['clips']:,.0f} clips {d['clips that are there']:,.0f} can be fetched. "
             "To cut them and to store their "
             f"frames takes {hours:,.0f} core hours, their videos {d['videos, TB']:.1f} TB, "
             "their frames "

@@ -20,7 +20,7 @@ PAIRS = {'windmill': ('forward windmill dancing', 'backward windmill dancing', '
          'bounce':   ('slow bounce dancing', 'double-time bounce dancing', 'tempo'),
          'robot':    ('smooth robot dancing', 'stop-and-go robot dancing', 'rhythm')}
 CLASSES = sorted(c for a,b,_ in PAIRS.values() for c in (a, b))
-FPS, WIDTH, HEIGHT = 15, 256, 192   # frames a second, pixels
+FPS, WIDTH, HEIGHT = 15, 256, 192   # frames per second, pixels
 CLIP_SECONDS = 3
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #d7b25789

@@ -114,14 +114,14 @@ def render_upload(
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #feae58a6
 def plan_uploads(
-    n_train:int=36,      # Clips a class in the training list ...
+    n_train:int=36,      # Clips per class in the training list ...
     # ... and in the validation list; each upload gives one clip to each class of a pair
     n_test:int=16,
     seed:int=0,          # Another seed, other dancers
     scene_bias:float=0., # Share of uploads whose backdrop tells the class
     steps=tuple(PAIRS),  # Which pairs
 )->list: # Specs with `fault`: None, gone, truncated or not a video
-    "All uploads of a demo data set, rotten ones included"
+    "All uploads of a demo data set, with those that are missing or broken"
     specs = [
         upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias)
         | dict(fault=None) for s in steps for i in range(n_train + n_test)

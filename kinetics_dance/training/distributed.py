@@ -115,7 +115,7 @@ class TeamMixUp(MixUp):
 
 # %% ../../nbs/training/06_distributed.ipynb #8ccee4f8
 class Together(DistributedTrainer):
-    "fastai's distributed training, with batches, draws and losses of the team as a whole"
+    "fastai's distributed training, with batches, draws and losses of the group as a whole"
     def __init__(self,
         team:ProcessGroup,        # Of at least two
         device:str='cpu', # cpu or cuda

@@ -101,7 +101,7 @@ class _Learner(Learner):
 # %% ../../nbs/training/01_learner.ipynb #b87a31bf
 def make_learner(
     model:nn.Module,        # Any model of clips
-    dls:ClipDataLoaders,    # What to learn from, and what to watch; nothing is chosen by the second
+    dls:ClipDataLoaders,    # Training clips, and validation clips, by which nothing is chosen here
     recipe:Recipe=Recipe(), # The settings
 )->Learner: # Ready for `fit`
     """The one recipe: AdamW, gradient clipping, label smoothing; mixup, class weights, mixed
@@ -129,7 +129,7 @@ def rates(
     model:nn.Module, # A model
     recipe:Recipe,   # The settings
     lr:float,        # Learning rate of the head
-)->tuple: # Learning rates and weight decays, one a group that `make_learner` makes
+)->tuple: # Learning rates and weight decays, one per group that `make_learner` makes
     "Learning rate and weight decay of each group of parameters"
     there = [bool(g) for g in split_parameters(model)]
     def pick(values): return [v for v,t in zip(values, there) if t]
@@ -163,7 +163,7 @@ def fit(
     start:int=0,        # Epochs that are done already (see `checkpoints`)
     past:list|tuple=(),       # Their rows of the history
     cbs:list|tuple=(),        # Further callbacks
-)->pd.DataFrame: # One row an epoch: epoch, train_loss, valid_loss, top1
+)->pd.DataFrame: # One row per epoch: epoch, train_loss, valid_loss, top1
     "Train with the one-cycle schedule; the last epoch is the result"
     history = History()
     history.rows = list(past)
