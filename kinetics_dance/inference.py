@@ -50,6 +50,21 @@ class Predictor:
         reader = _reader().start() # it gets ready while PyTorch is loaded
         return cls(load_model(folder, config, device), config, reader)
 
+    def predict(self,
+        video,                # Any video file
+        step:float|None=None, # Seconds from one window to the next; None: the length of a window
+        # Seconds that a file may take (default: a minute and four times its length)
+        timeout:float|None=None,
+        start:float=0.,       # Watch it from this second on ...
+        end:float|None=None,  # ... to this one
+        strip:int=0,          # Pictures to keep for a film strip
+        save_frames=None,     # Folder for the frames that the model sees, as JPEG
+        progress=None,        # Called with the second that has been reached
+    )->Prediction: # Probabilities of each window and of the video
+        """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`,
+        what was wrongly asked."""
+        return _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress)
+
 # %% ../nbs/06_inference.ipynb #f7df66a5
 @patch
 def probabilities(self:Predictor,
@@ -112,23 +127,6 @@ def _watch_video(self, video, step, timeout, start, end, strip, save_frames, pro
     return Prediction(c['classes'], starts, length, np.concatenate(out), (start, said['end']),
                       said['frames'], doubts(said, start, end),
                       np.stack(pictures) if pictures else None)
-
-# %% ../nbs/06_inference.ipynb #eb97d42d
-@patch
-def predict(self:Predictor,
-    video,                # Any video file
-    step:float|None=None, # Seconds from one window to the next; None: the length of a window
-    # Seconds that a file may take (default: a minute and four times its length)
-    timeout:float|None=None,
-    start:float=0.,       # Watch it from this second on ...
-    end:float|None=None,  # ... to this one
-    strip:int=0,          # Pictures to keep for a film strip
-    save_frames=None,     # Folder for the frames that the model sees, as JPEG
-    progress=None,        # Called with the second that has been reached
-)->Prediction: # Probabilities of each window and of the video
-    """What is danced, and when. `Unavailable` says why a file cannot be read; `StudyError`, what
-    was wrongly asked."""
-    return _watch_video(self, video, step, timeout, start, end, strip, save_frames, progress)
 
 # %% ../nbs/06_inference.ipynb #1769ae71
 @patch

@@ -75,7 +75,7 @@ def execute(folder):
     def data(c):
         c.source = re.sub(r"(?m)^(run|check_study|lines, gone|clips = choose|test_eq|outcome = collect|p = dict|         n_train=|         url_template|         memory_mb).*\n", '', c.source)
         return '#| study' in c.source and any(s in c.source for s in shown) or 'import' in c.source
-    cells('00_data', '', data, run=run, lines=clips, gone=clips[:30], clips=clips, outcome=clips, listed=clips, source='youtube')
+    cells('00_data', '', data, run=run, lines=clips, gone=clips[:30], clips=clips, outcome=clips, listed=clips, source='youtube', folds=None)
     from types import SimpleNamespace
     watched = SimpleNamespace(classes=classes, windows=np.eye(len(classes)), starts=np.zeros(len(classes)), seconds=3.)
     one = SimpleNamespace(youtube_id='test3-3', clip_id='test3-3', seconds=3.)

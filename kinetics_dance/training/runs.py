@@ -446,6 +446,14 @@ def _tracker(recipe, run, name, seed, arguments, team):
     kind = recipe.track if team.first else 'none'
     return make_tracker(kind, run/'tracking', name, seed, settings)
 
+# %% ../../nbs/training/08_runs.ipynb #a79b59dc
+def _timed(name, train, *args):
+    "What a training returns, and its seconds; a loss that is no number names the training run"
+    began = time.perf_counter()
+    try: out = train(*args)
+    except FloatingPointError as e: raise StudyError(f'{name}: {e}') from None
+    return out, time.perf_counter() - began
+
 # %% ../../nbs/training/08_runs.ipynb #d37f96be
 def train_run(
     name:str,       # Name of the model
@@ -472,15 +480,11 @@ def train_run(
         if config: return _not_again(config, task, recipe)
         if team.first: config_path(folder).unlink(missing_ok=True)
         store, table, classes, net = _new_model(run, recipe, seed, spec, arguments)
-        began = time.perf_counter()
-        try:
-            net, history, clips = _train(
-                net, run, store, table, classes, recipe, lr, recipe.epochs, seed,
-                folder/_CHECKPOINT, key,
-                [_Watch(task, _run_of(seed, settings)), *tracker.callbacks], team, log,
-                model_entry(name).shuffled)
-        except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
-        seconds = time.perf_counter() - began
+        (net, history, clips), seconds = _timed(
+            f'{name}, seed {seed}', _train, net, run, store, table, classes, recipe, lr,
+            recipe.epochs, seed, folder/_CHECKPOINT, key,
+            [_Watch(task, _run_of(seed, settings)), *tracker.callbacks], team, log,
+            model_entry(name).shuffled)
         task.update(text=f'{_run_of(seed, settings)}, predictions')
         predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team)
         if not team.first: return team.agree()     # when all is written
