@@ -113,7 +113,7 @@ def effective(params, decl, root):
     return both | params
 
 
-def check_values(params, decl, root, shown):
+def check_values(params, decl, root, shown, trains=True):
     "Let the library check what only it knows: classes, paths, rows of a CSV (by the module that has a `check_study`, if one has)"
     lib = settings(root)['lib_name']
     found = (p for p in sorted((root/lib).rglob('*.py')) if 'def check_study' in p.read_text(encoding='utf-8'))
@@ -126,7 +126,7 @@ def check_values(params, decl, root, shown):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter('always')
             check(*args)
-        if library_settings(root) and (device := args[0]['device']) != 'cpu':      # all stages run on this machine
+        if trains and library_settings(root) and (device := args[0]['device']) != 'cpu':
             importlib.import_module(f'{lib}.training.learner').check_device(device)
     except Exception as e:
         if type(e).__name__ != 'StudyError': raise

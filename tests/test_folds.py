@@ -14,7 +14,7 @@ from kinetics_dance.training.runs import forget_models, train_run, train_seeds
 from kinetics_dance.training.study_files import histories, learning_rates
 from conftest import tiny_study
 
-TINY = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0, 1], epochs=2, lr=[.001, .004], lr_epochs=1, clip_frames=4, batch_size=4, crop_height=44, crop_width=60,
+TINY = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0, 1], epochs=2, lr=[.001, .004], allow_edge_lr=True, lr_epochs=1, clip_frames=4, batch_size=4, crop_height=44, crop_width=60,
             train='head')
 FOLDS = 3
 
@@ -117,7 +117,8 @@ def test_a_model_or_a_seed_that_the_study_lost_leaves_its_folds_too(study, tmp_p
     train_seeds('cnn_lstm', own)
     assert not list((tmp_path/'tiny/folds').glob('*/models/cnn_lstm/seed1')) and not list((tmp_path/'tiny/folds').glob('*/predictions/cnn_lstm/**/seed1.parquet'))
     forget_models(tmp_path/'tiny', ['cnn_lstm'])
-    assert not list((tmp_path/'tiny').glob('**/models/per_frame')) and list((tmp_path/'tiny/folds').glob('*/models/cnn_lstm/seed0'))
+    assert not list((tmp_path/'tiny').glob('**/models/per_frame/seed*/')) and list((tmp_path/'tiny/folds').glob('*/models/per_frame/left_over.seed0'))
+    assert list((tmp_path/'tiny/folds').glob('*/models/cnn_lstm/seed0'))
 
 
 def test_what_cannot_be_cross_validated_is_one_line(study):

@@ -527,7 +527,8 @@ def test_a_device_that_is_not_there(device, tmp_path, capsys):
     _, params, decl, shown = load_study(tmp_path/'s.yaml', ROOT)
     with pytest.raises(UserError, match=f'device: {device} was asked for, but this machine has none'): check_values(params, decl, ROOT, shown)
     check_values(params | dict(device='cpu'), decl, ROOT, shown)
-    assert capsys.readouterr().err.count("warning: ") == 1
+    check_values(params, decl, ROOT, shown, trains=False)       # `--only 00_data 01_frames`
+    assert capsys.readouterr().err.count("warning: ") == 2
 
 
 def test_workers_where_temporary_names_are_too_long(noise, tmp_path):  # noqa: F811

@@ -116,13 +116,14 @@ def test_a_control_is_not_the_newest_model_and_watches_no_video(trained, monkeyp
     with pytest.raises(StudyError, match="trained on shuffled frames"): Predictor.load(trained/'models'/'shuffled_lstm'/'seed0')
 
 
-def test_a_study_without_controls_forgets_them(trained, tmp_path):
+def test_a_study_without_controls_sets_them_aside(trained, tmp_path):
     import shutil
     from kinetics_dance.training.runs import forget_models
     run = tmp_path/'tiny'
     shutil.copytree(trained, run)
     forget_models(run, MODELS)
-    assert [p.name for p in (run/'models').iterdir() if p.is_dir()] == ['per_frame']
+    assert {p.parent.name for p in (run/'models').glob('*/seed*/')} == {'per_frame'}
+    assert {p.parent.name for p in (run/'models').glob('*/left_over.seed*/')} > {'shuffled_lstm'}
 
 
 def test_the_runner_watches_what_a_stage_trains_beside_its_model():
