@@ -41,7 +41,7 @@ def test_a_file_of_joints_becomes_a_study(tmp_path):
     assert table.split.value_counts().to_dict() == {'train': 12, 'test': 9, 'valid': 6}      # the test part as the file says, valid out of train
     want = MotionFile(tmp_path/'m.npz').table.set_index('youtube_id')
     assert all((want.train[r.youtube_id] == -1) == (r.split == 'test') and want.action[r.youtube_id] == r.label for r in table.itertuples())
-    assert table.clip_id.str.fullmatch(r'[\w-]{11}_\d{6}_\d{6}').all() and (table.fps == MOTION_FPS).all() and (table.width == 64).all()
+    assert table.clip_id.str.fullmatch(r'[\w-]{11}_\d{6}(-\d+)?_\d{6}(-\d+)?').all() and (table.fps == MOTION_FPS).all() and (table.width == 64).all()
     # what is on disk is what was drawn
     run, r = tmp_path/'runs'/'bodies', table.iloc[3]
     drawn = MotionFile(tmp_path/'m.npz').frames(list(want.index).index(r.youtube_id), 64)
