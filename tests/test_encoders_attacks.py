@@ -110,17 +110,12 @@ def test_an_onnx_file_reads_no_other_file(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(shape=(4, 3, 16, 16), out=(4, 6, 2, 2)), 'takes 4 at a time'), (dict(also=['z']), 'one input of floats'), (dict(shape=('m', 1, 16, 16)), 'cannot read it'),
-    (dict(shape=('m', 3, 16, 16), out=('m', 3, 16, 16), op='Cast', kind=7), 'it should be floats'), (dict(out=('m', 'c', 2, 2), op='Relu'), ''),
+    (dict(shape=(4, 3, 16, 16), out=(4, 6, 2, 2)), 'takes 4 at a time'), (dict(also=['z']), 'one input of floats'), (dict(shape=('m', 1, 16, 16)), 'one input of floats'),
+    (dict(shape=('m', 3, 16, 16), out=('m', 3, 16, 16), op='Cast', kind=7), 'it should be floats'),
     (dict(mean='abc'), "mean: 'abc'"), (dict(mean='0.5,0.5'), "mean: '0.5,0.5'"), (dict(std='0,1,1'), 'what no clip has'), (dict(std='nan,1,1'), "std: 'nan,1,1'"),
     (dict(time_steps='inf'), "time_steps: 'inf'"), (dict(time_steps='-2'), 'time_steps: -2'), (dict(time_steps='1.5'), 'time_steps: 1.5'), (dict(time_steps='x'), "time_steps: 'x'")])
 def test_an_onnx_file_that_makes_no_sense_is_one_line(tmp_path, change, words):
-    if change.get('op') == 'Relu': change = dict(shape=('m', 3, 'h', 'w'), out=('m', 'c', 'h', 'w'), op='GlobalAveragePool'); words = ''
-    spec = graph(tmp_path/'x.onnx', **change)
-    if words: refused(spec, words)
-    else:
-        try: open_encoder(spec)
-        except StudyError as e: assert '\n' not in str(e)
+    refused(graph(tmp_path/'x.onnx', **change), words)
 
 
 def test_an_onnx_file_that_answers_otherwise_is_one_line(tmp_path):
