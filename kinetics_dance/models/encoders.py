@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'PICTURES', 'VIDEOS', 'KNOWN_ENCODERS', 'Spec', 'read_spec',
            'encoder_table']
 
 # %% ../../nbs/models/08_encoders.ipynb #c29a75c1
-import hashlib, json, math, re
+import hashlib, json, math, os, re, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,19 @@ class Tokens(NamedTuple):
     # Rows and columns that the last tokens of each step come from; those before them stand for the
     # whole frame
     cells:tuple|None=None
+
+# %% ../../nbs/models/08_encoders.ipynb #714339d8
+def _check_needs(
+    needs:Needs, # As the files of an encoder have it
+    text:str,    # What to call the encoder
+)->Needs: # The same
+    "`StudyError` where sizes, frames or colours are no numbers to work with"
+    colours = [*needs.mean, *needs.std]
+    whole = [*(needs.size or (1, 1)), needs.frames or 1, needs.multiple]
+    if (len(needs.mean) == len(needs.std) == 3 and all(map(math.isfinite, colours))
+        and min(needs.std) > 0 and len(whole) == 4
+        and all(isinstance(n, int) and 0 < n < 10_000 for n in whole)): return needs
+    raise StudyError(f'encoder {text}: its files ask for what no clip has: {needs}')
 
 # %% ../../nbs/models/08_encoders.ipynb #c5d54c85
 class Encoder(nn.Module):
@@ -185,7 +198,7 @@ def _timm_file(spec, known):
         if path.suffix != '.safetensors':
             raise StudyError(f'encoder: {spec.weights} is not read: weights are .safetensors '
                              'files (a pickle can run code)')
-        if not path.is_file(): raise StudyError(f'encoder: there is no file {path}')
+        if not os.path.isfile(path): raise StudyError(f'encoder: there is no file {path}')
         return path
     from huggingface_hub import hf_hub_download
     hub = known.get('hf_hub_id')
@@ -258,9 +271,10 @@ def _processor(folder, text, fetch):
         path = fetch(name)
         if path is None: continue
         try: said = json.loads(Path(path).read_text(encoding='utf-8'))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise (system_error(e, name)
                    or StudyError(f'encoder {text}: {name} is not JSON')) from None
+        if not isinstance(said, dict): raise StudyError(f'encoder {text}: {name} is no mapping')
         return said.get('image_processor') or said.get('video_processor') or said
     raise StudyError(f'encoder {text}: no preprocessor_config.json says how frames are '
                      'normalised; save the image processor into the same folder '
@@ -297,11 +311,20 @@ def _needs(config, said):
     frames = (getattr(config, 'num_frames', None) if kind in VIDEOS and kind != 'vjepa2' else None)
     return Needs(frames, tubelet if kind in VIDEOS else 1, size, mean, std, mode)
 
+# %% ../../nbs/models/08_encoders.ipynb #8a5eb0df
+def _known_needs(config, said, text):
+    "The same; `StudyError` where the files cannot be made sense of"
+    try: needs = _needs(config, said)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
+        raise StudyError(f'encoder {text}: its config or its image processor cannot be used: '
+                         f'{type(e).__name__} {" ".join(str(e).split())[:80]}') from None
+    return _check_needs(needs, text)
+
 # %% ../../nbs/models/08_encoders.ipynb #2508c342
 def _transformers_place(name):
     "A local folder, checked, or the name of a model on the hub"
     at = rooted(name)
-    if at.is_dir():
+    if os.path.isdir(at):
         if not (at/'config.json').is_file():
             raise StudyError(f'encoder: {at} has no config.json; an encoder is a folder as '
                              'save_pretrained leaves it')
@@ -315,6 +338,34 @@ def _transformers_place(name):
         raise StudyError(f'encoder: transformers:{name} is neither a folder nor a name such as '
                          'facebook/dinov2-small')
     return name
+
+# %% ../../nbs/models/08_encoders.ipynb #4f16dcad
+def _check_files(fetch, text):
+    "`StudyError` where the files of a model name others than safetensors beside them"
+    if fetch('adapter_config.json') is not None:
+        raise StudyError(f'encoder {text}: is an adapter, which names another model; '
+                         'merge them (merge_and_unload) and save the whole')
+    index = fetch('model.safetensors.index.json')
+    if index is None: return
+    try: named = set(json.loads(Path(index).read_text(encoding='utf-8'))['weight_map'].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise StudyError(f'encoder {text}: model.safetensors.index.json cannot be read') from None
+    for name in map(str, named):
+        if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', name):
+            raise StudyError(f'encoder {text}: model.safetensors.index.json names {name[:80]!r}; '
+                             'weights are .safetensors files beside it')
+
+# %% ../../nbs/models/08_encoders.ipynb #a5aa0b6e
+def _check_config(config, text):
+    "`StudyError` where a config asks for code or for weights that are not plain numbers"
+    for part in (config, getattr(config, 'vision_config', config)):
+        attention = getattr(part, '_attn_implementation', None)
+        if attention not in (None, 'eager', 'sdpa'):
+            raise StudyError(f'encoder {text}: its config asks for attn_implementation '
+                             f'{str(attention)[:80]!r}, which may be code from the hub')
+        if getattr(part, 'quantization_config', None):
+            raise StudyError(f'encoder {text}: its weights are quantised; '
+                             'save them as they were before')
 
 # %% ../../nbs/models/08_encoders.ipynb #434ae435
 @contextmanager
@@ -339,6 +390,7 @@ def _config_of(at, text):
     if config.model_type not in known:
         raise StudyError(f'encoder {text}: a {config.model_type} is no encoder of pictures or '
                          f'videos that is known here; known: {", ".join(known)}')
+    _check_config(config, text)
     seen = getattr(config, 'vision_config', config)
     channels = getattr(seen, 'num_channels', getattr(seen, 'in_chans', 3))
     if channels != 3:
@@ -372,19 +424,20 @@ def _transformers_net(at, config, pretrained, text):
 def _transformers(spec, pretrained, text):
     need_extra('encoders', 'transformers', purpose=f'encoder {text}')
     at = _transformers_place(spec.name) if pretrained else rooted(spec.name)
-    if not pretrained and not Path(at).is_dir(): at = spec.name
+    if not pretrained and not os.path.isdir(at): at = spec.name
     with _quiet():
         from transformers.utils import cached_file
         def fetch(name):
             try: return cached_file(at, name, _raise_exceptions_for_missing_entries=False)
             except OSError: return None
+        if pretrained: _check_files(fetch, text)
         config = _config_of(at, text)
         said = _processor(at, text, fetch)
         net = _transformers_net(at, config, pretrained, text)
     if config.model_type == 'vjepa2': del net.predictor     # needed in training only
     inner = getattr(net, 'config', config)
     kind = TransformersVideo if config.model_type in VIDEOS else TransformersPictures
-    encoder = kind(net, _needs(inner, said), text)
+    encoder = kind(net, _known_needs(inner, said, text), text)
     extra = PICTURES.get(config.model_type, (None, 0))[1]
     encoder.extra = 1 + inner.num_register_tokens if extra == 'registers' else extra
     encoder.width = getattr(inner, 'hidden_size', None) or inner.hidden_sizes[-1]
@@ -396,8 +449,16 @@ class OnnxEncoder(PictureEncoder):
     "A network in an ONNX file; it is never trained"
     def __deepcopy__(self, memo): return self       # a session cannot be copied
     def _run(self, x):
-        out = self.session.run(None, {self.input: x.detach().cpu().numpy()})[0]
-        return torch.from_numpy(out).to(x.device)
+        try: out = self.session.run(None, {self.input: x.detach().float().cpu().numpy()})[0]
+        except Exception as e:
+            raise StudyError(f'encoder {self.name}: onnxruntime: '
+                             f'{" ".join(str(e).split())[:160]}') from None
+        ranks, steps = ((2, 3, 4), 1) if self.per_frame else ((2, 3), max(1, self.time_steps))
+        fits = out.ndim in ranks and out.shape[0] == len(x) and out.size
+        if not fits or out.shape[1 if out.ndim == 4 else -1] != self.width or out.shape[1] % steps:
+            raise StudyError(f'encoder {self.name}: answers {tuple(x.shape)} with '
+                             f'{tuple(out.shape)}, which is not what the file says')
+        return torch.from_numpy(out).to(x.device, torch.float32)
     def ask(self, x): return self._run(x)
     def look(self, x):
         if self.per_frame: return super().look(x)
@@ -408,54 +469,82 @@ class OnnxEncoder(PictureEncoder):
         steps = torch.arange(self.time_steps, device=x.device).repeat_interleave(n)
         return Tokens(z, steps, self.time_steps, as_cells(n, x.shape[-2:]))
 
-def _numbers(text, default):
-    try: return tuple(float(v) for v in text.split(',')) if text else default
-    except ValueError: return default
+# %% ../../nbs/models/08_encoders.ipynb #8fdbc266
+def _numbers(said, key, default, text):
+    "Numbers of a file's metadata; `StudyError` where they are none"
+    if key not in said: return default
+    try: found = tuple(float(v) for v in said[key].split(','))
+    except ValueError: found = ()
+    if len(found) == len(default) and all(map(math.isfinite, found)): return found
+    raise StudyError(f'encoder {text}: its metadata has {key}: {said[key][:40]!r}; '
+                     f'write {",".join(f"{v:g}" for v in default)} or other numbers')
 
 # %% ../../nbs/models/08_encoders.ipynb #3d21e277
-def _open_onnx(path, text):
-    "A session on the CPU, and what it takes"
+def _onnx_session(data, text):
+    "A session on the CPU, of a file that holds all of its weights"
     import onnxruntime
-    if not path.is_file(): raise StudyError(f'encoder: there is no file {path}')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads,options.log_severity_level = torch.get_num_threads(),4
+    with tempfile.TemporaryDirectory() as empty:    # the only folder where it may look for others
+        options.add_session_config_entry('session.model_external_initializers_file_folder_path',
+                                         empty)
+        return onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
+
+# %% ../../nbs/models/08_encoders.ipynb #32e878c4
+def _open_onnx(path, text):
+    "A session, and what it takes"
+    if not os.path.isfile(path): raise StudyError(f'encoder: there is no file {path}')
     try:
-        data = path.read_bytes()
-        session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
+        data = Path(path).read_bytes()
+        session = _onnx_session(data, text)
     except Exception as e:
         if blame := system_error(e, path): raise blame from None
-        raise StudyError(f'encoder {text}: onnxruntime cannot read it: '
-                         f'{" ".join(str(e).split())[:160]}') from None
+        why = ' '.join(str(e).split())[:160]
+        if b'\n\x08location' in data:       # how a tensor names another file
+            why = 'its weights are in another file; save it with external_data=False'
+        raise StudyError(f'encoder {text}: onnxruntime cannot read it: {why}') from None
     inputs = session.get_inputs()
-    shape = list(inputs[0].shape)
+    shape = list(inputs[0].shape) if inputs else []
     at = {4: (1,), 5: (1, 2)}.get(len(shape), ())
     colours = [i for i in at if shape[i] == 3]
-    if len(inputs) > 1 or inputs[0].type != 'tensor(float)' or not colours:
+    if len(inputs) != 1 or inputs[0].type != 'tensor(float)' or not colours:
         raise StudyError(f'encoder {text}: takes {shape}; it should take one input of floats, '
                          '(M,3,H,W), (B,T,3,H,W) or (B,3,T,H,W)')
+    if isinstance(shape[0], int):
+        raise StudyError(f'encoder {text}: takes {shape[0]} at a time, no more and no less; '
+                         'export it with a first axis that may be of any size')
     return session, shape, colours[-1], hashlib.sha256(data).digest()
 
 # %% ../../nbs/models/08_encoders.ipynb #42d14439
+def _onnx_width(session, clips, text):
+    "Numbers of a token; `StudyError` where the first output has no tokens"
+    out = session.get_outputs()[0]
+    shape, ranks = list(out.shape or []), (2, 3) if clips else (2, 3, 4)
+    width = shape[1 if len(shape) == 4 else -1] if len(shape) in ranks else None
+    if isinstance(width, int) and width > 0 and 'float' in out.type: return width
+    raise StudyError(f'encoder {text}: says {out.type} of {shape}; it should be floats, '
+                     '(M,C), (M,N,C) or for pictures (M,C,h,w), with a fixed number C of channels')
+
+# %% ../../nbs/models/08_encoders.ipynb #e62e5dff
 def _onnx(spec, pretrained, text):
     need_extra('encoders', 'onnxruntime', purpose=f'encoder {text}')
-    session, shape, colours, digest = _open_onnx(Path(rooted(spec.name)), text)
+    session, shape, colours, digest = _open_onnx(rooted(spec.name), text)
     said = session.get_modelmeta().custom_metadata_map
     def whole(x): return x if isinstance(x, int) else None
-    size = tuple(map(whole, shape[-2:]))
+    size, steps = tuple(map(whole, shape[-2:])), _numbers(said, 'time_steps', (0,), text)[0]
     frames = whole(shape[3 - colours]) if len(shape) == 5 else None
     needs = Needs(frames, 1, size if None not in size else None,
-                  _numbers(said.get('mean'), MEAN), _numbers(said.get('std'), STD))
-    encoder = OnnxEncoder(None, needs, text)
+                  _numbers(said, 'mean', MEAN, text), _numbers(said, 'std', STD, text))
+    encoder = OnnxEncoder(None, _check_needs(needs, text), text)
     encoder.session,encoder.input = session,session.get_inputs()[0].name
     encoder.per_frame,encoder.colours_first = len(shape) == 4,colours == 1
-    encoder.time_steps = int(_numbers(said.get('time_steps'), (0,))[0])
+    if steps < 0 or steps % 1:
+        raise StudyError(f'encoder {text}: its metadata has time_steps: {steps:g}')
+    encoder.time_steps = int(steps)
     encoder.has_steps = encoder.per_frame or encoder.time_steps > 0
     # what it is, for the key of stored features
     encoder.register_buffer('digest', torch.tensor(list(digest), dtype=torch.uint8))
-    out = session.get_outputs()[0].shape
-    encoder.width = whole(out[1 if len(out) == 4 else -1])
-    if encoder.width is None:
-        raise StudyError(f'encoder {text}: says {out}; the number of channels should be fixed')
+    encoder.width = _onnx_width(session, len(shape) == 5, text)
     return encoder
 
 # %% ../../nbs/models/08_encoders.ipynb #95aff33f
@@ -509,6 +598,7 @@ class History:
     labels:str=''      # Kinetics whose labels it was given
     pixels:str=''      # Kinetics whose videos it saw
     public:bool=True   # Whether its data are known well enough to say so
+    checked:str=''     # Where licence and frames were read; '': nowhere
 
     @property
     def pretraining(self)->str: # As predictions and model files have it
@@ -520,40 +610,44 @@ class History:
 KNOWN_ENCODERS = {
     'timm:vit_small_patch14_dinov2.lvd142m': History(
         'DINOv2 S/14', 22.1, 'LVD-142M: pictures, no videos', 'arXiv:2304.07193', 'Apache-2.0',
-        'one', 518),
+        'one', 518, checked='timm'),
     'timm:vit_base_patch14_dinov2.lvd142m': History(
         'DINOv2 B/14', 86.6, 'LVD-142M: pictures, no videos', 'arXiv:2304.07193', 'Apache-2.0',
-        'one', 518),
+        'one', 518, checked='timm'),
     'timm:vit_small_patch16_dinov3.lvd1689m': History(
         'DINOv3 S/16', 21.6, 'LVD-1689M: pictures from the web, not published',
-        'arXiv:2508.10104', 'DINOv3', 'one', 256, public=False),
+        'arXiv:2508.10104', 'DINOv3', 'one', 256, public=False, checked='timm'),
     'timm:vit_base_patch16_clip_224.openai': History(
         'CLIP B/16', 85.8, 'WIT-400M: pictures and texts from the web, not published',
-        'arXiv:2103.00020', 'MIT', 'one', 224, public=False),
+        'arXiv:2103.00020', 'MIT', 'one', 224, public=False,
+        checked='github.com/openai/CLIP; timm has Apache-2.0'),
     'timm:vit_base_patch16_siglip_224.webli': History(
         'SigLIP B/16', 92.9, 'WebLI: pictures and texts from the web, not published',
-        'arXiv:2303.15343', 'Apache-2.0', 'one', 224, public=False)}
+        'arXiv:2303.15343', 'Apache-2.0', 'one', 224, public=False, checked='timm')}
 
 # %% ../../nbs/models/08_encoders.ipynb #0f8a360c
 KNOWN_ENCODERS |= {
     'timm:convnext_tiny.in12k_ft_in1k': History(
         'ConvNeXt-T', 27.8, 'ImageNet-12k, ImageNet-1k', 'arXiv:2201.03545', 'Apache-2.0',
-        'one', 224),
+        'one', 224, checked='timm'),
     'transformers:MCG-NJU/videomae-base': History(
         'VideoMAE B', 86.2, 'Kinetics-400, without labels', 'arXiv:2203.12602', 'CC-BY-NC-4.0',
-        '16, every 4th', 224, pixels='400'),
+        '16, every 4th', 224, pixels='400', checked='github.com/MCG-NJU/VideoMAE'),
     'transformers:MCG-NJU/videomae-base-finetuned-kinetics': History(
         'VideoMAE B, K400', 86.2, 'Kinetics-400', 'arXiv:2203.12602', 'CC-BY-NC-4.0',
-        '16, every 4th', 224, labels='400', pixels='400'),
+        '16, every 4th', 224, labels='400', pixels='400', checked='github.com/MCG-NJU/VideoMAE'),
     'transformers:facebook/vjepa2-vitl-fpc64-256': History(
         'V-JEPA 2 L', 303.9, 'VideoMix22M: Kinetics-710, SSv2, HowTo100M, YT-Temporal-1B, ImageNet',
-        'arXiv:2506.09985', 'MIT', '64, 4 per second; any even number', 256, pixels='710'),
+        'arXiv:2506.09985', 'MIT', '64, 4 per second; any even number', 256, pixels='710',
+        checked='github.com/facebookresearch/vjepa2 (the code)'),
     'transformers:facebook/timesformer-base-finetuned-k400': History(
         'TimeSformer B', 121.3, 'ImageNet-21k, Kinetics-400', 'arXiv:2102.05095', 'CC-BY-NC-4.0',
-        '8, every 32nd', 224, labels='400', pixels='400'),
+        '8, every 32nd', 224, labels='400', pixels='400',
+        checked='github.com/facebookresearch/TimeSformer'),
     'transformers:google/vivit-b-16x2-kinetics400': History(
-        'ViViT B', 89.2, 'ImageNet-21k, Kinetics-400', 'arXiv:2103.15691', 'MIT',
-        '32, every 2nd', 224, labels='400', pixels='400')}
+        'ViViT B', 89.2, 'ImageNet-21k, Kinetics-400', 'arXiv:2103.15691',
+        'Apache-2.0', '32, every 2nd', 224, labels='400', pixels='400',
+        checked='github.com/google-research/scenic (the code)')}
 
 # %% ../../nbs/models/08_encoders.ipynb #31970c55
 # labels that only a network has that was given those of Kinetics
@@ -594,4 +688,5 @@ def encoder_table()->list: # One dictionary per encoder
     "The encoders whose training is known, for people"
     return [dict(encoder=h.title, name=k, parameters=f'{h.millions:.1f} M', trained_on=h.data,
                  source=h.source, mark=pretraining_mark(h.pretraining), licence=h.licence,
-                 frames=h.frames, pixels=h.size) for k, h in KNOWN_ENCODERS.items()]
+                 licence_read_at=h.checked, frames=h.frames, pixels=h.size)
+            for k, h in KNOWN_ENCODERS.items()]
