@@ -132,9 +132,10 @@ def write_folds(
     of = {str(g): int(k) for g, k in clips.drop_duplicates('group')[['group', 'fold']].to_numpy()}
     with writing(path) as p:
         note = dict(folds=max(of.values()) + 1, groups=of, repeated=repeated)
-        p.write_text(json.dumps(note, indent=1, ensure_ascii=False, sort_keys=True) + '\n',
-                     encoding='utf-8')
+        text = json.dumps(note, indent=1, ensure_ascii=False, sort_keys=True)
+        p.write_text(text + '\n', encoding='utf-8')
 
+# %% ../../nbs/clips/04_folds.ipynb #37843159
 def read_folds(
     run:Path # Folder of a study
 )->dict|None: # folds: how many; groups: `{group: fold}`; repeated; None where there are none
@@ -164,6 +165,7 @@ def deal_again(
     check_folds(clips, number)
     return number
 
+# %% ../../nbs/clips/04_folds.ipynb #dbae10f9
 def check_repeats(
     clips:pd.DataFrame # group, fold: the first deal
 ):

@@ -210,8 +210,7 @@ def bootstrap(
         key = (p.studies.get(m, ''), m, *p.seeds[m])
         pulls = {s: {key: x} for s, x in _pulls(tables, own, k).items()}
         out[m] = {s: Estimate({key: x}, n, len(p.clips), _BOUNDS.get(s, (0, 1)), uneven,
-                              pulls.get(s), biased=s == 'calibration_error', shared=shared,
-                              cells=cells)
+                              pulls.get(s), False, s == 'calibration_error', shared, cells)
                   for s, x in scores.items()}
         out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), (0, 1),
                                         _uneven(own[[i]]), {key: _recall_pulls(tables, own, k, i)},
@@ -295,9 +294,8 @@ def wilson(self:Estimate,
 )->tuple: # How far down, how far up
     "Wilson (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334)."
     x, extreme = self.value, t**2*(self.uneven or 1/self.n)
-    start = t**2*self.cells if self.cells else extreme
-    pq, few = max(x*(1 - x), 0), start/2
-    prior = few**2/(few + pq)
+    start, pq = t**2*self.cells if self.cells else extreme, max(x*(1 - x), 0)
+    prior = (start/2)**2/(start/2 + pq)
     c = min((a**2 + prior*start)/(pq + prior), extreme*self.shared)
     middle, half = (x + c/2)/(1 + c), (c*pq + c**2/4)**.5/(1 + c)
     return x - middle + half, middle + half - x

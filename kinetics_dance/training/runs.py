@@ -546,10 +546,11 @@ def _finished(folder, said, seed, key):
 
 # %% ../../nbs/training/08_runs.ipynb #ff8b2ad6
 def _deal(note, settings, seed):
-    "Seed of the deal of a training run; None: the one that is noted, which is that of the first run"
+    "Seed of the deal of a training run; None for the first run, whose deal is noted"
     first = not note.get('repeated') or seed == list(settings.get('seeds') or [seed])[0]
     return None if first else seed
 
+# %% ../../nbs/training/08_runs.ipynb #81110dd5
 def _train_folds(name, settings, seed, log, task):
     "Train a model with a seed for each fold, and put together what they say"
     recipe, run = Recipe.of(settings), study_folder(settings['study'], settings['runs'])
