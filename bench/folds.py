@@ -78,8 +78,10 @@ def kind(name, studies, seed=0):
     found, inside = [], {m: [] for m in METHODS}
     for _ in range(studies):
         y, group, fold, views = make_clips(w, rng, means)
+        _, cells = np.unique([group, y], axis=1, return_counts=True) # clips of each person and class
+        cells = float((cells**2).sum()/len(y)**2)
         a, b = (cross_validate(w, rng, x, y, fold) for x in views)
-        ea, eb = (estimate(m, x, group) for m, x in zip('ab', (a, b)))
+        ea, eb = (replace(estimate(m, x, group), cells=cells) for m, x in zip('ab', (a, b)))
         found.append((ea.value, eb.value - ea.value))
         gap = independent(b.astype(float) - a, fold)
         inside[METHODS[0]].append((*independent(a, fold), *gap))

@@ -16,7 +16,7 @@ import pandas as pd
 from .synthetic import dancers, uploads
 from .clips.annotations import clip_ids, select_classes
 from .clips.arrow import arrow_known, both_ways
-from .clips.folds import check_sides, fold_lines, write_folds
+from .clips.folds import check_repeats, check_sides, fold_lines, write_folds
 from .clips.splits import list_clips, rooted, split, wanted
 from .clips.table import ClipTable
 from .core.base import StudyError, study_folder, writing
@@ -74,10 +74,14 @@ def choose(
 # %% ../nbs/00_data.ipynb #e0bd7b54
 def _sides(p, listed):
     "Clips with their side of the split; the clips that left"
-    if not p.get('folds'): return split(listed, p['n_valid'], p['seed'], p['n_train'])
+    if not p.get('folds'):
+        if p.get('repeat_folds'): check_repeats(listed.drop(columns='fold', errors='ignore'))
+        return split(listed, p['n_valid'], p['seed'], p['n_train'])
     if p['source'] == 'folder': check_sides(listed)
     counts = [p[k] for k in ('n_train', 'n_valid', 'n_test')]
-    return fold_lines(listed, p['folds'], sum(counts) if all(counts) else 0, p['seed'])
+    dealt = fold_lines(listed, p['folds'], sum(counts) if all(counts) else 0, p['seed'])
+    if p.get('repeat_folds'): check_repeats(dealt[0])
+    return dealt
 
 def _check_sides(p, clips):
     "Every class needs clips on every side"
@@ -126,7 +130,7 @@ def collect(
         out = download(table, run, url_template=url, jobs=p['jobs'], short_side=p['short_side'],
                        version=version, settings=source_settings(p), wanted=choose(p,
                                                                                    clips), **kwargs)
-    write_folds(run, clips)
+    write_folds(run, clips, p.get('repeat_folds', False))
     _set_task(p, run, table)
     table.export(run/'clips.csv')
     return out

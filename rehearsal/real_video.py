@@ -86,7 +86,8 @@ def make_list(name, folder):
             to.unlink(missing_ok=True)
             to.symlink_to(p)
     table = table.assign(path=[f'{name}/{p.name}' for p in made], original=table.path)
-    with writing(at/f'{name}.csv') as part: table.to_csv(part, index=False)
+    with writing(at/f'{name}.csv') as part: table.drop(columns='original').to_csv(part, index=False)
+    with writing(at/f'{name}_originals.csv') as part: table[['path', 'original']].to_csv(part, index=False) # `size_only` asks for their shapes
     return table, at/f'{name}.csv'
 
 
@@ -115,7 +116,7 @@ def size_only(run, seeds):
     folds = read_folds(run)
     if not folds: raise StudyError(f'{run.name}: is not a study with folds, or 00_data has not been run')
     clips = study_clips(run).sort_values('clip_id', ignore_index=True)
-    listed = pd.read_csv(project_root()/LISTS/'ut_interaction.csv')
+    listed = pd.read_csv(project_root()/LISTS/'ut_interaction_originals.csv')
     original = dict(zip(listed.path.map(lambda p: Path(p).name), listed.original))
     url = ClipTable(run/'clips.sqlite').frame().set_index('clip_id').url
     x = shapes([original[Path(url[c]).name] for c in clips.clip_id])

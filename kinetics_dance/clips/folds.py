@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['FOLDS', 'fold_numbers', 'fold_splits', 'check_folds', 'fold_lines', 'check_sides', 'write_folds', 'read_folds',
-           'all_sides', 'fold_folder']
+           'fold_name', 'deal_again', 'check_repeats', 'all_sides', 'fold_folder']
 
 # %% ../../nbs/clips/04_folds.ipynb #726553e5
 import json, os, warnings
@@ -123,19 +123,22 @@ FOLDS = 'folds.json'
 
 def write_folds(
     run:Path, # Folder of a study
-    clips:pd.DataFrame|None # Clips with group and fold; without a column `fold` it has no folds
+    clips:pd.DataFrame|None, # Clips with group and fold; without a column `fold` it has no folds
+    repeated:bool=False # Each training run but the first deals them out anew
 ):
     "Note which group lies in which fold, or take the note away"
     path = Path(run)/FOLDS
     if clips is None or 'fold' not in clips: return path.unlink(missing_ok=True)
     of = {str(g): int(k) for g, k in clips.drop_duplicates('group')[['group', 'fold']].to_numpy()}
     with writing(path) as p:
-        p.write_text(json.dumps(dict(folds=max(of.values()) + 1, groups=of), indent=1,
-                                ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+        note = dict(folds=max(of.values()) + 1, groups=of, repeated=repeated)
+        text = json.dumps(note, indent=1, ensure_ascii=False, sort_keys=True)
+        p.write_text(text + '\n', encoding='utf-8')
 
+# %% ../../nbs/clips/04_folds.ipynb #37843159
 def read_folds(
     run:Path # Folder of a study
-)->dict|None: # folds: how many; groups: `{group: fold}`; None where the study has none
+)->dict|None: # folds: how many; groups: `{group: fold}`; repeated; None where there are none
     "How a study is dealt out"
     try: found = json.loads((Path(run)/FOLDS).read_text(encoding='utf-8'))
     except FileNotFoundError: return None
@@ -143,6 +146,35 @@ def read_folds(
     if not isinstance(found, dict) or not {'folds', 'groups'} <= set(found):
         raise StudyError(f'{run}/{FOLDS}: is damaged; run 00_data again')
     return found
+
+# %% ../../nbs/clips/04_folds.ipynb #76a4c226
+def fold_name(
+    fold:int, # Number of a fold, from 0
+    deal:int|None=None # Of a repeated deal, the seed
+)->str: # Name of its folder
+    "What the folder of a fold is called"
+    return f'fold{fold}' if deal is None else f'fold{fold}_deal{deal}'
+
+def deal_again(
+    clips:pd.DataFrame, # label, group
+    folds:int, # How many
+    deal:int # Seed of the training run
+)->np.ndarray: # Fold of each clip
+    "The folds of a training run that has a deal of its own"
+    number = fold_numbers(clips, folds, (10_000 + deal) % 2**32) # another one than that of `seed`
+    check_folds(clips, number)
+    return number
+
+# %% ../../nbs/clips/04_folds.ipynb #dbae10f9
+def check_repeats(
+    clips:pd.DataFrame # group, fold: the first deal
+):
+    "`StudyError` where there is only one way to deal"
+    if 'fold' not in clips:
+        raise StudyError('repeat_folds: a study without folds has no deal; give folds: a number')
+    if clips.fold.nunique() == clips['group'].nunique():
+        raise StudyError('repeat_folds: with as many folds as groups there is only one deal; '
+                         'give folds: a smaller number, or leave repeat_folds out')
 
 # %% ../../nbs/clips/04_folds.ipynb #e785b7df
 def all_sides(
@@ -156,16 +188,19 @@ def all_sides(
 # %% ../../nbs/clips/04_folds.ipynb #ce21da37
 def fold_folder(
     run:Path, # Folder of a study with folds
-    fold:int # The one that is tested
+    fold:int, # The one that is tested
+    deal:int|None=None # Of a repeated deal, the seed; None: the folds that are noted
 )->Path: # Its folder, ready to train in
     "The clip table of one fold, beside links to the frames and features of the study"
-    run, of = Path(run), (read_folds(run) or {})['groups']
-    to, rows = run/'folds'/f'fold{fold}', ClipTable(run/'clips.sqlite').frame()
-    strange = sorted(set(rows['group'].astype(str)) - set(of))
+    run, note = Path(run), read_folds(run) or {}
+    to, rows = run/'folds'/fold_name(fold, deal), ClipTable(run/'clips.sqlite').frame()
+    strange = sorted(set(rows['group'].astype(str)) - set(note['groups']))
     if strange:
         raise StudyError(f'{run.name}: group {strange[0]!r} is in no fold; run 00_data again')
-    split = fold_splits(rows.label, rows['group'].astype(str).map(of).to_numpy(), fold)
-    if split is None: check_folds(rows, rows['group'].astype(str).map(of).to_numpy())
+    number = rows['group'].astype(str).map(note['groups']).to_numpy()
+    if deal is not None: number = deal_again(rows, note['folds'], deal)
+    split = fold_splits(rows.label, number, fold)
+    if split is None: check_folds(rows, number)
     to.mkdir(parents=True, exist_ok=True)
     for name in ('frames', 'features', 'packs', 'storage.url'): _link(run/name, to/name)
     _write_table(to/'clips.sqlite', rows.assign(split=split))

@@ -49,6 +49,7 @@ class DataSettings(Declared):
     n_test:A[int, Help('test clips per class; 0 takes all', ge=0, le=MANY)] = 16
     folds:A[Literal['group']|A[int, Field(ge=3, le=1000)]|None,
             Help('cross-validation: so many folds of groups, or group: one for each')] = None
+    repeat_folds:A[bool, Help('deal folds out anew for each training run but the first')] = False
     seed:A[Seed, Help('orders the clips before the first n are taken; draws the demo')] = 0
     scene_bias:A[float, Help('demo: share of uploads whose backdrop gives the class away',
                              ge=0, le=1)] = 0.0

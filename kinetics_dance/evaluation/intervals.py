@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 from scipy.optimize import brentq
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, issparse, vstack
 from scipy.stats import t as student
 from .predictions import SCORES, BINS, Predictions, rank_of_truth
 
@@ -55,6 +55,7 @@ class Estimate:
     given:bool=False # Take the runs as given: about these trained models, whatever their number
     biased:bool=False # Has no interval, because the value is not right on average
     shared:float=1. # Factor of the variance by uploads, because folds share training clips
+    cells:float|None=None # `uneven` of the clips of one upload and class; None: as of uploads
 
     @property
     def value(self)->float: # Mean over training runs
@@ -99,7 +100,7 @@ def _sums(row, value, group, shape, dense):
 def _uneven(sizes):
     """Sum of squares over the square of the sum: of a share's variance, what uploads alike would
     have"""
-    sizes = np.asarray(sizes.toarray() if hasattr(sizes, 'toarray') else sizes, float)
+    sizes = np.asarray(sizes.data if issparse(sizes) else sizes, float)
     return float((sizes**2).sum()/max(sizes.sum(), 1)**2)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #a7e6cbac
@@ -166,7 +167,7 @@ def _score_block(true, sums, exact, k, at, scores, recall):
 _BOUNDS = {'log_loss': (0, np.inf), 'calibration_error': (0, np.inf)}
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #df982db0
-TRAINING_SHARE = .25 # c: what a group moves as training data, of what it moves as test data
+TRAINING_SHARE = .1 # c: what a group moves as training data, of what it moves as test data
 
 def shared_training(
     folds:int, # Number of folds; 0: no cross-validation
@@ -190,7 +191,7 @@ def bootstrap(
     w = upload_weights(n, n_resamples, seed)
     own = _sums(p.y_true, np.ones(len(p.y_true)), p.group, (k, n), k <= 64)
     uploads, clips = (own > 0).sum(1), np.bincount(p.y_true, minlength=k)
-    uneven = _uneven(np.asarray(own.sum(0)))
+    uneven, cells = _uneven(np.asarray(own.sum(0))), _uneven(own)
     out = {}
     for m, probs in p.probs.items():
         shared = shared_training(p.folds.get(m, 0))
@@ -209,7 +210,7 @@ def bootstrap(
         key = (p.studies.get(m, ''), m, *p.seeds[m])
         pulls = {s: {key: x} for s, x in _pulls(tables, own, k).items()}
         out[m] = {s: Estimate({key: x}, n, len(p.clips), _BOUNDS.get(s, (0, 1)), uneven,
-                              pulls.get(s), biased=s == 'calibration_error', shared=shared)
+                              pulls.get(s), False, s == 'calibration_error', shared, cells)
                   for s, x in scores.items()}
         out[m]['recall'] = {c: Estimate({key: recall[i]}, int(uploads[i]), int(clips[i]), (0, 1),
                                         _uneven(own[[i]]), {key: _recall_pulls(tables, own, k, i)},
@@ -293,9 +294,9 @@ def wilson(self:Estimate,
 )->tuple: # How far down, how far up
     "Wilson (1927, *JASA* 22, 209) at the effective size (Franco et al. 2019, *JSSAM* 7, 334)."
     x, extreme = self.value, t**2*(self.uneven or 1/self.n)
-    pq, few = max(x*(1 - x), 0), extreme/2
-    prior = few**2/(few + pq)
-    c = min((a**2 + prior*extreme)/(pq + prior), extreme*self.shared)
+    start, pq = t**2*self.cells if self.cells else extreme, max(x*(1 - x), 0)
+    prior = (start/2)**2/(start/2 + pq)
+    c = min((a**2 + prior*start)/(pq + prior), extreme*self.shared)
     middle, half = (x + c/2)/(1 + c), (c*pq + c**2/4)**.5/(1 + c)
     return x - middle + half, middle + half - x
 

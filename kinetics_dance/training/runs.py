@@ -33,7 +33,7 @@ from ..core.storage import system_error
 from ..loading.streaming import PackedStore
 
 # %% ../../nbs/training/08_runs.ipynb #f8434e6d
-from ..clips.folds import fold_folder, read_folds
+from ..clips.folds import fold_folder, fold_name, read_folds
 from ..evaluation.fold_predictions import join_predictions
 from .frozen_features import (
     HeadOnly, feature_loaders, feature_part, stored_features)
@@ -545,30 +545,38 @@ def _finished(folder, said, seed, key):
     return config if config.get('key') == key and all(f.exists() for f in files) else None
 
 # %% ../../nbs/training/08_runs.ipynb #ff8b2ad6
+def _deal(note, settings, seed):
+    "Seed of the deal of a training run; None for the first run, whose deal is noted"
+    first = not note.get('repeated') or seed == list(settings.get('seeds') or [seed])[0]
+    return None if first else seed
+
+# %% ../../nbs/training/08_runs.ipynb #81110dd5
 def _train_folds(name, settings, seed, log, task):
     "Train a model with a seed for each fold, and put together what they say"
     recipe, run = Recipe.of(settings), study_folder(settings['study'], settings['runs'])
-    team, n, configs = open_process_group(recipe), read_folds(run)['folds'], []
+    note, team, configs = read_folds(run), open_process_group(recipe), []
+    n, deal = note['folds'], _deal(note, settings, seed)
     expect(task, (n - 1)*recipe.epochs)
     for k in range(n):
-        if team.first: fold_folder(run, k)
+        if team.first: fold_folder(run, k, deal)
         team.agree()
         words = f'fold {k+1} of {n}, '
-        own = dict(settings) | dict(study=f'fold{k}', runs=str(run/'folds'), fold=words)
+        own = dict(settings) | dict(study=fold_name(k, deal), runs=str(run/'folds'),
+                                    fold=words)
         def say(line, words=words): log(words + line)
         configs.append(train_run(name, own, seed, log and say, task))
     lock = run/'models'/name/f'seed{seed}.lock'
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with team.lock(lock): whole = _join(run, name, seed, configs) if team.first else None
+    with team.lock(lock): whole = _join(run, name, seed, configs, deal) if team.first else None
     if team.first: # what was predicted is kept; nobody asks the models of the other folds again
         weights = f'fold[1-9]*/models/{name}/seed{seed}/model.safetensors'
         for f in (run/'folds').glob(weights): f.unlink(missing_ok=True)
     return team.agree(whole)
 
 # %% ../../nbs/training/08_runs.ipynb #d9605255
-def _join(run, name, seed, configs):
+def _join(run, name, seed, configs, deal):
     "The predictions of all folds as one training run, beside the model of the first fold"
-    folds = [run/'folds'/f'fold{k}' for k in range(len(configs))]
+    folds = [run/'folds'/fold_name(k, deal) for k in range(len(configs))]
     folder, *_ = models = [f/'models'/name/f'seed{seed}' for f in (run, *folds)]
     key = hashlib.sha256(''.join(c['key'] for c in configs).encode()).hexdigest()
     known = _read_note(config_path(folder))
