@@ -9,7 +9,7 @@ __all__ = ['CONTAINERS', 'SAFE_INPUT', 'HDR', 'SDR', 'numbered_clip', 'read_numb
 
 # %% ../../nbs/video/00_decoding.ipynb #43718380
 import errno, re, struct
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from fractions import Fraction
 from io import BytesIO
 from functools import cache
@@ -19,6 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.base import Unavailable
 from ..core.processes import TOO_LARGE
+from .containers import chain_of
 
 # %% ../../nbs/video/00_decoding.ipynb #d8ce03af
 def numbered_clip(path:str|Path,        # File to write; its ending chooses the container
@@ -194,14 +195,16 @@ def intact_frames(path:str|Path, # A video file, of any origin
 
 # %% ../../nbs/video/00_decoding.ipynb #ffc25136
 def _decode(path, start, lost, jump=False):
-    with open_video(path) as (c, v):
+    with open_video(path) as (c, v), (chain_of(path) or nullcontext()) as chain:
         if jump: _jump(c, start)
-        yield from _Pass(path, c, v, lost).frames(start)
+        if jump and chain: chain.at = None
+        yield from _Pass(path, c, v, lost, chain).frames(start)
 
 class _Pass:
     "One reading of a stream: what is damaged costs the frames up to the next key frame"
-    def __init__(self, path, c, v, lost):
+    def __init__(self, path, c, v, lost, chain):
         self.path, self.c, self.v, self.lost = path, c, v, lost
+        self.chain, self.hole = chain, False # of the container's elements; are some missing here?
         self.clock, self.decoder = _Clock(c, v), None
         self.why = None    # what is wrong, while no frame can be trusted
         self.since = 0.    # from which second on
@@ -235,15 +238,22 @@ def frames(self:_Pass, start):
             yield from self.break_off(f'the file cannot be read before frame %d ({p.strerror})')
             continue
         self.clock.look(p)
+        chained = self.chain and p.size and p.pos is not None and p.pos >= 0
+        hole, whole = self.chain.look(p.pos, p.size) if chained else (False, True)
+        if hole: yield from self.behind_a_hole()
         if p.stream.index != self.v.index: continue
+        if self.hole and (why := self.clock.astray(p)): yield from self.break_off(why)
+        self.hole = False
         if self.clock.name == 'avi' and self.clock.bytes_lost(p, self.path):
             yield from self.break_off('bytes before frame %d belong to no packet')
         if not p.size and p.dts is not None: # "show the last one again"
             self.clock.empty += 1
             continue
         self.clock.packets += 1
+        self.clock.dts = p.dts
         if p.has_sidedata('encryption_info'): raise Unavailable('not a video', 'encrypted')
-        if p.is_corrupt or self.held: yield from self.unsure(p)
+        if not whole: yield from self.break_off('the packet of frame %d is incomplete', p)
+        elif p.is_corrupt or self.held: yield from self.unsure(p)
         else: yield from self.feed(p)
     self.finish(start)
 
@@ -264,10 +274,13 @@ def finish(self:_Pass, start):
     "At the end of the file: `Damaged` if something is lost"
     c = self.clock
     if not c.n: raise Damaged('truncated', self.why or 'not one frame can be decoded')
+    end = c.reach - c.zero
     if self.why: self.lost.append((self.since, None, self.why))
     elif c.ended() is False:
-        self.lost.append((c.reach, None, f'it ends at {c.reach:.2f} of the '
-                                         f'{c.claimed:.2f} s it claims'))
+        self.lost.append((end, None, f'it ends at {end:.2f} of the {c.claimed:.2f} s it claims'))
+    # the length of these two is found out from where they end
+    elif self.chain and (c.ended() is None or c.name in ('avi', 'ogg')) and not self.chain.whole():
+        self.lost.append((end, None, f'the file is cut off at {end:.2f} s'))
     self.lost[:] = [x for x in self.lost if x[1] is None or x[1] > start]
     if self.lost: raise Damaged('truncated', in_words(self.lost))
 
@@ -313,6 +326,15 @@ def _drained(decoder):
 
 # %% ../../nbs/video/00_decoding.ipynb #f2f79672
 @patch
+def behind_a_hole(self:_Pass):
+    "Bytes before this packet belong to nothing: frames may be missing"
+    c = self.clock
+    c.skipped, self.hole = c.reach, True
+    if c.packets and c.name != 'ogg': return # the times will tell; those of Ogg are counted
+    if not c.packets and c.claimed and c.zero < c.claimed: c.zero = 0. # it lost its beginning
+    yield from self.break_off('bytes before frame %d belong to no packet')
+
+@patch
 def distrust(self:_Pass, why):
     "From the next frame on nothing is good"
     if self.why: return
@@ -337,7 +359,8 @@ def judge(self:_Pass, f, last):
         return
     t = c.time(f)
     if c.n and c.jumped(t):
-        if not self.begins(f):
+        again = self.why and c.timeline # what was there already
+        if again or not self.begins(f):
             self.distrust('frame %d has a time that cannot be')
             return
         t = c.join(f)
@@ -346,7 +369,7 @@ def judge(self:_Pass, f, last):
         if not (last or self.begins(f)): return
     if f.key_frame: self.keys.discard(f.pts)
     if self.why:
-        self.lost.append((min(self.since, t), t, self.why))
+        self.lost.append((min(self.since, t - c.zero), t - c.zero, self.why))
         self.why = c.skipped = None
     c.tick(t)
     yield t - c.zero, f, self.v
@@ -430,9 +453,12 @@ class _Clock:
         self.zero, self.reach, self.at = (c.start_time or 0)/1e6, 0., None
         self.n, self.empty, self.last, self.steps = 0, 0, None, []
         self.packets, self.dropped, self.offset = 0, 0, 0. # offset: of what is behind a seam
+        self.dts = None # of the last packet
         self.skipped = None # second at which bytes were skipped
         # these two have no header: their length is a guess from where they end
         self.stream = self.name in ('mpegts', 'mpeg')
+        # these two may name the time of each packet, counted from zero
+        self.timeline = self.name.split(',')[0] in ('matroska', 'flv')
         self.claimed = None if self.stream or not c.duration else c.duration/1e6
 
 # %% ../../nbs/video/00_decoding.ipynb #4bd1a67a
@@ -483,6 +509,14 @@ def joined(self:_Clock, before, after):
     return self.stream and not 0 <= gap < 10
 
 @patch
+def astray(self:_Clock, p):
+    "Behind a hole: does this packet not follow the last one? None, or what is wrong"
+    if None in (p.dts, self.dts): return None
+    gap = float((p.dts - self.dts)*self.tb)
+    return ('bytes before frame %d are there twice' if gap <= 0 else
+            'a packet before frame %d is missing' if gap > 1.7*self.step() else None)
+
+@patch
 def resume(self:_Clock, p):
     "Where only frames are counted, a key frame is shown at its place among the packets"
     place = self.packets - 1 + self.empty
@@ -499,19 +533,13 @@ def look(self:_Clock, p):
         far, self.at = p.pos - (p.pos if self.at is None else self.at), p.pos
         # its packets are 188 bytes long, on discs 192, on the air 204
         if all(far % size for size in (188, 192, 204)): self.skipped = self.reach
-    if self.name.split(',')[0] in ('matroska',
-                                   'flv') and p.size and p.pos is not None and p.pos >= 0:
-        if self.at is not None and p.pos - self.at > 200: self.skipped = self.reach
-        self.at = p.pos + p.size
-        if p.has_sidedata('matroska_block_additional'): # the mask of a transparent picture
-            self.at += p.get_sidedata('matroska_block_additional').buffer_size
 
 # %% ../../nbs/video/00_decoding.ipynb #8fa605a1
 @patch
 def ended(self:_Clock):
     """Does the file end where its header says? True, False, or None: no word, or it is a frame or
     two"""
-    missing = (self.claimed or 0) - self.reach
+    missing = (self.claimed or 0) - self.reach + (0 if self.timeline else self.zero)
     return (None if self.claimed is None else True if missing < .5/self.rate else
             False if missing > max(.2, 3/self.rate, .02*self.claimed) else None)
 
