@@ -22,6 +22,8 @@ class Chain:
     def first(self): return 0
     def read(self, at, n): return os.pread(self.file.fileno(), n, at)
     def element(self, at): raise NotImplementedError
+    def guessed(self): return False # does ffmpeg find out the length from where the file ends?
+    def is_packet(self, at): return False # one that ffmpeg never leaves out
     def beginning(self, pos): return pos # of the element of the packet at `pos`
     def goes_on(self, end, n): return end >= self.size or self.element(end) is not None
     def __enter__(self): return self
@@ -32,6 +34,7 @@ class Chain:
 def look(self:Chain,
          pos:int, # Position of a packet, as ffmpeg gives it
          n:int,   # Its bytes
+         ours:bool=True, # Is it of the stream that is read?
         ) -> tuple: # (do bytes before it belong to nothing?, is it whole?)
     "Follow the chain up to a packet and to what comes behind it"
     if pos < self.last: return False, True
@@ -44,12 +47,13 @@ def look(self:Chain,
 @patch
 def follow(self:Chain, pos):
     "(do bytes before `pos` belong to nothing?, end of the element there; None if it is not known)"
-    at = self.at
+    at, passed = self.at, False
     while at is not None:
         if not (found := self.element(at)): break
         begin, end = found
-        if begin == pos: return False, end
+        if begin == pos: return passed, end
         if end > pos or end <= at: break
+        passed |= self.last >= 0 and self.is_packet(at)
         at = end
     lost, begin = at is not None, self.beginning(pos)
     found = begin is not None and self.element(begin)
@@ -100,6 +104,8 @@ class Matroska(Chain):
         if name == 0x1F43B675: self.timed, self.until = True, size and begin + size
         return begin, begin if name in _ENTERED else begin + size
 
+    def is_packet(self, at): return self.read(at, 1) in (b'\xa3', b'\xa1')
+
     def beginning(self, pos):
         head = self.read(pos - 9, 9)
         for n in range(1, 9):
@@ -148,6 +154,7 @@ def page_sum(page:bytes # A page of Ogg
 
 class Ogg(Chain):
     "Ogg"
+    def guessed(self): return True
     def element(self, at):
         head = self.read(at, 27)
         if len(head) < 27 or head[:5] != b'OggS\0': return None
@@ -197,8 +204,10 @@ def whole(self:ASF): return self.until is None or self.size >= self.until
 # %% ../../nbs/video/00_containers.ipynb #6cd3e5dd
 class MP4(Chain):
     "MP4 and its relatives: the boxes on the outermost level"
+    def guessed(self): return self.parts
+
     def first(self):
-        self.parts, self.unseen = False, []
+        self.parts, self.unseen, self.missed = False, [], False
         return 0
 
     def element(self, at):
@@ -210,10 +219,10 @@ class MP4(Chain):
 
 # %% ../../nbs/video/00_containers.ipynb #baf3044f
 @patch
-def look(self:MP4, pos, n):
+def look(self:MP4, pos, n, ours=True):
     "Is there a block of media data before this packet of which no packet came?"
     lost = False
-    while self.at is not None and self.at <= pos:
+    while self.at is not None and self.at <= pos and self.at < self.size:
         found, kind = self.element(self.at), self.read(self.at + 4, 4)
         self.parts |= kind == b'moof'
         if found and self.parts and kind == b'mdat': self.unseen.append(found)
@@ -223,30 +232,75 @@ def look(self:MP4, pos, n):
     self.unseen = [x for x in self.unseen if x[1] > pos and x[0] > pos]
     return lost or bool(missed), True
 
+@patch
+def whole(self:MP4):
+    if not self.parts: return Chain.whole(self)
+    lost, _ = self.look(self.size, 0) if self.at is not None else (True, None)
+    return not lost
+
 # %% ../../nbs/video/00_containers.ipynb #0fce77ca
 class Transport(Chain):
     "MPEG transport stream: packets of 188 bytes, on discs 192, on the air 204"
     def first(self):
+        self.next = None # where the next frame begins
         head = self.read(0, 1024)
         for self.step, self.mark in ((188, 0), (192, 4), (204, 0)):
             if set(head[self.mark::self.step]) == {0x47}: return 0
         return None
 
-    def look(self, pos, n): return False, True
-    def whole(self):
-        return self.at is None or self.read(self.size - self.step + self.mark, 1) == b'G'
+    def look(self, pos, n, ours=True):
+        if not ours or self.at is None: return False, True
+        due, self.frame, self.next = self.next, pos + self.step - 188, None
+        return due not in (None, self.frame), self.unbroken(self.frame)
 
-class AVI(Chain):
-    "AVI: is the list of chunks cut off?"
-    def look(self, pos, n): return False, True
     def whole(self):
-        at = 0
+        if self.at is None: return True
+        return self.read(self.size - self.step + self.mark, 1) == b'G'
+
+
+# %% ../../nbs/video/00_containers.ipynb #9bb4d666
+@patch
+def unbroken(self:Transport, at):
+    "Are all packets there, from the one in which a frame begins to where the next one does?"
+    pid = count = None
+    fresh = False # a table of programs that counts from 0: another file was joined to this one
+    while data := self.read(at, 256*self.step):
+        for i in range(0, len(data) - 5, self.step):
+            sync, high, low, flags, length, more = data[i:i + 6]
+            if sync != 0x47: return False
+            which = (high & 31) << 8 | low
+            if pid is None: pid, count = which, flags - 1
+            fresh |= not which and not flags & 15
+            if which != pid or not flags & 16: continue # nothing of this frame
+            leap = flags & 32 and length and more & 128 # announced
+            step = flags - count & 15
+            count, begins = flags, high & 64
+            if begins and i + at != self.frame:
+                self.next = i + at
+                return step == 1 or bool(leap or fresh)
+            if step > 1 and not leap: return False
+        at += len(data)
+    return True
+
+
+# %% ../../nbs/video/00_containers.ipynb #0a6551c6
+class AVI(Chain):
+    "AVI: is each packet a chunk, and is the list of chunks cut off?"
+    def guessed(self): return True
+    def look(self, pos, n, ours=True):
+        head = self.read(pos - 8, 8)
+        size = int.from_bytes(head[4:], 'little')
+        return False, not ours or head[:4].isalnum() and n <= size
+
+    def whole(self):
+        at, found = 0, False
         while at < self.size and (head := self.read(at, 12))[:4].isalnum():
             if head[:4] == b'RIFF': at += 12
             else:
                 at += 8 + (n := int.from_bytes(head[4:8], 'little')) + n % 2
-                if head[8:] == b'movi' and at > self.size + 1: return False
-        return True
+                found |= head[8:] == b'movi' and at <= self.size + 1
+        return found
+
 
 # %% ../../nbs/video/00_containers.ipynb #56f6e808
 _BEGINNINGS = {b'\x1a\x45\xdf\xa3': Matroska, b'FLV\x01': FLV, b'OggS': Ogg, b'RIFF': AVI,

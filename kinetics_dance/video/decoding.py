@@ -212,6 +212,8 @@ class _Pass:
         self.fresh = False # did the decoder begin anew at a key frame?
         self.key = None    # when that one is shown
         self.keys = set()  # when key frames are shown
+        self.places = {}   # of the last frames in the order of decoding, by when they are shown
+        self.ready = []    # frames that may still turn out to depend on a damaged one
         self.held = []     # a packet that may not be whole, and those that tell whether it is
 
 # %% ../../nbs/video/00_decoding.ipynb #8fa0b80a
@@ -225,6 +227,7 @@ def _packets(c, patience=8):
                 errors = 0
                 yield p
             return
+        except IndexError: pass # PyAV: the packet of a stream that no header had named
         except av.FFmpegError as e:
             if isinstance(e, MemoryError): raise Unavailable('too large', TOO_LARGE) from None
             errors += 1
@@ -233,13 +236,37 @@ def _packets(c, patience=8):
 # %% ../../nbs/video/00_decoding.ipynb #bd7e1468
 @patch
 def frames(self:_Pass, start):
+    "Each good frame, when all that were decoded before it have been seen"
+    depth, damage = getattr(self.v.codec_context, 'reorder_depth', 2), None
+    try:
+        for shown in self.judged(start):
+            self.ready.append(shown)
+            if len(self.ready) > depth: yield self.ready.pop(0)
+    except Damaged as e: damage = e
+    yield from self.ready
+    if damage: raise damage
+
+@patch
+def withdraw(self:_Pass, bad):
+    "Frames shown before a damaged one, but decoded behind it, may be made of it"
+    def place(f): return self.places.get(f.pts, -1)
+    def behind(f): return place(f) > place(bad) >= 0
+    gone = [x for x in self.ready if behind(x[1])]
+    if not gone: return
+    self.ready = [x for x in self.ready if not behind(x[1])]
+    self.since = min(self.since, gone[0][0])
+    self.clock.n -= len(gone)
+
+@patch
+def judged(self:_Pass, start):
     for p in _packets(self.c):
         if isinstance(p, Exception):
             yield from self.break_off(f'the file cannot be read before frame %d ({p.strerror})')
             continue
         self.clock.look(p)
         chained = self.chain and p.size and p.pos is not None and p.pos >= 0
-        hole, whole = self.chain.look(p.pos, p.size) if chained else (False, True)
+        hole, whole = (self.chain.look(p.pos, p.size, p.stream.index == self.v.index)
+                       if chained else (False, True))
         if hole: yield from self.behind_a_hole()
         if p.stream.index != self.v.index: continue
         if self.hole and (why := self.clock.astray(p)): yield from self.break_off(why)
@@ -278,8 +305,7 @@ def finish(self:_Pass, start):
     if self.why: self.lost.append((self.since, None, self.why))
     elif c.ended() is False:
         self.lost.append((end, None, f'it ends at {end:.2f} of the {c.claimed:.2f} s it claims'))
-    # the length of these two is found out from where they end
-    elif self.chain and (c.ended() is None or c.name in ('avi', 'ogg')) and not self.chain.whole():
+    elif self.chain and (c.ended() is None or self.chain.guessed()) and not self.chain.whole():
         self.lost.append((end, None, f'the file is cut off at {end:.2f} s'))
     self.lost[:] = [x for x in self.lost if x[1] is None or x[1] > start]
     if self.lost: raise Damaged('truncated', in_words(self.lost))
@@ -298,6 +324,8 @@ def feed(self:_Pass, p):
         self.clock.dropped += 1
         return
     if p.is_keyframe: self.keys.add(p.pts)
+    self.places[p.pts] = self.clock.packets
+    if len(self.places) > 99: del self.places[next(iter(self.places))]
     self.decoder = self.decoder or _decoder(self.path, self.v, p)
     try: frames = _frames_of(p, self.decoder)
     except av.FFmpegError as e:
@@ -347,17 +375,30 @@ def begins(self:_Pass, f):
     return f.key_frame or f.pts in self.keys
 
 # %% ../../nbs/video/00_decoding.ipynb #4a3f5215
+# decoders of these make a picture out of changes alone
+_CREDULOUS = ('mpeg4', 'msmpeg4', 'wmv', 'h263', 'flv', 'theora', 'vp6')
+
+@patch
+def headless(self:_Pass, f):
+    "Is this first frame made of changes to one that is not there?"
+    name = self.v.codec_context.name
+    return name.startswith(_CREDULOUS) and not self.begins(f) and int(f.pict_type) != 1
+
 @patch
 def judge(self:_Pass, f, last):
     "Hand on a frame if it is good; `last`: it came out because no packet follows"
     c = self.clock
     corrupt = f.is_corrupt
     early = self.key is not None and f.pts is not None and f.pts < self.key
-    if corrupt: self.distrust('frame %d is damaged')
+    if corrupt:
+        self.distrust('frame %d is damaged')
+        self.withdraw(f)
+    elif not c.n and self.headless(f): self.distrust('what frame %d builds on is missing')
     if corrupt or early or self.why and not (self.fresh or self.begins(f)):
         c.dropped += 1
         return
     t = c.time(f)
+    if not c.n: c.zero = min(c.zero, t)
     if c.n and c.jumped(t):
         again = self.why and c.timeline # what was there already
         if again or not self.begins(f):
@@ -513,6 +554,7 @@ def astray(self:_Clock, p):
     "Behind a hole: does this packet not follow the last one? None, or what is wrong"
     if None in (p.dts, self.dts): return None
     gap = float((p.dts - self.dts)*self.tb)
+    if self.stream and not 0 <= gap < 10: return None # a seam
     return ('bytes before frame %d are there twice' if gap <= 0 else
             'a packet before frame %d is missing' if gap > 1.7*self.step() else None)
 
@@ -636,14 +678,11 @@ def packets_length(c, # A container, just opened
                    v  # Its video stream
                   ) -> float: # Seconds
     "How long the pictures last by the times of their packets, without decoding any"
-    import av
     first, end = None, 0.
-    try:
-        for p in c.demux(v):
-            if p.pts is None: continue
-            first = p.pts if first is None else min(first, p.pts)
-            end = max(end, float((p.pts + (p.duration or 0))*v.time_base))
-    except av.FFmpegError: pass # what can be read tells
+    for p in _packets(c, patience=1): # what can be read tells
+        if isinstance(p, Exception) or p.stream.index != v.index or p.pts is None: continue
+        first = p.pts if first is None else min(first, p.pts)
+        end = max(end, float((p.pts + (p.duration or 0))*v.time_base))
     return max(0., end - (c.start_time or 0)/1e6) if first is not None else 0.
 
 # %% ../../nbs/video/00_decoding.ipynb #4f2a7fd0
