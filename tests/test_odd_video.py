@@ -24,7 +24,7 @@ def quietly(f, *args, **kwargs):
     "Its result, and the warnings as text"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        return f(*args, **kwargs), ' '.join(str(w.message) for w in said if w.category is UserWarning)
+        return f(*args, **kwargs), ' '.join(str(w.message) for w in said if issubclass(w.category, UserWarning))
 
 # name: (how many frames, a word of warning or of the error)
 HANDED = {

@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.base import Unavailable
 from ..core.processes import TOO_LARGE
-from .containers import chain_of
+from .containers import chain_of, edges
 
 # %% ../../nbs/video/00_decoding.ipynb #d8ce03af
 def numbered_clip(path:str|Path,        # File to write; its ending chooses the container
@@ -213,6 +213,8 @@ class _Pass:
         self.key = None    # when that one is shown
         self.keys = set()  # when key frames are shown
         self.places = {}   # of the last frames in the order of decoding, by when they are shown
+        coded = v.codec_context.width, v.codec_context.height
+        self.crop = (lost_edges := edges(path, v.id, v.index, coded)) and _Crop(*lost_edges)
         self.ready = []    # frames that may still turn out to depend on a damaged one
         self.held = []     # a packet that may not be whole, and those that tell whether it is
 
@@ -283,6 +285,28 @@ def judged(self:_Pass, start):
         elif p.is_corrupt or self.held: yield from self.unsure(p)
         else: yield from self.feed(p)
     self.finish(start)
+
+# %% ../../nbs/video/00_decoding.ipynb #c4f117a8
+class _Crop:
+    "Cuts off the edges that are not meant to be seen"
+    def __init__(self, left, top, right, bottom):
+        self.less, self.at, self.form = (left + right, top + bottom), f'{left}:{top}', None
+
+    def __call__(self, f):
+        import av.filter
+        form = f.width, f.height, f.format.name
+        if form != self.form:
+            g, self.form = av.filter.Graph(), form
+            g.threads = 1
+            w, h = (max(1, a - b) for a, b in zip(form, self.less))
+            first = g.add_buffer(width=f.width, height=f.height, format=f.format,
+                                 time_base=f.time_base)
+            g.link_nodes(first, g.add('crop', f'{w}:{h}:{self.at}'),
+                         g.add('buffersink')).configure()
+            self.graph = g
+        self.graph.push(f)
+        return self.graph.pull()
+
 
 # %% ../../nbs/video/00_decoding.ipynb #85cb8e3d
 @patch
@@ -413,7 +437,7 @@ def judge(self:_Pass, f, last):
         self.lost.append((min(self.since, t - c.zero), t - c.zero, self.why))
         self.why = c.skipped = None
     c.tick(t)
-    yield t - c.zero, f, self.v
+    yield t - c.zero, self.crop(f) if self.crop else f, self.v
 
 # %% ../../nbs/video/00_decoding.ipynb #eaed98ce
 def _jump(c, since):
