@@ -252,7 +252,9 @@ class Transport(Chain):
     def look(self, pos, n, ours=True):
         if not ours or self.at is None: return False, True
         due, self.frame, self.next = self.next, pos + self.step - 188, None
-        return due not in (None, self.frame), self.unbroken(self.frame)
+        lost = not self.good or due not in (None, self.frame)
+        self.good = self.unbroken(self.frame)
+        return lost, self.good
 
     def whole(self):
         if self.at is None: return True

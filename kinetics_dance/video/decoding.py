@@ -423,9 +423,9 @@ def judge(self:_Pass, f, last):
         return
     t = c.time(f)
     if not c.n: c.zero = min(c.zero, t)
+    if c.n and self.why and c.timeline and t <= c.last: return # it was there already
     if c.n and c.jumped(t):
-        again = self.why and c.timeline # what was there already
-        if again or not self.begins(f):
+        if not self.begins(f):
             self.distrust('frame %d has a time that cannot be')
             return
         t = c.join(f)
@@ -578,7 +578,7 @@ def astray(self:_Clock, p):
     "Behind a hole: does this packet not follow the last one? None, or what is wrong"
     if None in (p.dts, self.dts): return None
     gap = float((p.dts - self.dts)*self.tb)
-    if self.stream and not 0 <= gap < 10: return None # a seam
+    if self.stream and p.is_keyframe and not 0 <= gap < 10: return None # a seam
     return ('bytes before frame %d are there twice' if gap <= 0 else
             'a packet before frame %d is missing' if gap > 1.7*self.step() else None)
 
