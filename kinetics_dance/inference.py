@@ -143,7 +143,8 @@ def _batch(config):
 def _save_video(predictor, path, p, target, timeout):
     "Write the video with its prediction drawn in; that its sound is lost, becomes a warning"
     top = [p.top(3, i) for i in range(len(p.windows))]
-    for_figure(''.join({k for some in top for k, _ in some}), None) # warns of letters without a font
+    # it warns of letters that no font has
+    for_figure(''.join({k for some in top for k, _ in some}), None)
     # a window speaks for its middle
     times = np.r_[p.span[0], ((p.starts+p.ends)[1:]+(p.starts+p.ends)[:-1])/4].tolist()
     for head, _ in predictor.reader.ask('kinetics_dance.deploy.overlay:draw', timeout, path=path,

@@ -45,6 +45,7 @@ def look(self:Chain,
     self.good = end is None or self.goes_on(end, n)
     return lost, self.good
 
+# %% ../../nbs/video/00_containers.ipynb #4334f089
 @patch
 def follow(self:Chain, pos):
     "(do bytes before `pos` belong to nothing?, end of the element there; None if it is not known)"
@@ -114,15 +115,18 @@ class Matroska(Chain):
                 return pos - n - 1
         return None
 
-    def follow(self, pos):
-        until = self.until
-        lost, end = super().follow(pos)
-        # where the next cluster is in its place, no byte is missing, and this is the same one
-        same = until and pos < until and (until == self.size or self.element(until))
-        if lost and not same and self.last >= 0: self.timed = False
-        return lost, end
-
     def goes_on(self, end, n): return self.timed and super().goes_on(end, n)
+
+# %% ../../nbs/video/00_containers.ipynb #e0c98fc6
+@patch
+def follow(self:Matroska, pos):
+    until = self.until
+    lost, end = Chain.follow(self, pos)
+    # where the next cluster is in its place, no byte is missing, and this is the same one
+    same = until and pos < until and (until == self.size or self.element(until))
+    if lost and not same and self.last >= 0: self.timed = False
+    return lost, end
+
 
 # %% ../../nbs/video/00_containers.ipynb #2e9cede4
 class FLV(Chain):

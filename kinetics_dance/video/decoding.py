@@ -248,6 +248,23 @@ def frames(self:_Pass, start):
     yield from self.ready
     if damage: raise damage
 
+# %% ../../nbs/video/00_decoding.ipynb #8517412a
+@patch
+def unusable(self:_Pass, f):
+    early = self.key is not None and f.pts is not None and f.pts < self.key
+    if f.is_corrupt:
+        self.distrust('frame %d is damaged')
+        self.withdraw(f)
+    elif not self.clock.n and self.headless(f):
+        self.distrust('what frame %d builds on is missing')
+    return f.is_corrupt or early or self.why and not (self.fresh or self.begins(f))
+
+@patch
+def linked(self:_Pass, p):
+    "(do bytes before this packet belong to nothing?, is it whole?)"
+    if not self.chain or not p.size or p.pos is None or p.pos < 0: return False, True
+    return self.chain.look(p.pos, p.size, p.stream.index == self.v.index)
+
 @patch
 def withdraw(self:_Pass, bad):
     "Frames shown before a damaged one, but decoded behind it, may be made of it"
@@ -259,6 +276,7 @@ def withdraw(self:_Pass, bad):
     self.since = min(self.since, gone[0][0])
     self.clock.n -= len(gone)
 
+# %% ../../nbs/video/00_decoding.ipynb #6ce85299
 @patch
 def judged(self:_Pass, start):
     for p in _packets(self.c):
@@ -266,9 +284,7 @@ def judged(self:_Pass, start):
             yield from self.break_off(f'the file cannot be read before frame %d ({p.strerror})')
             continue
         self.clock.look(p)
-        chained = self.chain and p.size and p.pos is not None and p.pos >= 0
-        hole, whole = (self.chain.look(p.pos, p.size, p.stream.index == self.v.index)
-                       if chained else (False, True))
+        hole, whole = self.linked(p)
         if hole: yield from self.behind_a_hole()
         if p.stream.index != self.v.index: continue
         if self.hole and (why := self.clock.astray(p)): yield from self.break_off(why)
@@ -408,17 +424,12 @@ def headless(self:_Pass, f):
     name = self.v.codec_context.name
     return name.startswith(_CREDULOUS) and not self.begins(f) and int(f.pict_type) != 1
 
+# %% ../../nbs/video/00_decoding.ipynb #0c24b6bc
 @patch
 def judge(self:_Pass, f, last):
     "Hand on a frame if it is good; `last`: it came out because no packet follows"
     c = self.clock
-    corrupt = f.is_corrupt
-    early = self.key is not None and f.pts is not None and f.pts < self.key
-    if corrupt:
-        self.distrust('frame %d is damaged')
-        self.withdraw(f)
-    elif not c.n and self.headless(f): self.distrust('what frame %d builds on is missing')
-    if corrupt or early or self.why and not (self.fresh or self.begins(f)):
+    if self.unusable(f):
         c.dropped += 1
         return
     t = c.time(f)
@@ -566,6 +577,7 @@ def join(self:_Clock, f):
     self.offset += t - self.time(f)
     return t
 
+# %% ../../nbs/video/00_decoding.ipynb #a3f8d860
 @patch
 def joined(self:_Clock, before, after):
     "Are these two packets the end of a file and the beginning of the next?"
