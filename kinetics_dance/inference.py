@@ -16,7 +16,7 @@ from .deploy.request import (
 from .models.config import find_model, load_model, model_folders, read_config
 from .core.base import StudyError, writing
 from .core.base import Unavailable
-from .core.text import for_terminal
+from .core.text import for_figure, for_terminal
 from .deploy.output import Prediction, Printer, doubts, folder_of_frames, plan_targets
 from .core.watchdog import Reader
 from .deploy.windows import Windows, window_times
@@ -143,6 +143,8 @@ def _batch(config):
 def _save_video(predictor, path, p, target, timeout):
     "Write the video with its prediction drawn in; that its sound is lost, becomes a warning"
     top = [p.top(3, i) for i in range(len(p.windows))]
+    # it warns of letters that no font has
+    for_figure(''.join({k for some in top for k, _ in some}), None)
     # a window speaks for its middle
     times = np.r_[p.span[0], ((p.starts+p.ends)[1:]+(p.starts+p.ends)[:-1])/4].tolist()
     for head, _ in predictor.reader.ask('kinetics_dance.deploy.overlay:draw', timeout, path=path,

@@ -9,11 +9,13 @@ __all__ = ['plot_over_time', 'draw']
 import math, time
 from contextlib import closing
 from fractions import Fraction
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 import numpy as np
 from ..core.base import writing
 from ..core.base import Unavailable
-from ..core.text import for_figure, visible
+from ..core.text import font_with, for_figure, visible
 from ..video.decoding import Damaged, open_video, intact_frames
 from ..video.film_strip import film_strip
 from ..video.encoding import Shaper, encoder, even_size, ffmpeg_command, steady
@@ -45,24 +47,47 @@ def plot_over_time(
     fig.legend(fontsize=7, loc='outside lower center', ncols=3, frameon=False)
     return fig
 
+# %% ../../nbs/deploy/01_overlay.ipynb #25e27a33
+@cache
+def _font_of(letter):
+    "Path of a font; None: Pillow's own, which has ASCII and little more"
+    found = font_with(letter) if ord(letter) > 0x7e else None
+    return found[1] if found else None
+
+class _Line:
+    "A line of text in a font for each script in it"
+    def __init__(self, text, size):
+        from PIL import ImageFont
+        runs = [(path, ''.join(some)) for path, some in groupby(text, _font_of)]
+        self.runs = [(ImageFont.truetype(path, size) if path else ImageFont.load_default(size), s)
+                     for path, s in runs]
+        self.length = sum(font.getlength(s) for font, s in self.runs)
+
+    def draw(self, pen, x, y):
+        for font, s in self.runs:
+            # all scripts stand on one line
+            pen.text((x, y + self.runs[0][0].getmetrics()[0]), s, fill=255, font=font, anchor='ls')
+            x += font.getlength(s)
+
+
 # %% ../../nbs/deploy/01_overlay.ipynb #6e424875
 def _caption(lines, shares, h, w):
     """Brightness and opacity `(y,x)` of a box with `lines` and bars as long as `shares`; its sides
     are even"""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
     size, lines = max(9, min(h, w)//18), [visible(s, 60) for s in lines]
     while size >= 7:
-        font = ImageFont.load_default(size)
-        wide = max((font.getlength(s) for s in lines), default=0)
+        written = [_Line(s, size) for s in lines]
+        wide = max((s.length for s in written), default=0)
         if wide+size <= w: break
         size -= 1
     tall = round(size*1.75)
     box = min(h, 2*math.ceil((tall*len(lines)+size//2)/2)), min(w, 2*math.ceil((wide+size)/2))
     color_jitter, image = np.zeros(box, np.float32), Image.new('L', box[::-1])
     pen = ImageDraw.Draw(image)
-    for k,(line,share) in enumerate(zip(lines, shares)):
+    for k,(line,share) in enumerate(zip(written, shares)):
         y = k*tall+size//4
-        pen.text((size//2, y), line, fill=255, font=font)
+        line.draw(pen, size//2, y)
         pen.rectangle([
             size // 2, y + size*1.3, size // 2 + max(1, share*(box[1] - size)),
             y + size*1.3 + max(1, size // 6)

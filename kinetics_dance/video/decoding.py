@@ -9,7 +9,7 @@ __all__ = ['CONTAINERS', 'SAFE_INPUT', 'HDR', 'SDR', 'numbered_clip', 'read_numb
 
 # %% ../../nbs/video/00_decoding.ipynb #43718380
 import errno, re, struct
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from fractions import Fraction
 from io import BytesIO
 from functools import cache
@@ -19,6 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.base import Unavailable
 from ..core.processes import TOO_LARGE
+from .containers import chain_of, edges
 
 # %% ../../nbs/video/00_decoding.ipynb #d8ce03af
 def numbered_clip(path:str|Path,        # File to write; its ending chooses the container
@@ -194,14 +195,16 @@ def intact_frames(path:str|Path, # A video file, of any origin
 
 # %% ../../nbs/video/00_decoding.ipynb #ffc25136
 def _decode(path, start, lost, jump=False):
-    with open_video(path) as (c, v):
+    with open_video(path) as (c, v), (chain_of(path) or nullcontext()) as chain:
         if jump: _jump(c, start)
-        yield from _Pass(path, c, v, lost).frames(start)
+        if jump and chain: chain.at = None
+        yield from _Pass(path, c, v, lost, chain).frames(start)
 
 class _Pass:
     "One reading of a stream: what is damaged costs the frames up to the next key frame"
-    def __init__(self, path, c, v, lost):
+    def __init__(self, path, c, v, lost, chain):
         self.path, self.c, self.v, self.lost = path, c, v, lost
+        self.chain, self.hole = chain, False # of the container's elements; are some missing here?
         self.clock, self.decoder = _Clock(c, v), None
         self.why = None    # what is wrong, while no frame can be trusted
         self.since = 0.    # from which second on
@@ -209,6 +212,10 @@ class _Pass:
         self.fresh = False # did the decoder begin anew at a key frame?
         self.key = None    # when that one is shown
         self.keys = set()  # when key frames are shown
+        self.places = {}   # of the last frames in the order of decoding, by when they are shown
+        coded = v.codec_context.width, v.codec_context.height
+        self.crop = (lost_edges := edges(path, v.id, v.index, coded)) and _Crop(*lost_edges)
+        self.ready = []    # frames that may still turn out to depend on a damaged one
         self.held = []     # a packet that may not be whole, and those that tell whether it is
 
 # %% ../../nbs/video/00_decoding.ipynb #8fa0b80a
@@ -222,6 +229,7 @@ def _packets(c, patience=8):
                 errors = 0
                 yield p
             return
+        except IndexError: pass # PyAV: the packet of a stream that no header had named
         except av.FFmpegError as e:
             if isinstance(e, MemoryError): raise Unavailable('too large', TOO_LARGE) from None
             errors += 1
@@ -230,22 +238,91 @@ def _packets(c, patience=8):
 # %% ../../nbs/video/00_decoding.ipynb #bd7e1468
 @patch
 def frames(self:_Pass, start):
+    "Each good frame, when all that were decoded before it have been seen"
+    depth, damage = getattr(self.v.codec_context, 'reorder_depth', 2), None
+    try:
+        for shown in self.judged(start):
+            self.ready.append(shown)
+            if len(self.ready) > depth: yield self.ready.pop(0)
+    except Damaged as e: damage = e
+    yield from self.ready
+    if damage: raise damage
+
+# %% ../../nbs/video/00_decoding.ipynb #8517412a
+@patch
+def unusable(self:_Pass, f):
+    early = self.key is not None and f.pts is not None and f.pts < self.key
+    if f.is_corrupt:
+        self.distrust('frame %d is damaged')
+        self.withdraw(f)
+    elif not self.clock.n and self.headless(f):
+        self.distrust('what frame %d builds on is missing')
+    return f.is_corrupt or early or self.why and not (self.fresh or self.begins(f))
+
+@patch
+def linked(self:_Pass, p):
+    "(do bytes before this packet belong to nothing?, is it whole?)"
+    if not self.chain or not p.size or p.pos is None or p.pos < 0: return False, True
+    return self.chain.look(p.pos, p.size, p.stream.index == self.v.index)
+
+@patch
+def withdraw(self:_Pass, bad):
+    "Frames shown before a damaged one, but decoded behind it, may be made of it"
+    def place(f): return self.places.get(f.pts, -1)
+    def behind(f): return place(f) > place(bad) >= 0
+    gone = [x for x in self.ready if behind(x[1])]
+    if not gone: return
+    self.ready = [x for x in self.ready if not behind(x[1])]
+    self.since = min(self.since, gone[0][0])
+    self.clock.n -= len(gone)
+
+# %% ../../nbs/video/00_decoding.ipynb #6ce85299
+@patch
+def judged(self:_Pass, start):
     for p in _packets(self.c):
         if isinstance(p, Exception):
             yield from self.break_off(f'the file cannot be read before frame %d ({p.strerror})')
             continue
         self.clock.look(p)
+        hole, whole = self.linked(p)
+        if hole: yield from self.behind_a_hole()
         if p.stream.index != self.v.index: continue
+        if self.hole and (why := self.clock.astray(p)): yield from self.break_off(why)
+        self.hole = False
         if self.clock.name == 'avi' and self.clock.bytes_lost(p, self.path):
             yield from self.break_off('bytes before frame %d belong to no packet')
         if not p.size and p.dts is not None: # "show the last one again"
             self.clock.empty += 1
             continue
         self.clock.packets += 1
+        self.clock.dts = p.dts
         if p.has_sidedata('encryption_info'): raise Unavailable('not a video', 'encrypted')
-        if p.is_corrupt or self.held: yield from self.unsure(p)
+        if not whole: yield from self.break_off('the packet of frame %d is incomplete', p)
+        elif p.is_corrupt or self.held: yield from self.unsure(p)
         else: yield from self.feed(p)
     self.finish(start)
+
+# %% ../../nbs/video/00_decoding.ipynb #c4f117a8
+class _Crop:
+    "Cuts off the edges that are not meant to be seen"
+    def __init__(self, left, top, right, bottom):
+        self.less, self.at, self.form = (left + right, top + bottom), f'{left}:{top}', None
+
+    def __call__(self, f):
+        import av.filter
+        form = f.width, f.height, f.format.name
+        if form != self.form:
+            g, self.form = av.filter.Graph(), form
+            g.threads = 1
+            w, h = (max(1, a - b) for a, b in zip(form, self.less))
+            first = g.add_buffer(width=f.width, height=f.height, format=f.format,
+                                 time_base=f.time_base)
+            g.link_nodes(first, g.add('crop', f'{w}:{h}:{self.at}'),
+                         g.add('buffersink')).configure()
+            self.graph = g
+        self.graph.push(f)
+        return self.graph.pull()
+
 
 # %% ../../nbs/video/00_decoding.ipynb #85cb8e3d
 @patch
@@ -264,10 +341,12 @@ def finish(self:_Pass, start):
     "At the end of the file: `Damaged` if something is lost"
     c = self.clock
     if not c.n: raise Damaged('truncated', self.why or 'not one frame can be decoded')
+    end = c.reach - c.zero
     if self.why: self.lost.append((self.since, None, self.why))
     elif c.ended() is False:
-        self.lost.append((c.reach, None, f'it ends at {c.reach:.2f} of the '
-                                         f'{c.claimed:.2f} s it claims'))
+        self.lost.append((end, None, f'it ends at {end:.2f} of the {c.claimed:.2f} s it claims'))
+    elif self.chain and (c.ended() is None or self.chain.guessed()) and not self.chain.whole():
+        self.lost.append((end, None, f'the file is cut off at {end:.2f} s'))
     self.lost[:] = [x for x in self.lost if x[1] is None or x[1] > start]
     if self.lost: raise Damaged('truncated', in_words(self.lost))
 
@@ -285,6 +364,8 @@ def feed(self:_Pass, p):
         self.clock.dropped += 1
         return
     if p.is_keyframe: self.keys.add(p.pts)
+    self.places[p.pts] = self.clock.packets
+    if len(self.places) > 99: del self.places[next(iter(self.places))]
     self.decoder = self.decoder or _decoder(self.path, self.v, p)
     try: frames = _frames_of(p, self.decoder)
     except av.FFmpegError as e:
@@ -313,6 +394,15 @@ def _drained(decoder):
 
 # %% ../../nbs/video/00_decoding.ipynb #f2f79672
 @patch
+def behind_a_hole(self:_Pass):
+    "Bytes before this packet belong to nothing: frames may be missing"
+    c = self.clock
+    c.skipped, self.hole = c.reach, True
+    if c.packets and c.name != 'ogg': return # the times will tell; those of Ogg are counted
+    if not c.packets and c.claimed and c.zero < c.claimed: c.zero = 0. # it lost its beginning
+    yield from self.break_off('bytes before frame %d belong to no packet')
+
+@patch
 def distrust(self:_Pass, why):
     "From the next frame on nothing is good"
     if self.why: return
@@ -325,17 +415,26 @@ def begins(self:_Pass, f):
     return f.key_frame or f.pts in self.keys
 
 # %% ../../nbs/video/00_decoding.ipynb #4a3f5215
+# decoders of these make a picture out of changes alone
+_CREDULOUS = ('mpeg4', 'msmpeg4', 'wmv', 'h263', 'flv', 'theora', 'vp6')
+
+@patch
+def headless(self:_Pass, f):
+    "Is this first frame made of changes to one that is not there?"
+    name = self.v.codec_context.name
+    return name.startswith(_CREDULOUS) and not self.begins(f) and int(f.pict_type) != 1
+
+# %% ../../nbs/video/00_decoding.ipynb #0c24b6bc
 @patch
 def judge(self:_Pass, f, last):
     "Hand on a frame if it is good; `last`: it came out because no packet follows"
     c = self.clock
-    corrupt = f.is_corrupt
-    early = self.key is not None and f.pts is not None and f.pts < self.key
-    if corrupt: self.distrust('frame %d is damaged')
-    if corrupt or early or self.why and not (self.fresh or self.begins(f)):
+    if self.unusable(f):
         c.dropped += 1
         return
     t = c.time(f)
+    if not c.n: c.zero = min(c.zero, t)
+    if c.n and self.why and c.timeline and t <= c.last: return # it was there already
     if c.n and c.jumped(t):
         if not self.begins(f):
             self.distrust('frame %d has a time that cannot be')
@@ -346,10 +445,10 @@ def judge(self:_Pass, f, last):
         if not (last or self.begins(f)): return
     if f.key_frame: self.keys.discard(f.pts)
     if self.why:
-        self.lost.append((min(self.since, t), t, self.why))
+        self.lost.append((min(self.since, t - c.zero), t - c.zero, self.why))
         self.why = c.skipped = None
     c.tick(t)
-    yield t - c.zero, f, self.v
+    yield t - c.zero, self.crop(f) if self.crop else f, self.v
 
 # %% ../../nbs/video/00_decoding.ipynb #eaed98ce
 def _jump(c, since):
@@ -430,9 +529,12 @@ class _Clock:
         self.zero, self.reach, self.at = (c.start_time or 0)/1e6, 0., None
         self.n, self.empty, self.last, self.steps = 0, 0, None, []
         self.packets, self.dropped, self.offset = 0, 0, 0. # offset: of what is behind a seam
+        self.dts = None # of the last packet
         self.skipped = None # second at which bytes were skipped
         # these two have no header: their length is a guess from where they end
         self.stream = self.name in ('mpegts', 'mpeg')
+        # these two may name the time of each packet, counted from zero
+        self.timeline = self.name.split(',')[0] in ('matroska', 'flv')
         self.claimed = None if self.stream or not c.duration else c.duration/1e6
 
 # %% ../../nbs/video/00_decoding.ipynb #4bd1a67a
@@ -475,12 +577,22 @@ def join(self:_Clock, f):
     self.offset += t - self.time(f)
     return t
 
+# %% ../../nbs/video/00_decoding.ipynb #a3f8d860
 @patch
 def joined(self:_Clock, before, after):
     "Are these two packets the end of a file and the beginning of the next?"
     if not after.is_keyframe or None in (before.dts, after.dts): return False
     gap = float((after.dts - before.dts)*self.tb)
     return self.stream and not 0 <= gap < 10
+
+@patch
+def astray(self:_Clock, p):
+    "Behind a hole: does this packet not follow the last one? None, or what is wrong"
+    if None in (p.dts, self.dts): return None
+    gap = float((p.dts - self.dts)*self.tb)
+    if self.stream and p.is_keyframe and not 0 <= gap < 10: return None # a seam
+    return ('bytes before frame %d are there twice' if gap <= 0 else
+            'a packet before frame %d is missing' if gap > 1.7*self.step() else None)
 
 @patch
 def resume(self:_Clock, p):
@@ -499,19 +611,13 @@ def look(self:_Clock, p):
         far, self.at = p.pos - (p.pos if self.at is None else self.at), p.pos
         # its packets are 188 bytes long, on discs 192, on the air 204
         if all(far % size for size in (188, 192, 204)): self.skipped = self.reach
-    if self.name.split(',')[0] in ('matroska',
-                                   'flv') and p.size and p.pos is not None and p.pos >= 0:
-        if self.at is not None and p.pos - self.at > 200: self.skipped = self.reach
-        self.at = p.pos + p.size
-        if p.has_sidedata('matroska_block_additional'): # the mask of a transparent picture
-            self.at += p.get_sidedata('matroska_block_additional').buffer_size
 
 # %% ../../nbs/video/00_decoding.ipynb #8fa605a1
 @patch
 def ended(self:_Clock):
     """Does the file end where its header says? True, False, or None: no word, or it is a frame or
     two"""
-    missing = (self.claimed or 0) - self.reach
+    missing = (self.claimed or 0) - self.reach + (0 if self.timeline else self.zero)
     return (None if self.claimed is None else True if missing < .5/self.rate else
             False if missing > max(.2, 3/self.rate, .02*self.claimed) else None)
 
@@ -608,14 +714,11 @@ def packets_length(c, # A container, just opened
                    v  # Its video stream
                   ) -> float: # Seconds
     "How long the pictures last by the times of their packets, without decoding any"
-    import av
     first, end = None, 0.
-    try:
-        for p in c.demux(v):
-            if p.pts is None: continue
-            first = p.pts if first is None else min(first, p.pts)
-            end = max(end, float((p.pts + (p.duration or 0))*v.time_base))
-    except av.FFmpegError: pass # what can be read tells
+    for p in _packets(c, patience=1): # what can be read tells
+        if isinstance(p, Exception) or p.stream.index != v.index or p.pts is None: continue
+        first = p.pts if first is None else min(first, p.pts)
+        end = max(end, float((p.pts + (p.duration or 0))*v.time_base))
     return max(0., end - (c.start_time or 0)/1e6) if first is not None else 0.
 
 # %% ../../nbs/video/00_decoding.ipynb #4f2a7fd0
