@@ -53,10 +53,9 @@ class SoundNet(nn.Module):
     ):
         super().__init__()
         self.register_buffer('filters', mel_filters(), persistent=False)
-        self.norm = nn.BatchNorm1d(MELS)
         sizes, blocks = [1, width, 2*width, 4*width, 4*width], []
         for k, (a, b) in enumerate(zip(sizes, sizes[1:])):
-            blocks += [nn.Conv2d(a, b, 3, 1 if k else 2, 1, bias=False), nn.BatchNorm2d(b),
+            blocks += [nn.Conv2d(a, b, 3, 1 if k else 2, 1, bias=False), nn.GroupNorm(4, b),
                        nn.ReLU(), nn.AvgPool2d(2)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8*width, n_classes))
@@ -65,8 +64,7 @@ class SoundNet(nn.Module):
         x:Tensor, # Rows of 10 ms, `(B,N,1,160)`, 16-bit numbers
     )->Tensor: # Scores, `(B,n_classes)`
         "Spectrogram, blocks, mean and maximum"
-        s = log_mel(x.flatten(1)/32768, self.filters)
-        s = self.norm(s.transpose(1, 2)).transpose(1, 2)[:, None]      # (B,1,T,MELS)
+        s = (log_mel(x.flatten(1)/32768, self.filters)[:, None] + 3)/2   # (B,1,T,MELS)
         least = [max(0, 32 - n) for n in s.shape[2:]]
         z = self.blocks(nn.functional.pad(s, (0, least[1], 0, least[0])))
         return self.head(torch.cat([z.mean((2, 3)), z.amax((2, 3))], 1))

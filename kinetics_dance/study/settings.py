@@ -182,6 +182,12 @@ def check_study(
     if p['encoders'] or p['encoder_models']: # PyTorch is loaded only for them
         from kinetics_dance.models.encoder_heads import check_encoders
         check_encoders(p)
+    if p['bodies'] not in ('none', 'known'):
+        from kinetics_dance.loading.pose import split_estimator
+        split_estimator(p['bodies'])
+    if p['bodies'] == 'known' and p['source'] not in ('demo', 'motion'):
+        raise StudyError(f"bodies: known only for the sources demo and motion, not for "
+                         f"{p['source']}; name an estimator")
     if p['compression'] not in ('none', 'jpeg'):
         raise StudyError(f"compression: {p['compression']!r} is neither none nor jpeg")
     if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file():

@@ -15,6 +15,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from ..models.backbones import all_parameters, head_parameters
+from ..loading.bodies import SHOWN_KINDS
 from ..loading.reader import MEAN, STD, FrameStore
 from ..models.config import config_path, git_commit, versions, write_model
 from .study_files import input_store, study_clips
@@ -159,6 +160,11 @@ def _shown(name, run, settings, log=None):
     "What a model is shown in place of the frames as they are, else None"
     kind = model_entry(name).input
     return None if kind == 'frames' else input_store(run, kind, settings, log)
+
+def _changed(name, run, settings):
+    "{what is taken away: store} for the test clips of a model that is shown frames as they are"
+    if settings.get('bodies', 'none') == 'none' or name in CONTROLS or is_apart(name): return {}
+    return {k: input_store(run, k, settings) for k in SHOWN_KINDS}
 
 def _seen_of(store, recipe):
     "How many rows a model is shown of a clip"
@@ -484,12 +490,12 @@ def train_run(
     team = open_process_group(recipe)
     tracker = _tracker(recipe, run, name, seed, arguments, team)
     lr = tracker.params['lr'] = choose_lr(name, settings, log, task)
-    shown = _shown(name, run, settings)
+    shown, changed = _shown(name, run, settings), _changed(name, run, settings)
     key = _run_key(run, spec, arguments, recipe, lr, seed, *_input(name, shown))
     with team.lock(run/'models'/name/f'seed{seed}.lock'):
         if team.first: _take_back(run, name, seed)
         if team.first: _accept(run, name, seed, spec, arguments, recipe, key, log)
-        config = team.agree(_finished(folder, said, seed, key))
+        config = team.agree(_finished(folder, said, seed, key, changed))
         if config: return _not_again(config, task, recipe)
         if team.first: config_path(folder).unlink(missing_ok=True)
         store, table, classes, net = _new_model(run, recipe, seed, spec, arguments, shown)
@@ -503,7 +509,8 @@ def train_run(
         except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
         seconds = time.perf_counter() - began
         task.update(text=f'{_run_of(seed, settings)}, predictions')
-        predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team)
+        predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team,
+                                   changed)
         if not team.first: return team.agree()     # when all is written
         tracker.finish(predictions, classes)
         config = _config_of(name, spec, arguments, classes, recipe, run, store, net, table,
@@ -536,21 +543,24 @@ def _perturbations(name, stored, t):
     return [] if name in CONTROLS or is_apart(name) else list_perturbations(stored, t)[1:]
 
 # %% ../../nbs/training/08_runs.ipynb #e89b686f
-def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=ProcessGroup()):
+def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=ProcessGroup(),
+                 changed=None):
     """Write what the model says of valid and test clips, and of test clips under each probe;
     returns the first"""
     n = _seen_of(clips, recipe)
     bs = 16 if getattr(clips, 'whole', False) else max(1, 256//clips.shape[0])
-    crop = recipe.crop if isinstance(clips, FrameStore) else clips.shape[1:3]
     def sort(splits): return table[table.split.isin(splits)].sort_values('clip_id')
     shuffled = model_entry(name).shuffled
-    def take(rows): return (Clips(clips, rows, classes, n, crop,
-                              shuffle_frames=shuffled))
-    def predict(rows, probes):
+    def take(rows, store=clips):
+        crop = recipe.crop if isinstance(store, FrameStore) else store.shape[1:3]
+        return Clips(store, rows, classes, n, crop, shuffle_frames=shuffled)
+    def predict(rows, probes, store=clips):
         at = team.deal(len(rows), bs)
         none = np.empty((0, len(classes)))
         mine = dict.fromkeys(probes, none)
-        if len(at): mine = predict_perturbed(net, take(rows.iloc[at]), probes, bs, seed, take(rows))
+        if len(at):
+            mine = predict_perturbed(net, take(rows.iloc[at], store), probes, bs, seed,
+                                     take(rows, store))
         return {probe: team.gather(p, at, len(rows)) for probe,p in mine.items()}
     def write(at, rows, p, probe, frames=recipe.clip_frames):
         about = dict(model=name, seed=seed, frames=frames,
@@ -562,6 +572,8 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     for probe,p in predict(test, _perturbations(name, clips.shape[0], recipe.clip_frames)).items():
         write(said/probe, test, p, probe,
               int(probe[7:]) if probe.startswith('frames_') else recipe.clip_frames)
+    for kind, store in (changed or {}).items():
+        write(said/kind, test, predict(test, ['normal'], store)['normal'], kind)
     if (getattr(net, 'features', None) is not None and team.first and name not in CONTROLS
             and not is_apart(name)):
         over = predict_over_time(net, take(test), bs)
@@ -569,7 +581,7 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     return pd.read_parquet(said/f'seed{seed}.parquet') if team.first else None
 
 # %% ../../nbs/training/08_runs.ipynb #41cec36e
-def _finished(folder, said, seed, key):
+def _finished(folder, said, seed, key, changed=()):
     "The config of a training run that is whole and up to date"
     try: config = json.loads(config_path(folder).read_text())
     except (OSError, ValueError) as e:
@@ -578,7 +590,7 @@ def _finished(folder, said, seed, key):
     probes = _perturbations(config['name'], config['stored']['n_frames'], config['frames'])
     files = [
         said/f'seed{seed}.parquet', folder/'history.csv',
-        *(said/p/f'seed{seed}.parquet' for p in probes)
+        *(said/p/f'seed{seed}.parquet' for p in (*probes, *changed))
     ]
     return config if config.get('key') == key and all(f.exists() for f in files) else None
 

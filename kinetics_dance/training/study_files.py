@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.storage import home
 from ..loading.reader import FrameStore
+from ..loading.bodies import JointStore, ShownStore, build_bodies, scene_lenders
 from ..loading.sound import SoundStore, build_sound
 from ..clips.folds import read_folds
 from ..clips.table import ClipTable
@@ -42,7 +43,7 @@ def histories(
 # %% ../../nbs/training/07_study_files.ipynb #b27ee67b
 def input_store(
     run,      # The study's folder
-    kind:str, # sound
+    kind:str, # sound, joints, or one of `SHOWN_KINDS`
     settings:dict, # Settings of the study, by name
     log=None, # Called with a line of news
 ): # As `FrameStore` to those that read it
@@ -51,8 +52,13 @@ def input_store(
     frames = FrameStore(run/'frames')
     # the folds of a study share what is made
     root = run.parent.parent if run.parent.name == 'folds' else run
-    build_sound(clips, root/'sound', home(root), settings.get('jobs', 1), log=log)
-    return SoundStore(root/'sound', frames, settings.get('sound_seconds', 10.))
+    if kind == 'sound':
+        build_sound(clips, root/'sound', home(root), settings.get('jobs', 1), log=log)
+        return SoundStore(root/'sound', frames, settings.get('sound_seconds', 10.))
+    bodies = build_bodies(clips, frames, root/'bodies', settings, home(root), log)
+    if kind == 'joints': return JointStore(bodies, frames)
+    lent = scene_lenders(clips[clips.split == 'test']) if kind == 'other_scene' else None
+    return ShownStore(frames, bodies, kind, lent)
 
 # %% ../../nbs/training/07_study_files.ipynb #ee9cd14b
 def learning_rates(
