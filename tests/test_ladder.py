@@ -101,7 +101,10 @@ def test_tunes_tell_nothing_unless_they_should():
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     "Two dances with a tone each"
+    from kinetics_dance.clips.table import ClipTable
     runs = tiny_study(tmp_path_factory.mktemp('runs'), ('windmill', 'bounce'))
+    table = ClipTable(runs/'tiny'/'clips.sqlite')
+    table.update([dict(clip_id=c, path=f'videos/{c}.mp4') for c in table.frame().clip_id])
     for p in sorted((runs/'tiny'/'videos').glob('*.mp4')):
         file_with(p, tone(3, 22050, 300 if '_000000_' in p.name else 1500)[None], frames=45)
     return runs
@@ -134,6 +137,75 @@ def test_sound_is_trained_and_fused_like_any_model(tiny):
     from kinetics_dance.core.base import StudyError
     from kinetics_dance.inference import Predictor
     with pytest.raises(StudyError, match='trained on sound'): Predictor.load(run/'models/sound/seed0')
+
+
+@pytest.fixture()
+def known(monkeypatch):
+    "The dancers of the tiny study, as the demo would know them"
+    from kinetics_dance.loading import bodies
+    def dancers_of(settings, table):
+        return {c: ('windmill' if '_000000_' in c else 'bounce', 0, int(g[6:]), None) for c, g in zip(table.clip_id, table['group'])}
+    monkeypatch.setattr(bodies, '_dancers_of', dancers_of)
+
+
+def test_figure_scene_and_joints_are_trained_and_tested(tiny, known):
+    from kinetics_dance.evaluation.ladder import follow_figure_or_scene, ladder
+    from kinetics_dance.loading.bodies import SHOWN_KINDS
+    from kinetics_dance.training.runs import train_run
+    s, run = TINY | dict(runs=str(tiny), bodies='known', source='demo'), tiny/'tiny'
+    train_run('per_frame', s, 0)
+    assert {p.parent.name for p in (run/'predictions/per_frame').glob('*/seed0.parquet')} >= {*SHOWN_KINDS, 'shuffled'}
+    configs = {m: train_run(m, s, 0) for m in ('joints_lstm', 'per_frame-figure', 'per_frame-scene')}
+    assert {m: c['input'] for m, c in configs.items()} == {'joints_lstm': 'joints', 'per_frame-figure': 'figure', 'per_frame-scene': 'scene'}
+    assert len({c['key'] for c in configs.values()}) == 3
+    assert not [*(run/'predictions/joints_lstm').glob('*/')]
+    again = train_run('per_frame-figure', s, 0)
+    assert again['seconds'] == configs['per_frame-figure']['seconds']
+    rows, by_class = ladder(run, n_resamples=20)
+    assert {'without sound', 'figure only', 'skeleton', 'scene only', 'one frame'} <= set(rows.rung)
+    follow = follow_figure_or_scene(run, n_resamples=20).set_index('model').loc['per_frame']
+    assert abs(follow.figure + follow.scene - 1) < 1e-6         # two classes: it is one or the other
+
+
+def test_bodies_that_were_stopped_end_in_the_same_bytes(tiny, known):
+    from kinetics_dance.loading.bodies import build_bodies
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.training.study_files import study_clips
+    run, s, said = tiny/'tiny', dict(bodies='known', source='demo'), []
+    clips, frames = study_clips(run), FrameStore(run/'frames')
+    build_bodies(clips, frames, run/'again', s)
+    files = {p.name: p.read_bytes() for p in (run/'again').iterdir()}
+    for gone in ('store.json', f'{clips.clip_id[0]}.npz'): (run/'again'/gone).unlink()
+    build_bodies(clips, frames, run/'again', s, log=said.append)
+    assert '1 clips to look at' in said[0]
+    assert {p.name: p.read_bytes() for p in (run/'again').iterdir()} == files
+
+
+def test_a_dying_estimator_costs_one_clip(tmp_path, monkeypatch):
+    "It crashes on the second of three clips and hangs on the fourth; the others are there"
+    from kinetics_dance.loading import pose
+    fake = tmp_path/'worker.py'
+    fake.write_text("""
+import json, os, sys, time, numpy as np
+for source, target in json.load(open(sys.argv[2])):
+    x = np.load(source)
+    if x.max() == 1: os._exit(9)
+    if x.max() == 3: time.sleep(60)
+    np.savez(target, joints=np.ones((len(x), 13, 3)), mask=x[..., 0])
+""")
+    monkeypatch.setattr(pose.pose_worker, '__file__', str(fake))
+    monkeypatch.setattr(pose, 'START', 8)
+    out = pose.run_estimator('mediapipe', [np.full((2, 8, 8, 3), k, np.uint8) for k in (0, 1, 2, 3)], timeout=.1)
+    assert [x is not None for x in out] == [True, False, True, False]
+
+
+def test_an_estimator_that_is_not_there_is_one_line():
+    from kinetics_dance.core.base import StudyError
+    from kinetics_dance.loading.pose import check_estimator
+    from kinetics_dance.study.settings import check_study
+    with pytest.raises(StudyError, match='cannot be imported by'): check_estimator('mediapipe')
+    with pytest.raises(StudyError, match="did you mean|is none of none, known"): check_study(dict(bodies='mediapip'))
+    with pytest.raises(StudyError, match='only for the sources demo and motion'): check_study(dict(bodies='known', source='folder', folder='.'))
 
 
 def test_a_name_that_is_none(tiny):
