@@ -29,6 +29,7 @@ KINDS = dict(
            'store.json'),
     bodies=(rf'{_ID}\.(json|npz)', rf'\.{_ID}\.\d+\.(json|npz)', 'store.json'))
 
+# %% ../../nbs/core/07_ownership.ipynb #ba73b715
 def _is_path(folder): return isinstance(folder, Path) and '://' not in str(folder)
 
 def _names(folder):

@@ -110,8 +110,9 @@ class TransformerSettings(Declared):
     transformer_patch:A[int, Help('04: pixels along a side of a tubelet', ge=1, le=1024)] = 12
     transformer_pool:A[Literal['mean', 'token'],
                         Help('04: what the classes are read from')] = 'mean'
-    extra_models:A[list[str], Help('04: further models: networks of torchvision, sound, joints_lstm, '
-                         'cnn_lstm-figure, ... (see models/registry)')] = []
+    extra_models:A[list[str],
+                   Help('04: further models: networks of torchvision, sound, joints_lstm, '
+                        'cnn_lstm-figure, ... (see models/registry)')] = []
     extra_weights:A[Literal['none', 'kinetics'], Help('04: their Kinetics-400 weights')] = 'none'
     allow_kinetics_pretraining:A[bool, Help('04: say yes to Kinetics in training; marked')] = False
 

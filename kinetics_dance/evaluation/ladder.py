@@ -75,6 +75,7 @@ def ladder_predictions(
     order = [r for r in RUNGS if r in tables]
     return stack_predictions({r: tables[r] for r in order}), {r: chosen[r] for r in order}
 
+# %% ../../nbs/evaluation/13_ladder.ipynb #7019088a
 def ladder(
     folder, # Of a study
     baseline:str='per_frame', # The model of single frames
@@ -142,6 +143,7 @@ def scene_ceiling(
     def best(k): return max(max(n.get(q[k], 0)*own, n.get(q[1-k], 0)*other) for q in pairs)
     return float((best(0) + best(1))/n.sum())
 
+# %% ../../nbs/evaluation/13_ladder.ipynb #8e5a2617
 def check_ladder(
     folder, # Of a study whose answer is known
     baseline:str='per_frame', n_resamples:int=2000, seed:int=0,

@@ -37,6 +37,7 @@ def write_body(
     if plate is not None: arrays['plate'] = plate
     with writing(path) as p, open(p, 'wb') as f: np.savez_compressed(f, **arrays)
 
+# %% ../../nbs/loading/09_bodies.ipynb #c56966bd
 class BodyStore:
     "Where the person is, in the stored frames of a study"
     def __init__(self,
@@ -76,6 +77,7 @@ def grown(
                 | m[:, 1:-1, 2:])
     return mask
 
+# %% ../../nbs/loading/09_bodies.ipynb #67688888
 def dancer_body(
     step:str, member:int, seed, family, # As `render_clip` takes them
     at,         # Which frames of the clip, `(N,)`
@@ -142,6 +144,7 @@ def _asker(settings, frames, table):
     raise StudyError(f'bodies: known only for the sources demo and motion, not for {source}; '
                      'name an estimator')
 
+# %% ../../nbs/loading/09_bodies.ipynb #a12b7418
 def build_bodies(
     table:pd.DataFrame, # clip_id, group, label, path
     frames:FrameStore,  # Their frames
@@ -149,6 +152,7 @@ def build_bodies(
     settings:dict,      # Of the study: source, bodies, and what draws a demo
     base=None,          # Where relative paths of videos start
     log=None,           # Called with a line of news
+    estimate=None,      # `estimate_all`, for what is not known
 )->BodyStore:
     "Find the person in all clips; may be killed and run again at any time"
     from filelock import FileLock
@@ -160,7 +164,7 @@ def build_bodies(
         _sweep_old(folder, head)
         todo = [c for c in frames.clip_ids if not (folder/f'{c}.npz').exists()]
         if log and todo: log(f'bodies: {len(todo):,} clips to look at ({how})')
-        _fill(folder, todo, table, frames, settings, how, base)
+        _fill(folder, todo, table, frames, settings, how, base, estimate)
         with writing(folder/'store.json') as p: p.write_text(json.dumps(head))
     return BodyStore(folder, frames)
 
@@ -178,11 +182,10 @@ def _sweep_old(folder, head):
     (folder/'store.json').unlink(missing_ok=True)
     with writing(folder/'begun.json') as p: p.write_text(json.dumps(begun))
 
-def _fill(folder, todo, table, frames, settings, how, base):
+def _fill(folder, todo, table, frames, settings, how, base, estimate):
     "Write the files that are missing"
     if how != 'known':
-        from kinetics_dance.loading.pose import estimate_all
-        return estimate_all(folder, todo, table, frames, how, base, settings.get('jobs', 1))
+        return estimate(folder, todo, table, frames, how, base, settings.get('jobs', 1))
     ask = _asker(settings, frames, table) if todo else None
     with follow('bodies', len(todo), 'clips') as task:
         for n, c in enumerate(todo, 1):
@@ -204,6 +207,7 @@ def filled(
         out[:, y[0]:y[-1]+1, x[0]:x[-1]+1] = GREY
     return out
 
+# %% ../../nbs/loading/09_bodies.ipynb #198892ae
 def stick_figure(
     joints:np.ndarray, # `(13,3)`: x, y, confidence
     size:tuple,        # Height and width
@@ -267,7 +271,8 @@ class ShownStore(FrameStore):
             raise StudyError(f'{kind!r} is none of {", ".join(SHOWN_KINDS)}')
         self.__dict__.update(frames.__dict__ | {'_open': {}})
         self.plain, self.bodies, self.kind, self.lenders = frames, bodies, kind, lenders or {}
-        self.version = hashlib.sha256(f'{frames.version}{bodies.version}{kind}'.encode()).hexdigest()
+        what = f'{frames.version}{bodies.version}{kind}'
+        self.version = hashlib.sha256(what.encode()).hexdigest()
         self.kept: dict = {}
         self.most = max(1, MOST_SHOWN//int(np.prod(self.shape)))
 
@@ -315,6 +320,7 @@ def fitted(
 # %% ../../nbs/loading/09_bodies.ipynb #306790b5
 SURE = .3 # a joint that is less sure is missing
 
+# %% ../../nbs/loading/09_bodies.ipynb #498ee7e5
 class JointStore:
     "Joints of the stored frames of a study, as rows"
     def __init__(self,

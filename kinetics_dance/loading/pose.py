@@ -34,6 +34,7 @@ def split_estimator(
         raise StudyError(f'bodies: {how!r} is none of {known}')
     return name, python or sys.executable
 
+# %% ../../nbs/loading/11_pose.ipynb #47837db9
 def check_estimator(
     how:str, # As above
 ):
@@ -86,6 +87,7 @@ def _clip_frames(path, note):
         x = read_frames(file, sorted(note['index']), size=size)
     return x[np.argsort(np.argsort(note['index'], kind='stable'), kind='stable')]
 
+# %% ../../nbs/loading/11_pose.ipynb #0cc87bf3
 def _estimate(folder, jobs, size, how):
     "Write what is to be known of some clips; those that are empty, and why"
     clips, why = [], {}
@@ -118,8 +120,7 @@ def estimate_all(
     from kinetics_dance.loading import pose as lib # a worker imports the module
     if not todo: return
     check_estimator(how)
-    paths = dict(zip(table.clip_id, table.path))
-    base = folder.parent if base is None else base
+    paths, base = dict(zip(table.clip_id, table.path)), base or folder.parent
     parts = [todo[k:k+CHUNK] for k in range(0, len(todo), CHUNK)]
     with follow('bodies', len(todo), 'clips') as task, \
             worker_pool(min(jobs, len(parts)), memory_limit(jobs)) as pool:

@@ -10,8 +10,9 @@ import json, os, sys
 import numpy as np
 
 # %% ../../nbs/loading/10_pose_worker.ipynb #4343528b
+# of BlazePose's 33: ears for the head, shoulders, elbows, wrists, hips, knees, ankles
 POINTS = [(7, 8), (11,), (12,), (13,), (14,), (15,), (16,), (23,), (24,), (25,), (26,), (27,),
-          (28,)] # of BlazePose's 33: ears for the head, shoulders, elbows, wrists, hips, knees, ankles
+          (28,)]
 
 class BlazePose:
     "MediaPipe's estimator"
@@ -21,7 +22,8 @@ class BlazePose:
 
     def __call__(self, frames): # (N,h,w,3) uint8 to joints (N,13,3) and mask (N,h,w) uint8
         self.pose.reset() # nobody is followed from clip to clip
-        joints, mask = np.zeros((len(frames), 13, 3), np.float32), np.zeros(frames.shape[:3], np.uint8)
+        joints = np.zeros((len(frames), 13, 3), np.float32)
+        mask = np.zeros(frames.shape[:3], np.uint8)
         for t, frame in enumerate(frames):
             found = self.pose.process(np.ascontiguousarray(frame))
             if found.pose_landmarks is None: continue

@@ -83,6 +83,7 @@ def _source(path):
     at = Path(path).stat()
     return [at.st_size, at.st_mtime_ns]
 
+# %% ../../nbs/loading/08_sound.ipynb #0d5af3db
 def _kept(folder, clip_id, path, seconds):
     "The note of a clip whose sound can stay"
     try:
@@ -138,6 +139,7 @@ def _run_jobs(todo, folder, jobs, timeout):
                 except Exception: _silence(folder, *job)
                 task.update(n)
 
+# %% ../../nbs/loading/08_sound.ipynb #589bc414
 def _silence(folder, clip_id, path, seconds):
     "What stands for the sound of a clip that cannot be read"
     n = round(seconds*RATE)

@@ -6,6 +6,7 @@
 __all__ = ['JointModel']
 
 # %% ../../nbs/models/11_joints.ipynb #d7ee5df7
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core.base import StudyError, nearest
 from .encoder_heads import LSTMHead, TransformerHead, VoteHead
@@ -13,6 +14,7 @@ from .encoder_heads import LSTMHead, TransformerHead, VoteHead
 # %% ../../nbs/models/11_joints.ipynb #6493b6e1
 _HEADS = dict(vote=VoteHead, lstm=LSTMHead, transformer=TransformerHead)
 
+# %% ../../nbs/models/11_joints.ipynb #5e5c3ae0
 class JointModel(nn.Module):
     "A head on the joints of each frame"
     study_parameters = dict(
@@ -21,31 +23,38 @@ class JointModel(nn.Module):
         depth='transformer_depth', heads='transformer_heads')
     features, pretraining = None, 'none'
     pictures = False # it is shown no frames, and has no part that `train: head` leaves alone
-    def __init__(self,
-        n_classes:int,          # Classes
-        head:str='lstm',        # vote, lstm or transformer
-        joints:int=13,          # Joints of a frame
-        channels:int=128,       # Numbers of a token
-        hidden:int=512,         # vote: hidden layer
-        lstm_hidden:int=128,    # lstm: state
-        lstm_layers:int=1,      # lstm: on top of each other
-        lstm_bidirectional:bool=False, # lstm: read the clip backwards, too
-        width:int=96,           # transformer: numbers of a token
-        depth:int=2,            # transformer: layers
-        heads:int=4,            # transformer: attention heads per layer
-    ):
-        super().__init__()
-        if head not in _HEADS:
-            raise StudyError(f'head: {head!r} is none of {", ".join(_HEADS)}{nearest(head, _HEADS)}')
-        more = dict(vote=dict(hidden=hidden), transformer=dict(width=width, depth=depth, heads=heads),
-                    lstm=dict(hidden=lstm_hidden, layers=lstm_layers,
-                              bidirectional=lstm_bidirectional))
-        self.embed = nn.Sequential(nn.Linear(3*joints, channels), nn.GELU(),
-                                   nn.Linear(channels, channels))
-        self.head = _HEADS[head](channels, 1, n_classes, **more[head])
 
-    def forward(self,
-        x:Tensor, # Joints `(B,T,J,3)`
-    )->Tensor: # Scores, `(B,n_classes)`; of `vote` those of each frame
-        "Tokens of frames, then the head"
-        return self.head(self.embed(x.flatten(2))[:, :, None])
+# %% ../../nbs/models/11_joints.ipynb #e128f9ad
+@patch
+def __init__(self:JointModel,
+    n_classes:int,          # Classes
+    head:str='lstm',        # vote, lstm or transformer
+    joints:int=13,          # Joints of a frame
+    channels:int=128,       # Numbers of a token
+    hidden:int=512,         # vote: hidden layer
+    lstm_hidden:int=128,    # lstm: state
+    lstm_layers:int=1,      # lstm: on top of each other
+    lstm_bidirectional:bool=False, # lstm: read the clip backwards, too
+    width:int=96,           # transformer: numbers of a token
+    depth:int=2,            # transformer: layers
+    heads:int=4,            # transformer: attention heads per layer
+):
+    nn.Module.__init__(self)
+    if head not in _HEADS:
+        known = ', '.join(_HEADS)
+        raise StudyError(f'head: {head!r} is none of {known}{nearest(head, _HEADS)}')
+    more = dict(vote=dict(hidden=hidden),
+                transformer=dict(width=width, depth=depth, heads=heads),
+                lstm=dict(hidden=lstm_hidden, layers=lstm_layers,
+                          bidirectional=lstm_bidirectional))
+    self.embed = nn.Sequential(nn.Linear(3*joints, channels), nn.GELU(),
+                               nn.Linear(channels, channels))
+    self.head = _HEADS[head](channels, 1, n_classes, **more[head])
+
+# %% ../../nbs/models/11_joints.ipynb #f169de7a
+@patch
+def forward(self:JointModel,
+    x:Tensor, # Joints `(B,T,J,3)`
+)->Tensor: # Scores, `(B,n_classes)`; of `vote` those of each frame
+    "Tokens of frames, then the head"
+    return self.head(self.embed(x.flatten(2))[:, :, None])

@@ -31,6 +31,7 @@ def mel_filters()->Tensor: # `(BINS//2 + 1, MELS)`
     weights[0] = 0 # no constant part
     return weights.float()
 
+# %% ../../nbs/models/10_sound.ipynb #b4b8791f
 def log_mel(
     x:Tensor, # Samples `(B,n)` in [-1,1] at `RATE`
     filters:Tensor, # From `mel_filters`
@@ -60,11 +61,13 @@ class SoundNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8*width, n_classes))
 
-    def forward(self,
-        x:Tensor, # Rows of 10 ms, `(B,N,1,160)`, 16-bit numbers
-    )->Tensor: # Scores, `(B,n_classes)`
-        "Spectrogram, blocks, mean and maximum"
-        s = (log_mel(x.flatten(1)/32768, self.filters)[:, None] + 3)/2   # (B,1,T,MELS)
-        least = [max(0, 32 - n) for n in s.shape[2:]]
-        z = self.blocks(nn.functional.pad(s, (0, least[1], 0, least[0])))
-        return self.head(torch.cat([z.mean((2, 3)), z.amax((2, 3))], 1))
+# %% ../../nbs/models/10_sound.ipynb #958c8740
+@patch
+def forward(self:SoundNet,
+    x:Tensor, # Rows of 10 ms, `(B,N,1,160)`, 16-bit numbers
+)->Tensor: # Scores, `(B,n_classes)`
+    "Spectrogram, blocks, mean and maximum"
+    s = (log_mel(x.flatten(1)/32768, self.filters)[:, None] + 3)/2   # (B,1,T,MELS)
+    least = [max(0, 32 - n) for n in s.shape[2:]]
+    z = self.blocks(nn.functional.pad(s, (0, least[1], 0, least[0])))
+    return self.head(torch.cat([z.mean((2, 3)), z.amax((2, 3))], 1))

@@ -246,7 +246,7 @@ def _joints(study, runs, estimator, out, overwrite, as_json):
     from kinetics_dance.core.storage import home
     from kinetics_dance.deploy.request import check_target
     from kinetics_dance.loading.bodies import build_bodies
-    from kinetics_dance.loading.pose import write_joints
+    from kinetics_dance.loading.pose import estimate_all, write_joints
     from kinetics_dance.loading.reader import FrameStore
     from kinetics_dance.study.settings import read_settings
     from kinetics_dance.training.study_files import study_clips
@@ -254,7 +254,8 @@ def _joints(study, runs, estimator, out, overwrite, as_json):
     run = study_folder(p['study'], p['runs'])
     at = check_target(out or run/'joints.npz', '--out', suffixes=('.npz',), overwrite=overwrite)
     frames, clips = FrameStore(run/'frames'), study_clips(run)
-    bodies = build_bodies(clips, frames, run/'bodies', p, home(run), _news)
+    bodies = build_bodies(clips, frames, run/'bodies', p, home(run), _news,
+                          estimate_all)
     said = write_joints(bodies, clips, at)
     if as_json: return print(json.dumps(said))
     print(for_terminal(f"{said['out']}: {said['clips']:,} clips, {said['missing']:.1%} of their "

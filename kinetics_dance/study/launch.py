@@ -33,8 +33,7 @@ def train_study(
     every = [*MODELS, *settings.get('extra_models', []), *encoders, *controls]
     models = every if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
-    for m in models: # a wrong name is found before the first training
-        for part in split_fusion(m) or [m]: model_of(part, settings)
+    for m in models: model_of((*split_fusion(m), m)[0], settings) # a wrong name is found first
     same_origin(settings)
     _check_frames(settings)
     epochs, configs = len(seeds)*Recipe.of(settings).epochs, []

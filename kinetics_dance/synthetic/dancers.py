@@ -318,6 +318,7 @@ def _on_picture(joints, size, lk, camera):
     middle = w/2-camera[0]*_SS
     return u, ground, np.stack([middle+joints[:,0]*u, ground-joints[:,1]*u], -1)
 
+# %% ../../nbs/synthetic/00_dancers.ipynb #ee9de355
 def draw_frame(
     stage:Image.Image, # From `backdrop`
     joints:np.ndarray, # `(13,3)`, from `pose`

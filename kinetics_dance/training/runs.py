@@ -154,7 +154,8 @@ def _run_key(run, spec, arguments, recipe, *what):
 def _input(name, shown=None):
     "What the key has to say about what a model is shown, where it is not the frames as they are"
     entry = model_entry(name)
-    return (['shuffled'] if entry.shuffled else []) + ([entry.input, shown.version] if shown else [])
+    order = ['shuffled'] if entry.shuffled else []
+    return order + ([entry.input, shown.version] if shown is not None else [])
 
 def _shown(name, run, settings, log=None):
     "What a model is shown in place of the frames as they are, else None"
@@ -280,22 +281,21 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
            cbs=(), team=ProcessGroup(), log=None, shuffled=False):
     "Train a network; returns it with its history and the store that its clips are read from"
     clips, frame_by_frame = store, getattr(net, 'features', None) is not None
+    bs, device = recipe.batch_size, recipe.device
     if frozen := recipe.train == 'head' and getattr(net, 'pictures', True):
         clips = stored_features(net, store, run/'features', recipe, log)
         # of a whole clip all time steps are seen
         n = recipe.clip_frames if frame_by_frame else clips.shape[0]
-        dls = feature_loaders(clips, table, classes, n, recipe.batch_size, seed, recipe.device,
-                              shuffled)
+        dls = feature_loaders(clips, table, classes, n, bs, seed, device, shuffled)
     elif not getattr(net, 'pictures', True):
-        dls = feature_loaders(store, table, classes, _seen_of(store, recipe), recipe.batch_size,
-                              seed, recipe.device, shuffled)
+        dls = feature_loaders(store, table, classes, _seen_of(store, recipe), bs, seed, device)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop,
                                          recipe.batch_size, seed, recipe.flip, recipe.color_jitter,
                                          recipe.workers, device=recipe.device, log=log,
                                          shuffle_frames=shuffled)
     learn = make_learner(HeadOnly(net) if frozen else net, dls, recipe)
-    past = (load_checkpoint(checkpoint, learn, key) or []) if checkpoint else []
+    past = checkpoint and load_checkpoint(checkpoint, learn, key) or []
     more = [Checkpoint(checkpoint, key, team.first)] if checkpoint else []
     if team.size > 1:
         from kinetics_dance.training.distributed import Together
@@ -338,7 +338,7 @@ def _start(run, recipe, seed, shown=None):
                          'or look at the attrition report')
     torch.set_num_threads(recipe.threads)
     set_seed(seed, reproducible=True)
-    return shown or store,table,classes
+    return store if shown is None else shown,table,classes
 
 # %% ../../nbs/training/08_runs.ipynb #5b70400a
 LR_SEED = 1000
@@ -483,8 +483,7 @@ def train_run(
     recipe,run = Recipe.of(settings),study_folder(settings['study'], settings['runs'])
     if task is None:
         with follow(name, recipe.epochs) as task: return train_run(name, settings, seed, log, task)
-    if read_folds(run): return _train_folds(name, settings, seed, log, task)
-    if split_fusion(name): return _fuse(name, settings, seed, log, task)
+    if other := _other_way(name, run): return other(name, settings, seed, log, task)
     spec,arguments = model_of(name, settings)
     folder,said = run/'models'/name/f'seed{seed}',run/'predictions'/name
     team = open_process_group(recipe)
@@ -493,20 +492,17 @@ def train_run(
     shown, changed = _shown(name, run, settings), _changed(name, run, settings)
     key = _run_key(run, spec, arguments, recipe, lr, seed, *_input(name, shown))
     with team.lock(run/'models'/name/f'seed{seed}.lock'):
-        if team.first: _take_back(run, name, seed)
-        if team.first: _accept(run, name, seed, spec, arguments, recipe, key, log)
+        if team.first:
+            _take_back(run, name, seed)
+            _accept(run, name, seed, spec, arguments, recipe, key, log)
         config = team.agree(_finished(folder, said, seed, key, changed))
         if config: return _not_again(config, task, recipe)
         if team.first: config_path(folder).unlink(missing_ok=True)
         store, table, classes, net = _new_model(run, recipe, seed, spec, arguments, shown)
         began = time.perf_counter()
-        try:
-            net, history, clips = _train(
-                net, run, store, table, classes, recipe, lr, recipe.epochs, seed,
-                folder/_CHECKPOINT, key,
-                [_Watch(task, _run_of(seed, settings)), *tracker.callbacks], team, log,
-                model_entry(name).shuffled)
-        except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
+        watch = [_Watch(task, _run_of(seed, settings)), *tracker.callbacks]
+        net, history, clips = _train_whole(name, net, run, store, table, classes, recipe, lr, seed,
+                                           folder/_CHECKPOINT, key, watch, team, log)
         seconds = time.perf_counter() - began
         task.update(text=f'{_run_of(seed, settings)}, predictions')
         predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team,
@@ -536,6 +532,19 @@ def _fuse(name, settings, seed, log, task):
     with writing(run/'models'/name/f'seed{seed}'/'fusion.json') as p:
         p.write_text(json.dumps(note, indent=1))
     return note
+
+# %% ../../nbs/training/08_runs.ipynb #95bebacd
+def _other_way(name, run):
+    "What trains a model that is more than one training run; None for all others"
+    return _train_folds if read_folds(run) else _fuse if split_fusion(name) else None
+
+# %% ../../nbs/training/08_runs.ipynb #1b4bafeb
+def _train_whole(name, net, run, store, table, classes, recipe, lr, seed, *how):
+    "All epochs; a training that diverges is named"
+    try:
+        return _train(net, run, store, table, classes, recipe, lr, recipe.epochs, seed, *how,
+                      shuffled=model_entry(name).shuffled)
+    except FloatingPointError as e: raise StudyError(f'{name}, seed {seed}: {e}') from None
 
 # %% ../../nbs/training/08_runs.ipynb #4331e092
 def _perturbations(name, stored, t):

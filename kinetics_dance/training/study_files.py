@@ -12,6 +12,7 @@ import pandas as pd
 from ..core.storage import home
 from ..loading.reader import FrameStore
 from ..loading.bodies import JointStore, ShownStore, build_bodies, scene_lenders
+from ..loading.pose import estimate_all
 from ..loading.sound import SoundStore, build_sound
 from ..clips.folds import read_folds
 from ..clips.table import ClipTable
@@ -55,7 +56,8 @@ def input_store(
     if kind == 'sound':
         build_sound(clips, root/'sound', home(root), settings.get('jobs', 1), log=log)
         return SoundStore(root/'sound', frames, settings.get('sound_seconds', 10.))
-    bodies = build_bodies(clips, frames, root/'bodies', settings, home(root), log)
+    bodies = build_bodies(clips, frames, root/'bodies', settings, home(root), log,
+                          estimate_all)
     if kind == 'joints': return JointStore(bodies, frames)
     lent = scene_lenders(clips[clips.split == 'test']) if kind == 'other_scene' else None
     return ShownStore(frames, bodies, kind, lent)
