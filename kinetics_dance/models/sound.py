@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'WINDOW', 'HOP', 'BINS', 'MELS', 'LOWEST', 'HIGHEST', 'OFFSET', 'mel', 'mel_filters', 'log_mel', 'SoundNet']
 
 # %% ../../nbs/models/10_sound.ipynb #13da6258
-import math
+import numpy as np
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -19,17 +19,17 @@ def mel(
     hertz, # A frequency, or several
 ): # On the mel scale of HTK, `1127 ln(1 + f/700)`
     "A frequency as the ear orders it"
-    return 1127*torch.log1p(torch.as_tensor(hertz, dtype=torch.float64)/700)
+    return 1127*np.log1p(np.asarray(hertz)/700)
 
 def mel_filters()->Tensor: # `(BINS//2 + 1, MELS)`
     "Triangles on the mel scale, each from the peak of the one below to the peak of the one above"
-    edges = torch.linspace(float(mel(LOWEST)), float(mel(HIGHEST)), MELS + 2, dtype=torch.float64)
-    at = mel(torch.linspace(0, RATE/2, BINS//2 + 1, dtype=torch.float64))[:, None]
+    edges = np.linspace(mel(LOWEST), mel(HIGHEST), MELS + 2)
+    at = mel(np.linspace(0, RATE/2, BINS//2 + 1))[:, None]
     low, peak, high = edges[:-2], edges[1:-1], edges[2:]
     up, down = (at - low)/(peak - low), (high - at)/(high - peak)
-    weights = torch.minimum(up, down).clamp(min=0)
+    weights = np.minimum(up, down).clip(0)
     weights[0] = 0 # no constant part
-    return weights.float()
+    return torch.from_numpy(weights.astype(np.float32))
 
 # %% ../../nbs/models/10_sound.ipynb #b4b8791f
 def log_mel(

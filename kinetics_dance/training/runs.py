@@ -453,6 +453,8 @@ _CHECKPOINT = 'checkpoint.safetensors'
 def _save_all(folder, net, history, config):
     """Write what is left of a training run, the checkpoint last of all away; the config as it is
     read"""
+    if config['model'] == ENCODER.spec: # its own files lie in the study's folder
+        config['encoder'] = net.save_encoder(folder, folder.parents[2]/'encoders')
     with writing(folder/'history.csv') as p: history.to_csv(p, index=False)
     write_model(folder, net, config)
     (folder/_CHECKPOINT).unlink(missing_ok=True)
@@ -511,7 +513,6 @@ def train_run(
         tracker.finish(predictions, classes)
         config = _config_of(name, spec, arguments, classes, recipe, run, store, net, table,
                             seed=seed, lr=lr, key=key, seconds=seconds)
-        if spec == ENCODER.spec: config['encoder'] = net.save_encoder(folder, run/'encoders')
         return team.agree(_save_all(folder, net, history, config))
 
 # %% ../../nbs/training/08_runs.ipynb #320ec627
