@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .core.base import StudyError, writing
 from .core.ownership import MARKER
 from .core.text import for_csv
-from .models.registry import CONTROLS, PRETRAINING_MARKS, pretraining_mark
+from .models.registry import CONTROLS, PRETRAINING_MARKS, is_apart, pretraining_mark
 from .evaluation.positive_control import frame_ceiling, views_of_pairs
 from kinetics_dance.evaluation.analysis import (
     agreement, confusion, heterogeneity, load_probes, per_class, perturbation_effects,
@@ -139,7 +139,7 @@ def _read_all(source, baseline):
     if not isinstance(source, dict): folder, probes = Path(source), load_probes(source)
     runs = load_predictions(folder) if folder else source
     # controls have a section of their own
-    if folder: runs = {m: r for m, r in runs.items() if m not in CONTROLS}
+    if folder: runs = {m: r for m, r in runs.items() if m not in CONTROLS and not is_apart(m)}
     if not runs: raise StudyError('nothing to compare: no model was given')
     runs = {m: {s: read_predictions(x) if folder is None else x
                 for s, x in (r if isinstance(r, dict) else {0: r}).items()}

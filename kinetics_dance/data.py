@@ -37,11 +37,12 @@ def prepare(
     if p['source'] in ('demo', 'motion'): check_origin(p, None, replace)
     if p['source'] == 'demo':
         specs = uploads.plan_uploads(p['n_train'] + p['n_valid'], p['n_test'], p['seed'],
-                                     p['scene_bias'])
+                                     p['scene_bias'], sound_bias=p.get('sound_bias', 0.))
         # clips that were cut from another version are cut anew
         version = uploads.make_uploads(run/'uploads', specs, p['jobs'])
         uploads.annotations(specs).to_csv(run/'annotations.csv', index=False)
-        (run/'known.json').write_text(json.dumps(dancers.known_answer(p['scene_bias']), indent=1))
+        known = dancers.known_answer(p['scene_bias'], p.get('sound_bias', 0.))
+        (run/'known.json').write_text(json.dumps(known, indent=1))
         annotations = [run/'annotations.csv']
     elif p['source'] == 'motion':
         source = get_source('motion', source_settings(p))
@@ -171,6 +172,7 @@ def origin_of(
     "What makes the clips of a study those of this study"
     drawn = p['source'] == 'demo'
     kept = {k: p[k] for k in _ORIGIN if drawn or k not in ('seed', 'scene_bias')}
+    if drawn and p.get('sound_bias'): kept['sound_bias'] = p['sound_bias']
     lists = kept['annotations']
     return kept | dict(annotations=[lists] if isinstance(lists, str) else list(lists))
 
@@ -188,7 +190,7 @@ def _places(origin):
     lists = origin.get('annotations')
     found = {k: path(origin.get(k)) for k in ('folder', 'motion')}
     if isinstance(lists, list): found['annotations'] = [path(a) for a in lists]
-    return origin | found
+    return dict(sound_bias=0.) | origin | found
 
 def same_origin(
     p:dict, # Settings of a study
@@ -203,8 +205,8 @@ def same_origin(
         raise StudyError(f'{note}: was not written by kinetics_dance; '
                          "delete it if the folder is this study's")
     there, here = _places(was), _places(now)
-    if k := next((k for k in now if there.get(k) != here[k]), None):
-        raise StudyError(f'{k}: {folder} was made with {k}: {was.get(k)!r}, not {now[k]!r}; '
+    if k := next((k for k in here if there.get(k) != here[k]), None):
+        raise StudyError(f'{k}: {folder} was made with {k}: {was.get(k)!r}, not {now.get(k)!r}; '
                          'take another name for this study, or download with --replace')
     return was
 

@@ -47,6 +47,9 @@ class Predictor:
         folder = find_model(path)
         if (config := read_config(folder)).get('shuffled_frames'):
             raise StudyError(f'{folder}: a control, trained on shuffled frames, watches no videos')
+        if (shown := config.get('input', 'frames')) != 'frames':
+            raise StudyError(f'{folder}: was trained on {shown}, not on frames as they are; it '
+                             'watches no videos')
         reader = _reader().start() # it gets ready while PyTorch is loaded
         return cls(load_model(folder, config, device), config, reader)
 

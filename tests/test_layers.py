@@ -12,7 +12,8 @@ EXPORTED = re.compile(r'^#\| *(export|exports|exporti)\b', re.M)
 # `python -m kinetics_dance.train` is what torchrun starts: it keeps its short name
 ALIASES = {'train': 'study/03_train'}
 # the table of models names classes of later notebooks as text; nothing is imported before a model is asked for
-TABLES = {'models.registry': {'per_frame', 'cnn_lstm', 'video_transformer', 'models.order_blind', 'models.encoder_heads'}}
+TABLES = {'models.registry': {'per_frame', 'cnn_lstm', 'video_transformer', 'models.order_blind', 'models.encoder_heads', 'models.sound',
+                              'models.joints'}}
 LONG, TOO_LONG = 25, 40         # lines of an exported cell
 # What is still there from before these rules; the numbers may only fall
 STILL_LONG, STILL_TOO_LONG, STILL_WIDE = 40, 0, 0

@@ -24,8 +24,12 @@ KINDS = dict(
     packs=(rf'{_PACK}\.tar|(index|store)\.json|index\.parquet',
            rf'\.{_PACK}\.\d+\.tar|\.(index|store)\.\d+\.(json|parquet)', 'index.json'),
     uploads=(rf'{_ID}\.(mp4|whole)|manifest\.json', rf'\.{_ID}\.\d+\.(mp4|whole|json)',
-             'manifest.json'), classes=(r'[^.].*', r'\.[^.]+\.\d+', None))
+             'manifest.json'), classes=(r'[^.].*', r'\.[^.]+\.\d+', None),
+    sound=(rf'{_ID}\.(json|npy)|index\.parquet', rf'\.{_ID}\.\d+\.(json|npy|parquet)',
+           'store.json'),
+    bodies=(rf'{_ID}\.(json|npz)', rf'\.{_ID}\.\d+\.(json|npz)', 'store.json'))
 
+# %% ../../nbs/core/07_ownership.ipynb #ba73b715
 def _is_path(folder): return isinstance(folder, Path) and '://' not in str(folder)
 
 def _names(folder):

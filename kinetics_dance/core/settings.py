@@ -53,6 +53,8 @@ class DataSettings(Declared):
     seed:A[Seed, Help('orders the clips before the first n are taken; draws the demo')] = 0
     scene_bias:A[float, Help('demo: share of uploads whose backdrop gives the class away',
                              ge=0, le=1)] = 0.0
+    sound_bias:A[float, Help('demo: share of uploads whose tune gives the class away',
+                             ge=0, le=1)] = 0.0
     motion:A[str|None, Help('motion: file of joints (.npz) that are drawn as bodies')] = None
     short_side:A[int, Help('pixels of the shorter side of a clip', ge=16, le=4096)] = 192
 
@@ -88,6 +90,10 @@ class ModelSettings(Declared):
     batch_norm:A[Literal['train', 'frozen'], Help('frozen: statistics stay as they are')] = 'train'
     grid:A[int, Help('a frame is kept as grid x grid cells', ge=1, le=64)] = 2
     controls:A[bool, Help('also train the networks that cannot know the order of frames')] = False
+    sound_seconds:A[float, Help('seconds that the model `sound` hears of a clip, at most',
+                                gt=0, le=3600)] = 10.0
+    bodies:A[str, Help('where the person is in each frame: none; known (demo, motion); or an '
+                       'estimator: mediapipe')] = 'none'
     frame_hidden:A[int, Help("02: size of the head's hidden layer", ge=1, le=65536)] = 512
     lstm_hidden:A[int, Help('03: size of the state', ge=1, le=65536)] = 128
     lstm_layers:A[int, Help('03: LSTMs on top of each other', ge=1, le=256)] = 1
@@ -105,7 +111,9 @@ class TransformerSettings(Declared):
     transformer_patch:A[int, Help('04: pixels along a side of a tubelet', ge=1, le=1024)] = 12
     transformer_pool:A[Literal['mean', 'token'],
                         Help('04: what the classes are read from')] = 'mean'
-    extra_models:A[list[str], Help('04: video networks of torchvision to compare with')] = []
+    extra_models:A[list[str],
+                   Help('04: further models: networks of torchvision, sound, joints_lstm, '
+                        'cnn_lstm-figure, ... (see models/registry)')] = []
     extra_weights:A[Literal['none', 'kinetics'], Help('04: their Kinetics-400 weights')] = 'none'
     allow_kinetics_pretraining:A[bool, Help('04: say yes to Kinetics in training; marked')] = False
 

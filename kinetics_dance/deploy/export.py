@@ -49,6 +49,8 @@ def export_model(
         raise StudyError(f'--format: {format!r} is none of {", ".join(FORMATS)}')
     if format == 'onnx': need_extra('export', 'onnx', 'onnxscript', purpose='--format: onnx')
     config = read_config(folder)
+    if (shown := config.get('input', 'frames')) != 'frames':
+        raise StudyError(f'{folder}: was trained on {shown}; only models of frames are exported')
     at = Path(out) if out else Path(folder)/f'model{FORMATS[format]}'
     for name in ('model.safetensors', 'config.json'):
         check_target(at, '--out', Path(folder)/name, (), overwrite)

@@ -17,7 +17,7 @@ from ..core.text import for_figure
 from .analysis import confusion
 from .predictions import Predictions, reliability
 from .significance import marked
-from ..models.registry import CONTROLS, MODELS, model_title
+from ..models.registry import CONTROLS, MODELS, is_apart, model_title
 
 # %% ../../nbs/evaluation/07_figures.ipynb #b361a725
 GREY, BLUE, ORANGE = '#555555', '#0072B2', '#D55E00'
@@ -50,7 +50,7 @@ class Look:
     def __call__(self, s:str)->str: # As a reader should see it
         "Name of a model or a class"
         mark = self.marks.get(s, '').removeprefix(s)
-        name = model_title(s) if s in MODELS | CONTROLS else self.short.get(s, s)
+        name = model_title(s) if s in MODELS | CONTROLS or is_apart(s) else self.short.get(s, s)
         return name + mark
 
 # %% ../../nbs/evaluation/07_figures.ipynb #305eee65

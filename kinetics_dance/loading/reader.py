@@ -160,6 +160,11 @@ def pictures(self:FrameStore, clip_id:str) -> list: # N JPEG pictures, as bytes
     return [data[a:b] for a, b in zip(at, at[1:])]
 
 @patch
+def note(self:FrameStore, clip_id:str) -> dict:
+    "What `store_clip` noted of a clip: which frames of which video it holds"
+    return json.loads(self._note(clip_id))
+
+@patch
 def seconds(self:FrameStore, clip_id:str) -> np.ndarray: # (N,)
     "Second of its video at which each stored frame of a clip is shown"
     if clip_id not in self:

@@ -13,7 +13,7 @@ from ..clips.annotations import MOST_CLASSES
 from ..core.base import StudyError, project_root
 from ..core.processes import MOST_PIXELS
 from ..core.storage import system_error
-from .registry import CONTROLS, MOVED, known_specs, model_class
+from .registry import CONTROLS, MOVED, is_apart, known_specs, model_class
 
 # %% ../../nbs/models/05_config.ipynb #f3268f7c
 CONFIG, OLD_CONFIG = 'config.json', 'card.json' # version 0.1.0 called the file a card
@@ -141,7 +141,8 @@ def find_model(
 )->Path: # The folder
     "Where the model is"
     if path is None:
-        found = [f for f in model_folders() if f.parent.name not in CONTROLS]
+        found = [f for f in model_folders()
+                 if f.parent.name not in CONTROLS and not is_apart(f.parent.name)]
         if found: return found[-1]
         raise StudyError('no model below runs/; make one with `make report`, '
                          'or name one with --model-path')

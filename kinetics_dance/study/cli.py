@@ -239,6 +239,28 @@ def _features(videos, out, as_json, **options):
                              f"each; encoder trained on {said['trained_on']}"))
     return 2 if said['failed'] else 0
 
+# %% ../../nbs/study/02_cli.ipynb #64fac67c
+def _joints(study, runs, estimator, out, overwrite, as_json):
+    "Where people are in the clips of a study, as a file that `source: motion` reads"
+    from kinetics_dance.core.base import study_folder
+    from kinetics_dance.core.storage import home
+    from kinetics_dance.deploy.request import check_target
+    from kinetics_dance.loading.bodies import build_bodies
+    from kinetics_dance.loading.pose import estimate_all, write_joints
+    from kinetics_dance.loading.reader import FrameStore
+    from kinetics_dance.study.settings import read_settings
+    from kinetics_dance.training.study_files import study_clips
+    p = read_settings(study, runs=runs, bodies=estimator)
+    run = study_folder(p['study'], p['runs'])
+    at = check_target(out or run/'joints.npz', '--out', suffixes=('.npz',), overwrite=overwrite)
+    frames, clips = FrameStore(run/'frames'), study_clips(run)
+    bodies = build_bodies(clips, frames, run/'bodies', p, home(run), _news,
+                          estimate_all)
+    said = write_joints(bodies, clips, at)
+    if as_json: return print(json.dumps(said))
+    print(for_terminal(f"{said['out']}: {said['clips']:,} clips, {said['missing']:.1%} of their "
+                       f"joints missing; nobody found in {said['nobody']:,} more"))
+
 # %% ../../nbs/study/02_cli.ipynb #0a7044dc
 def _settings(name, study, as_json):
     "List settings: all, or one; with their values in a study"
@@ -422,13 +444,27 @@ def _add_features(app, o):
                              grid=grid, device=device, jobs=jobs, timeout=timeout,
                              overwrite=overwrite))
 
+# %% ../../nbs/study/02_cli.ipynb #b59f14cf
+def _add_joints(app, o):
+    @app.command()
+    def joints(
+        study:str=o.study,
+        estimator:str=o.option(None, help='known (demo, motion), mediapipe, or mediapipe@PYTHON '
+                               '(default: `bodies` of the study)'),
+        out:str=o.option(None, help='File to write, .npz (default: joints.npz in its folder)'),
+        overwrite:bool=o.option(False, '--overwrite', help='Replace a file that is there already'),
+        runs:str=o.runs, as_json:bool=o.json, debug:bool=o.debug
+    ):
+        "Find people in the clips of a study: a file of joints that `source: motion` reads"
+        _joints(study, runs, estimator, out, overwrite, as_json)
+
 # %% ../../nbs/study/02_cli.ipynb #1e0d2f6e
 def app():
     "The typer application `kinetics-dance`"
     from kinetics_dance import inference
     app, options = inference.predict_app(), _options()
     for add in (_add_download, _add_status, _add_frames, _add_train, _add_plan, _add_settings,
-                _add_report, _add_export, _add_demo_video, _add_features):
+                _add_report, _add_export, _add_demo_video, _add_features, _add_joints):
         add(app, options)
     return app
 

@@ -11,7 +11,7 @@ from ..core.base import StudyError, study_folder
 from ..core.progress import follow
 from ..data import same_origin
 from ..loading.reader import FrameStore
-from ..models.registry import CONTROLS, MODELS, encoder_names
+from ..models.registry import CONTROLS, MODELS, encoder_names, split_fusion
 from .settings import read_settings
 from ..training.recipe import Recipe
 from ..training.runs import model_of, train_run
@@ -33,7 +33,7 @@ def train_study(
     every = [*MODELS, *settings.get('extra_models', []), *encoders, *controls]
     models = every if model is None else [model]
     seeds = settings['seeds'] if seed is None else [seed]
-    for m in models: model_of(m, settings)      # a wrong name is found before the first training
+    for m in models: model_of((*split_fusion(m), m)[0], settings) # a wrong name is found first
     same_origin(settings)
     _check_frames(settings)
     epochs, configs = len(seeds)*Recipe.of(settings).epochs, []

@@ -179,6 +179,7 @@ def check_study(
         raise StudyError(f"source: {p['source']!r} is none of "
                          f"{', '.join(sorted(SOURCES))}{nearest(p['source'], SOURCES)}")
     _check_numbers(p)
+    _check_bodies(p)
     if p['encoders'] or p['encoder_models']: # PyTorch is loaded only for them
         from kinetics_dance.models.encoder_heads import check_encoders
         check_encoders(p)
@@ -192,6 +193,17 @@ def check_study(
     _check_classes(p)
     if {'study', 'controls'} <= set(params): _check_prereg(p) # all are given, not those of a stage
     return p
+
+# %% ../../nbs/study/00_settings.ipynb #35458401
+def _check_bodies(p):
+    "Can the person be found in the clips of this study?"
+    how, source = p['bodies'], p['source']
+    if how == 'known' and source not in ('demo', 'motion'):
+        raise StudyError(f'bodies: known only for the sources demo and motion, not for {source}; '
+                         'name an estimator')
+    if how in ('none', 'known'): return
+    from kinetics_dance.loading.pose import split_estimator
+    split_estimator(how)
 
 # %% ../../nbs/study/00_settings.ipynb #23e6b4c9
 def _check_sizes(p):

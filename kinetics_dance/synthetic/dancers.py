@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'CLASSES', 'FPS', 'WIDTH', 'HEIGHT', 'CLIP_SECONDS', 'JOINTS', 'pose', 'phases', 'look', 'backdrop',
-           'draw_frame', 'draws', 'render_clip', 'known_answer']
+           'draw_frame', 'draws', 'render_clip', 'render_truth', 'known_answer']
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #c218e85d
 import colorsys, math
@@ -310,6 +310,15 @@ def _parts(pen, z, turn):
     return sorted(parts, key=lambda t: t[:2])
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #d4ceab77
+def _on_picture(joints, size, lk, camera):
+    "A body height, the height of the ground and the joints, in pixels of the large picture"
+    w,h = WIDTH*_SS,HEIGHT*_SS
+    u = lk['height']*h*size*1.02
+    ground = h*.90+(size-1)*h*.16-camera[1]*_SS
+    middle = w/2-camera[0]*_SS
+    return u, ground, np.stack([middle+joints[:,0]*u, ground-joints[:,1]*u], -1)
+
+# %% ../../nbs/synthetic/00_dancers.ipynb #ee9de355
 def draw_frame(
     stage:Image.Image, # From `backdrop`
     joints:np.ndarray, # `(13,3)`, from `pose`
@@ -322,10 +331,8 @@ def draw_frame(
     w,h = WIDTH*_SS,HEIGHT*_SS
     left,top = (round((_MARGIN+c)*_SS) for c in camera)
     im = stage.crop((left, top, left+w, top+h))
-    u = lk['height']*h*size*1.02
-    ground = h*.90+(size-1)*h*.16-camera[1]*_SS
-    middle = w/2-camera[0]*_SS
-    p = _Pen(im, np.stack([middle+joints[:,0]*u, ground-joints[:,1]*u], -1), u, turn, lk)
+    u, ground, xy = _on_picture(joints, size, lk, camera)
+    p = _Pen(im, xy, u, turn, lk)
     hips = (p.at('hip_l')[0]+p.at('hip_r')[0])/2
     # the shadow: the ground's own colour, darker
     p.disc((hips, ground), .24*u,
@@ -346,13 +353,8 @@ def draws(
                 tempo=rng.uniform(.45, .65), start=rng.random(), waited=rng.random())
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #a993c02a
-def render_clip(
-    step:str,         # One of `PAIRS`
-    member:int,       # Which class of the pair
-    seed,             # Dancer, stage, tempo and camera; the same for both members of a pair
-    family:int|None=None, # Backdrop: 0 theatre, 1 street, None drawn
-)->np.ndarray: # Frames `(n, HEIGHT, WIDTH, 3)` uint8
-    "A clip of the class `PAIRS[step][member]`"
+def _moments(step, member, seed, family):
+    "Costume, stage, and joints, turn, size and camera of each frame"
     d = draws(seed)
     rng,drawn = d.pop('rng'),d.pop('family')
     lk = look(rng)
@@ -362,12 +364,41 @@ def render_clip(
     t = np.linspace(0, 1, len(ph))[:,None]
     cam = a*(1-t)+b*t
     if member and PAIRS[step][2] == 'order': cam = cam[::-1]
-    return np.stack([draw_frame(stage, *f, lk, c) for *f,c in zip(*pose(step, ph), cam)])
+    return lk, stage, [(*f, c) for *f,c in zip(*pose(step, ph), cam)]
+
+def render_clip(
+    step:str,         # One of `PAIRS`
+    member:int,       # Which class of the pair
+    seed,             # Dancer, stage, tempo and camera; the same for both members of a pair
+    family:int|None=None, # Backdrop: 0 theatre, 1 street, None drawn
+)->np.ndarray: # Frames `(n, HEIGHT, WIDTH, 3)` uint8
+    "A clip of the class `PAIRS[step][member]`"
+    lk, stage, moments = _moments(step, member, seed, family)
+    return np.stack([draw_frame(stage, *f, lk, c) for *f,c in moments])
+
+# %% ../../nbs/synthetic/00_dancers.ipynb #fa71bf9d
+def render_truth(
+    step:str, member:int, seed, family, # As `render_clip` takes them
+    at, # Which frames, `(N,)`
+)->tuple: # Joints `(N,13,2)`, shares of the picture; cover `(N,h,w)`, 255 the dancer; stage `(N,…)`
+    "What is where in frames of a clip"
+    lk, stage, moments = _moments(step, member, seed, family)
+    black, white = (Image.new('RGB', stage.size, (v,)*3) for v in (0, 255))
+    joints, cover, bare = [], [], []
+    for xyz, turn, size, c in (moments[k] for k in at):
+        xy = _on_picture(xyz, size, lk, c)[2]
+        joints.append(xy/[WIDTH*_SS, HEIGHT*_SS])
+        a, b = (draw_frame(s, xyz, turn, size, lk, c).astype(int) for s in (black, white))
+        cover.append((255 - (b - a).max(-1)).clip(0, 255).astype(np.uint8))
+        x, y = (round((_MARGIN+v)*_SS) for v in c)
+        bare.append(np.asarray(stage.crop((x, y, x+WIDTH*_SS, y+HEIGHT*_SS)).reduce(_SS)))
+    return np.stack(joints), np.stack(cover), np.stack(bare)
 
 # %% ../../nbs/synthetic/00_dancers.ipynb #2d88d8a1
 def known_answer(
     scene_bias:float=0., # Share of uploads whose backdrop tells the class, 0 to 1
+    sound_bias:float=0., # Share of uploads whose tune tells the class, 0 to 1
 )->dict: # What is known before anything is trained: the pairs, and the per-frame ceiling
     "The known answer, for the comparison to be checked against"
-    return dict(scene_bias=scene_bias, ceiling=(1+scene_bias)/2,
+    return dict(scene_bias=scene_bias, sound_bias=sound_bias, ceiling=(1+scene_bias)/2,
                 pairs=[dict(classes=[a, b], differs=d) for a,b,d in PAIRS.values()])

@@ -16,16 +16,25 @@ import numpy as np
 import pandas as pd
 from ..core.base import writing
 from ..core.ownership import KINDS, claim, remove_ours
-from .dancers import CLIP_SECONDS, FPS, PAIRS, render_clip
+from .dancers import CLASSES, CLIP_SECONDS, FPS, PAIRS, render_clip
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #daf19bfa
-def _tune(seconds, tempo, seed, rate=22050):
-    "A pentatonic melody on the beat, mono float32"
+def _notes(t, beat, seed, clips):
+    "The pitch at each moment, Hz"
     rng = np.random.default_rng(seed)
+    steps = np.array([0, 3, 5, 7, 10, 12])[rng.integers(6, size=int(beat[-1]) + 2)]
+    pitch = 220*2**(steps[beat.astype(int)]/12)
+    for c in clips:
+        if c.get('tune') is None: continue
+        here = (t >= c['time_start']) & (t < c['time_end'])
+        pitch[here] = 150*2**((4*c['tune'] + steps[beat.astype(int)][here] % 3)/12)
+    return pitch
+
+def _tune(seconds, tempo, seed, clips=(), rate=22050):
+    "A pentatonic melody on the beat, mono float32"
     t = np.arange(int(seconds*rate))/rate
     beat = 2*tempo*t
-    note = 220*2**(np.array([0, 3, 5, 7, 10, 12])[rng.integers(
-        6, size=int(beat[-1]) + 2)][beat.astype(int)]/12)
+    note = _notes(t, beat, seed, clips)
     return (.2*np.sin(2*np.pi*note*t)*np.exp(-3*(beat % 1))).astype(np.float32)[None]
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #f8ad5750
@@ -80,19 +89,22 @@ def upload_spec(
     split:str,            # Kinetics' name of the split: train or validate
     seed:int=0,           # Of the whole data set
     scene_bias:float=0.,  # Share of uploads whose backdrop tells the class
+    sound_bias:float=0.,  # Share of uploads whose tune tells the class
 )->dict: # Id, seconds of each clip, backdrops: all that `render_upload` needs
     "What is in one upload"
-    key = f'{seed}|{scene_bias}|{step}|{number}'
+    key = f'{seed}|{scene_bias}|{step}|{number}' + (f'|{sound_bias}' if sound_bias else '')
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, 'big'))
     uid = base64.urlsafe_b64encode(digest)[:11].decode()     # eleven characters, like YouTube's
     first,intro,biased = int(rng.integers(2)),int(rng.integers(1, 3)),rng.random() < scene_bias
     at = {first: intro, 1-first: intro+CLIP_SECONDS+1}
+    tells = np.random.default_rng([*digest, 1]).random() < sound_bias
+    def tune(m): return dict(tune=CLASSES.index(PAIRS[step][m])) if tells else {}
     return dict(
         id=uid, step=step, split=split, seed=int(rng.integers(1 << 62)),
         seconds=intro+2*CLIP_SECONDS+2, tempo=rng.uniform(.45, .65),
         clips=[dict(member=m, label=PAIRS[step][m], time_start=at[m], time_end=at[m]+CLIP_SECONDS,
-                    family=m if biased else None) for m in (0, 1)])
+                    family=m if biased else None) | tune(m) for m in (0, 1)])
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #233506ca
 def render_upload(
@@ -110,7 +122,8 @@ def render_upload(
             last = dance[-1]
         for _ in range((spec['seconds']-pos)*FPS): yield last
     with writing(path) as tmp:
-        write_video(tmp, frames(), sound=_tune(spec['seconds'], spec['tempo'], spec['seed']))
+        write_video(tmp, frames(), sound=_tune(spec['seconds'], spec['tempo'], spec['seed'],
+                                                spec['clips']))
 
 # %% ../../nbs/synthetic/01_uploads.ipynb #feae58a6
 def plan_uploads(
@@ -120,10 +133,11 @@ def plan_uploads(
     seed:int=0,          # Another seed, other dancers
     scene_bias:float=0., # Share of uploads whose backdrop tells the class
     steps=tuple(PAIRS),  # Which pairs
+    sound_bias:float=0., # Share of uploads whose tune tells the class
 )->list: # Specs with `fault`: None, gone, truncated or not a video
     "All uploads of a demo data set, with those that are missing or broken"
     specs = [
-        upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias)
+        upload_spec(s, i, 'train' if i < n_train else 'validate', seed, scene_bias, sound_bias)
         | dict(fault=None) for s in steps for i in range(n_train + n_test)
     ]
     rng = np.random.default_rng(seed)

@@ -15,9 +15,10 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from ..models.backbones import all_parameters, head_parameters
+from ..loading.bodies import SHOWN_KINDS
 from ..loading.reader import MEAN, STD, FrameStore
 from ..models.config import config_path, git_commit, versions, write_model
-from .study_files import study_clips
+from .study_files import input_store, study_clips
 from .checkpoints import Checkpoint, load_checkpoint
 from ..core.dependencies import closure, fingerprint
 from ..core.settings import RENAMED
@@ -35,13 +36,15 @@ from ..loading.streaming import PackedStore
 # %% ../../nbs/training/08_runs.ipynb #f8434e6d
 from ..clips.folds import fold_folder, fold_name, read_folds
 from ..evaluation.fold_predictions import join_predictions
+from ..evaluation.fusion import fuse_predictions
 from .frozen_features import (
     HeadOnly, feature_loaders, feature_part, stored_features)
 from .process_group import ProcessGroup, open_process_group
 from .tracking import make_tracker
 from .learner import check_device, fit, make_learner
-from ..models.registry import (
-    CONTROLS, ENCODER, MODELS, TORCHVISION, model_class, model_entry)
+from kinetics_dance.models.registry import (
+    CONTROLS, ENCODER, MODELS, TORCHVISION, is_apart, model_class, model_entry, split_fusion,
+    split_input)
 
 # %% ../../nbs/training/08_runs.ipynb #f7ebb427
 def _fixed(name, entry, settings):
@@ -58,9 +61,10 @@ def model_of(
 )->tuple: # `module:Class`, and the arguments that the study gives it
     "What a model's name stands for; raises `StudyError` for a name that is unknown"
     check_choices(settings)
-    entry = model_entry(name)
+    base = split_input(name)[0]
+    entry = model_entry(base)
     made = model_class(entry.spec)
-    fixed = _fixed(name, entry, settings)
+    fixed = _fixed(base, entry, settings)
     # those that the study leaves out too: a config must not depend on defaults that may change
     default = {k: p.default for k,p in inspect.signature(made).parameters.items()}
     arguments = {a: settings.get(s, default[a]) for a,s in made.study_parameters.items()}
@@ -147,9 +151,25 @@ def _run_key(run, spec, arguments, recipe, *what):
     return h.hexdigest()
 
 # %% ../../nbs/training/08_runs.ipynb #d308b5cf
-def _input(name):
-    "What the key has to say about the frames that a model is shown, where they are not as they are"
-    return ['shuffled'] if model_entry(name).shuffled else []
+def _input(name, shown=None):
+    "What the key has to say about what a model is shown, where it is not the frames as they are"
+    entry = model_entry(name)
+    order = ['shuffled'] if entry.shuffled else []
+    return order + ([entry.input, shown.version] if shown is not None else [])
+
+def _shown(name, run, settings, log=None):
+    "What a model is shown in place of the frames as they are, else None"
+    kind = model_entry(name).input
+    return None if kind == 'frames' else input_store(run, kind, settings, log)
+
+def _changed(name, run, settings):
+    "{what is taken away: store} for the test clips of a model that is shown frames as they are"
+    if settings.get('bodies', 'none') == 'none' or name in CONTROLS or is_apart(name): return {}
+    return {k: input_store(run, k, settings) for k in SHOWN_KINDS}
+
+def _seen_of(store, recipe):
+    "How many rows a model is shown of a clip"
+    return store.shape[0] if getattr(store, 'whole', False) else recipe.clip_frames
 
 # %% ../../nbs/training/08_runs.ipynb #a4c3d208
 _MODULES_1 = ('augmentation', 'backbones', 'batches', 'data', 'features', 'loading', 'probes',
@@ -261,19 +281,21 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
            cbs=(), team=ProcessGroup(), log=None, shuffled=False):
     "Train a network; returns it with its history and the store that its clips are read from"
     clips, frame_by_frame = store, getattr(net, 'features', None) is not None
-    if recipe.train == 'head':
+    bs, device = recipe.batch_size, recipe.device
+    if frozen := recipe.train == 'head' and getattr(net, 'pictures', True):
         clips = stored_features(net, store, run/'features', recipe, log)
         # of a whole clip all time steps are seen
         n = recipe.clip_frames if frame_by_frame else clips.shape[0]
-        dls = feature_loaders(clips, table, classes, n, recipe.batch_size, seed, recipe.device,
-                              shuffled)
+        dls = feature_loaders(clips, table, classes, n, bs, seed, device, shuffled)
+    elif not getattr(net, 'pictures', True):
+        dls = feature_loaders(store, table, classes, _seen_of(store, recipe), bs, seed, device)
     else:
         dls = ClipDataLoaders.from_store(store, table, classes, recipe.clip_frames, recipe.crop,
                                          recipe.batch_size, seed, recipe.flip, recipe.color_jitter,
                                          recipe.workers, device=recipe.device, log=log,
                                          shuffle_frames=shuffled)
-    learn = make_learner(HeadOnly(net) if recipe.train == 'head' else net, dls, recipe)
-    past = (load_checkpoint(checkpoint, learn, key) or []) if checkpoint else []
+    learn = make_learner(HeadOnly(net) if frozen else net, dls, recipe)
+    past = checkpoint and load_checkpoint(checkpoint, learn, key) or []
     more = [Checkpoint(checkpoint, key, team.first)] if checkpoint else []
     if team.size > 1:
         from kinetics_dance.training.distributed import Together
@@ -284,6 +306,7 @@ def _train(net, run, store, table, classes, recipe, lr, epochs, seed, checkpoint
 # %% ../../nbs/training/08_runs.ipynb #6173b870
 def _check_model(net, recipe):
     "Say what cannot work before it is tried"
+    if not getattr(net, 'pictures', True): return
     if hasattr(net, 'check_frames'): net.check_frames(recipe.clip_frames)
     if feature_part(net) is not None:
         feature_part(net).check(*recipe.crop, train=recipe.train == 'all')
@@ -293,7 +316,7 @@ def _check_model(net, recipe):
                          'Set train: all')
 
 # %% ../../nbs/training/08_runs.ipynb #ee1a89c6
-def _start(run, recipe, seed):
+def _start(run, recipe, seed, shown=None):
     "Store, clips and classes of a study, after the checks that every training needs"
     check_device(recipe.device)
     store,table = FrameStore(run/'frames'),study_clips(run)
@@ -315,14 +338,14 @@ def _start(run, recipe, seed):
                          'or look at the attrition report')
     torch.set_num_threads(recipe.threads)
     set_seed(seed, reproducible=True)
-    return store,table,classes
+    return store if shown is None else shown,table,classes
 
 # %% ../../nbs/training/08_runs.ipynb #5b70400a
 LR_SEED = 1000
 
-def _try_lr(lr, name, run, spec, arguments, recipe, team, task, log):
+def _try_lr(lr, name, run, spec, arguments, recipe, team, task, log, shown=None):
     "The last epoch of a short training; without loss and accuracy where it diverges"
-    store,table,classes = _start(run, recipe, LR_SEED)
+    store,table,classes = _start(run, recipe, LR_SEED, shown)
     net = make_model(spec, arguments, len(classes))
     _check_model(net, recipe)
     watch = [_Watch(task, f'trying lr {lr:g}')]
@@ -356,9 +379,9 @@ def _best_lr(name, tried, grid, allow_edge):
     return best
 
 # %% ../../nbs/training/08_runs.ipynb #58c56e80
-def _try_all(name, run, spec, arguments, recipe, team, task, log):
+def _try_all(name, run, spec, arguments, recipe, team, task, log, shown=None):
     "What each rate of the grid gives, as `lr.json` notes; what was tried is not tried again"
-    key = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name))
+    key = _run_key(run, spec, arguments, recipe, recipe.lr_epochs, *_input(name, shown))
     path = run/'models'/name/'lr.json'
     known = _read_note(path)
     past = known['tried'] if known.get('key') == key else _accept_lr(
@@ -367,7 +390,7 @@ def _try_all(name, run, spec, arguments, recipe, team, task, log):
     todo = [lr for lr in recipe.lr if all(t['lr'] != lr for t in tried)]
     expect(task, len(todo)*recipe.lr_epochs)
     for lr in todo:
-        last = _try_lr(lr, name, run, spec, arguments, recipe, team, task, log)
+        last = _try_lr(lr, name, run, spec, arguments, recipe, team, task, log, shown)
         tried.append(dict(lr=lr, valid_loss=last['valid_loss'], top1=last['top1']))
         if log and team.first:
             log(f"{name}: lr {lr:g} gives a loss of {last['valid_loss'] or math.nan:.3f} on "
@@ -393,10 +416,11 @@ def choose_lr(
     run = study_folder(settings['study'], settings['runs'])
     spec,arguments = model_of(name, settings)
     team = open_process_group(recipe)
+    shown = _shown(name, run, settings, log)
     path = run/'models'/name/'lr.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(path.with_suffix('.lock')):
-        tried = _try_all(name, run, spec, arguments, recipe, team, task, log)
+        tried = _try_all(name, run, spec, arguments, recipe, team, task, log, shown)
     return _best_lr(name, tried, recipe.lr, settings.get('allow_edge_lr', False))
 
 # %% ../../nbs/training/08_runs.ipynb #25108cee
@@ -404,7 +428,8 @@ def _config_of(name, spec, arguments, classes, recipe, run, store, net, table, s
                seconds):
     "All that is to be known about a trained model, and to load it again"
     return dict(format=1, name=name, model=spec, arguments=arguments, classes=classes,
-                shuffled_frames=model_entry(name).shuffled, frames=recipe.clip_frames,
+                shuffled_frames=model_entry(name).shuffled, input=model_entry(name).input,
+                frames=recipe.clip_frames,
                 stored=store.params, crop=list(recipe.crop), normalise=dict(mean=MEAN, std=STD),
                 recipe=vars(recipe) | dict(seed=seed, lr=lr), lr_grid=list(recipe.lr),
                 study=run.name, key=key, key_scheme=KEY_SCHEME,
@@ -414,9 +439,9 @@ def _config_of(name, spec, arguments, classes, recipe, run, store, net, table, s
                 clip_seconds=round(float(table.seconds.median()), 3), seconds=round(seconds, 1))
 
 # %% ../../nbs/training/08_runs.ipynb #8687b21f
-def _new_model(run, recipe, seed, spec, arguments):
+def _new_model(run, recipe, seed, spec, arguments, shown=None):
     "Frames, table and classes of a study, and a model for them that is not trained yet"
-    store, table, classes = _start(run, recipe, seed)
+    store, table, classes = _start(run, recipe, seed, shown)
     check_classes(classes)
     net = make_model(spec, arguments, len(classes))
     _check_model(net, recipe)
@@ -428,6 +453,8 @@ _CHECKPOINT = 'checkpoint.safetensors'
 def _save_all(folder, net, history, config):
     """Write what is left of a training run, the checkpoint last of all away; the config as it is
     read"""
+    if config['model'] == ENCODER.spec: # its own files lie in the study's folder
+        config['encoder'] = net.save_encoder(folder, folder.parents[2]/'encoders')
     with writing(folder/'history.csv') as p: history.to_csv(p, index=False)
     write_model(folder, net, config)
     (folder/_CHECKPOINT).unlink(missing_ok=True)
@@ -466,54 +493,84 @@ def train_run(
     recipe,run = Recipe.of(settings),study_folder(settings['study'], settings['runs'])
     if task is None:
         with follow(name, recipe.epochs) as task: return train_run(name, settings, seed, log, task)
-    if read_folds(run): return _train_folds(name, settings, seed, log, task)
+    if other := _other_way(name, run): return other(name, settings, seed, log, task)
     spec,arguments = model_of(name, settings)
     folder,said = run/'models'/name/f'seed{seed}',run/'predictions'/name
     team = open_process_group(recipe)
     tracker = _tracker(recipe, run, name, seed, arguments, team)
     lr = tracker.params['lr'] = choose_lr(name, settings, log, task)
-    key = _run_key(run, spec, arguments, recipe, lr, seed, *_input(name))
+    shown, changed = _shown(name, run, settings), _changed(name, run, settings)
+    key = _run_key(run, spec, arguments, recipe, lr, seed, *_input(name, shown))
     with team.lock(run/'models'/name/f'seed{seed}.lock'):
-        if team.first: _take_back(run, name, seed)
-        if team.first: _accept(run, name, seed, spec, arguments, recipe, key, log)
-        config = team.agree(_finished(folder, said, seed, key))
+        if team.first:
+            _take_back(run, name, seed)
+            _accept(run, name, seed, spec, arguments, recipe, key, log)
+        config = team.agree(_finished(folder, said, seed, key, changed))
         if config: return _not_again(config, task, recipe)
         if team.first: config_path(folder).unlink(missing_ok=True)
-        store, table, classes, net = _new_model(run, recipe, seed, spec, arguments)
+        store, table, classes, net = _new_model(run, recipe, seed, spec, arguments, shown)
         (net, history, clips), seconds = _timed(
             f'{name}, seed {seed}', _train, net, run, store, table, classes, recipe, lr,
             recipe.epochs, seed, folder/_CHECKPOINT, key,
             [_Watch(task, _run_of(seed, settings)), *tracker.callbacks], team, log,
             model_entry(name).shuffled)
         task.update(text=f'{_run_of(seed, settings)}, predictions')
-        predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team)
+        predictions = _predict_all(net, name, seed, said, clips, table, classes, recipe, team,
+                                   changed)
         if not team.first: return team.agree()     # when all is written
         tracker.finish(predictions, classes)
         config = _config_of(name, spec, arguments, classes, recipe, run, store, net, table,
                             seed=seed, lr=lr, key=key, seconds=seconds)
-        if spec == ENCODER.spec: config['encoder'] = net.save_encoder(folder, run/'encoders')
         return team.agree(_save_all(folder, net, history, config))
+
+# %% ../../nbs/training/08_runs.ipynb #320ec627
+def _fuse(name, settings, seed, log, task):
+    "Train two models where that is to be done, and put their answers together; a note of it"
+    run = study_folder(settings['study'], settings['runs'])
+    expect(task, Recipe.of(settings).epochs)
+    configs = [train_run(m, settings, seed, log, task) for m in split_fusion(name)]
+    said = run/'predictions'
+    a, b = (said/m/f'seed{seed}.parquet' for m in split_fusion(name))
+    table, weight = fuse_predictions(pd.read_parquet(a), pd.read_parquet(b))
+    pretraining = next((p for c in configs if (p := c['pretraining']) != 'none'), 'none')
+    table.attrs = dict(model=name, seed=seed, weight=weight, pretraining=pretraining)
+    with writing(said/name/f'seed{seed}.parquet') as p: table.to_parquet(p, index=False)
+    note = dict(name=name, weight=weight, pretraining=pretraining, seconds=0.,
+                key=''.join(c['key'] for c in configs), recipe=dict(seed=seed), frames=0,
+                classes=configs[0]['classes'], parameters=sum(c['parameters'] for c in configs))
+    with writing(run/'models'/name/f'seed{seed}'/'fusion.json') as p:
+        p.write_text(json.dumps(note, indent=1))
+    return note
+
+# %% ../../nbs/training/08_runs.ipynb #95bebacd
+def _other_way(name, run):
+    "What trains a model that is more than one training run; None for all others"
+    return _train_folds if read_folds(run) else _fuse if split_fusion(name) else None
 
 # %% ../../nbs/training/08_runs.ipynb #4331e092
 def _perturbations(name, stored, t):
-    "Under which perturbations a model is tested: controls under none"
-    return [] if name in CONTROLS else list_perturbations(stored, t)[1:]
+    "Under which perturbations a model is tested: controls, and models of other input, under none"
+    return [] if name in CONTROLS or is_apart(name) else list_perturbations(stored, t)[1:]
 
 # %% ../../nbs/training/08_runs.ipynb #e89b686f
-def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=ProcessGroup()):
+def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=ProcessGroup(),
+                 changed=None):
     """Write what the model says of valid and test clips, and of test clips under each probe;
     returns the first"""
-    bs = max(1, 256//clips.shape[0])
-    crop = recipe.crop if isinstance(clips, FrameStore) else clips.shape[1:3]
+    n = _seen_of(clips, recipe)
+    bs = 16 if getattr(clips, 'whole', False) else max(1, 256//clips.shape[0])
     def sort(splits): return table[table.split.isin(splits)].sort_values('clip_id')
     shuffled = model_entry(name).shuffled
-    def take(rows): return (Clips(clips, rows, classes, recipe.clip_frames, crop,
-                              shuffle_frames=shuffled))
-    def predict(rows, probes):
+    def take(rows, store=clips):
+        crop = recipe.crop if isinstance(store, FrameStore) else store.shape[1:3]
+        return Clips(store, rows, classes, n, crop, shuffle_frames=shuffled)
+    def predict(rows, probes, store=clips):
         at = team.deal(len(rows), bs)
         none = np.empty((0, len(classes)))
         mine = dict.fromkeys(probes, none)
-        if len(at): mine = predict_perturbed(net, take(rows.iloc[at]), probes, bs, seed, take(rows))
+        if len(at):
+            mine = predict_perturbed(net, take(rows.iloc[at], store), probes, bs, seed,
+                                     take(rows, store))
         return {probe: team.gather(p, at, len(rows)) for probe,p in mine.items()}
     def write(at, rows, p, probe, frames=recipe.clip_frames):
         about = dict(model=name, seed=seed, frames=frames,
@@ -525,13 +582,16 @@ def _predict_all(net, name, seed, said, clips, table, classes, recipe, team=Proc
     for probe,p in predict(test, _perturbations(name, clips.shape[0], recipe.clip_frames)).items():
         write(said/probe, test, p, probe,
               int(probe[7:]) if probe.startswith('frames_') else recipe.clip_frames)
-    if getattr(net, 'features', None) is not None and team.first and name not in CONTROLS:
+    for kind, store in (changed or {}).items():
+        write(said/kind, test, predict(test, ['normal'], store)['normal'], kind)
+    if (getattr(net, 'features', None) is not None and team.first and name not in CONTROLS
+            and not is_apart(name)):
         over = predict_over_time(net, take(test), bs)
         with writing(said/'over_time'/f'seed{seed}.parquet') as p: over.to_parquet(p, index=False)
     return pd.read_parquet(said/f'seed{seed}.parquet') if team.first else None
 
 # %% ../../nbs/training/08_runs.ipynb #41cec36e
-def _finished(folder, said, seed, key):
+def _finished(folder, said, seed, key, changed=()):
     "The config of a training run that is whole and up to date"
     try: config = json.loads(config_path(folder).read_text())
     except (OSError, ValueError) as e:
@@ -540,7 +600,7 @@ def _finished(folder, said, seed, key):
     probes = _perturbations(config['name'], config['stored']['n_frames'], config['frames'])
     files = [
         said/f'seed{seed}.parquet', folder/'history.csv',
-        *(said/p/f'seed{seed}.parquet' for p in probes)
+        *(said/p/f'seed{seed}.parquet' for p in (*probes, *changed))
     ]
     return config if config.get('key') == key and all(f.exists() for f in files) else None
 
@@ -549,6 +609,7 @@ def _deal(note, settings, seed):
     "Seed of the deal of a training run; None for the first run, whose deal is noted"
     first = not note.get('repeated') or seed == list(settings.get('seeds') or [seed])[0]
     return None if first else seed
+
 
 # %% ../../nbs/training/08_runs.ipynb #81110dd5
 def _train_folds(name, settings, seed, log, task):
@@ -565,6 +626,9 @@ def _train_folds(name, settings, seed, log, task):
                                     fold=words)
         def say(line, words=words): log(words + line)
         configs.append(train_run(name, own, seed, log and say, task))
+    if split_fusion(name):
+        join_predictions([run/'folds'/fold_name(k, deal) for k in range(n)], run, name, seed)
+        return configs[0]
     lock = run/'models'/name/f'seed{seed}.lock'
     lock.parent.mkdir(parents=True, exist_ok=True)
     with team.lock(lock): whole = _join(run, name, seed, configs, deal) if team.first else None
