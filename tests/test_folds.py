@@ -14,7 +14,7 @@ from kinetics_dance.training.runs import forget_models, train_run, train_seeds
 from kinetics_dance.training.study_files import histories, learning_rates
 from conftest import tiny_study
 
-TINY = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0, 1], epochs=2, lr=[.001, .004], lr_epochs=1, clip_frames=4, batch_size=4, crop_height=44, crop_width=60,
+TINY = dict(study='tiny', n_frames=8, frame_height=48, frame_width=64, seeds=[0, 1], epochs=2, lr=[.001, .004], allow_edge_lr=True, lr_epochs=1, clip_frames=4, batch_size=4, crop_height=44, crop_width=60,
             train='head')
 FOLDS = 3
 
