@@ -249,6 +249,9 @@ def frames(self:_Pass, start):
     if damage: raise damage
 
 # %% ../../nbs/video/00_decoding.ipynb #8517412a
+#| export
+
+# %% ../../nbs/video/00_decoding.ipynb #48e155dd
 @patch
 def unusable(self:_Pass, f):
     early = self.key is not None and f.pts is not None and f.pts < self.key
