@@ -248,9 +248,6 @@ def frames(self:_Pass, start):
     yield from self.ready
     if damage: raise damage
 
-# %% ../../nbs/video/00_decoding.ipynb #8517412a
-#| export
-
 # %% ../../nbs/video/00_decoding.ipynb #48e155dd
 @patch
 def unusable(self:_Pass, f):
