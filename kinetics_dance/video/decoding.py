@@ -259,6 +259,7 @@ def unusable(self:_Pass, f):
         self.distrust('what frame %d builds on is missing')
     return f.is_corrupt or early or self.why and not (self.fresh or self.begins(f))
 
+# %% ../../nbs/video/00_decoding.ipynb #a4578e48
 @patch
 def linked(self:_Pass, p):
     "(do bytes before this packet belong to nothing?, is it whole?)"
