@@ -108,14 +108,17 @@ class Matroska(Chain):
 
     def is_packet(self, at): return self.read(at, 1) in (b'\xa3', b'\xa1')
 
-    def beginning(self, pos):
-        head = self.read(pos - 9, 9)
-        for n in range(1, 9):
-            if head[-n-1:-n] in (b'\xa3', b'\xa1') and number(head[-n:])[1] == n:
-                return pos - n - 1
-        return None
-
     def goes_on(self, end, n): return self.timed and super().goes_on(end, n)
+
+# %% ../../nbs/video/00_containers.ipynb #40b72377
+@patch
+def beginning(self:Matroska, pos):
+    head = self.read(pos - 9, 9)
+    for n in range(1, 9):
+        if head[-n-1:-n] in (b'\xa3', b'\xa1') and number(head[-n:])[1] == n:
+            return pos - n - 1
+    return None
+
 
 # %% ../../nbs/video/00_containers.ipynb #e0c98fc6
 @patch
@@ -381,6 +384,7 @@ def _clean_aperture(clap, w, h):
     return tuple(math.floor(v + .5) for v in ((w - wide)/2 + right, (h - high)/2 + down,
                                              (w - wide)/2 - right, (h - high)/2 - down))
 
+# %% ../../nbs/video/00_containers.ipynb #deee53f2
 def _elements(data):
     "(name, content) of the elements of EBML"
     at = 0

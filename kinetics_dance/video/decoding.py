@@ -248,7 +248,7 @@ def frames(self:_Pass, start):
     yield from self.ready
     if damage: raise damage
 
-# %% ../../nbs/video/00_decoding.ipynb #8517412a
+# %% ../../nbs/video/00_decoding.ipynb #48e155dd
 @patch
 def unusable(self:_Pass, f):
     early = self.key is not None and f.pts is not None and f.pts < self.key
@@ -259,6 +259,7 @@ def unusable(self:_Pass, f):
         self.distrust('what frame %d builds on is missing')
     return f.is_corrupt or early or self.why and not (self.fresh or self.begins(f))
 
+# %% ../../nbs/video/00_decoding.ipynb #a4578e48
 @patch
 def linked(self:_Pass, p):
     "(do bytes before this packet belong to nothing?, is it whole?)"
