@@ -590,7 +590,7 @@
   // same whole numbers: the colours of two neighbours are one, and all is 1.5 levels darker than the textbook has it.
 
   /** @typedef {{data: Uint8Array | Uint8ClampedArray, at: number, stride: number, step: number, width: number, height: number}} Plane */
-  /** @typedef {{planes: Plane[], matrix: string, full: boolean}} Picture */
+  /** @typedef {{planes: Plane[], matrix: string, full: boolean, turn: number}} Picture  `turn`: by how many quarters, clockwise */
 
   /** Which inputs make an output, and by how much, along one side: a triangle of whole numbers that add up to `one`.
    * @param {number} from @param {number} to @param {number} offset @param {number} count @param {number} one
@@ -619,7 +619,7 @@
   }
 
   /** A part of a plane scaled to `to`, in units of 2^-19. @param {Plane} plane
-   * @param {[number, number]} to @param {[number, number]} corner @param {[number, number]} size height and width, like the others */
+   * @param {number[]} to @param {number[]} corner @param {number[]} size height and width, like the others */
   function scaled({ data, at, stride, step, width: w, height: h }, to, corner, size) {
     const across = triangle(w, to[1], corner[1], size[1], 1 << 14);
     const down = triangle(h, to[0], corner[0], size[0], 1 << 12);
@@ -675,11 +675,29 @@
   function shaped(picture, h, w) {
     const [boxHeight, boxWidth] = study.box;
     const k = Math.max(boxHeight / h, boxWidth / w);
-    /** @type {[number, number]} */
     const big = [Math.max(boxHeight, even(h * k)), Math.max(boxWidth, even(w * k))];
     const top = Math.floor((big[0] - boxHeight) / 2) + Math.floor((boxHeight - height + 1) / 2);
     const left = Math.floor((big[1] - boxWidth) / 2) + Math.floor((boxWidth - width + 1) / 2);
-    const apart = big[1] % 2 ? 1 : 2; // neighbours share U and V, unless the last one had no partner
+    if (!picture.turn) return cutOut(picture, big, [top, left], [height, width]);
+    // scaled as it lies in the file, then turned
+    const [below, right] = [big[0] - top - height, big[1] - left - width];
+    const lying = picture.turn % 2;
+    const corner = [[], [right, top], [below, right], [left, below]][picture.turn];
+    const size = lying ? [width, height] : [height, width];
+    const rgb = cutOut(picture, lying ? [big[1], big[0]] : big, corner, size);
+    const out = new Uint8Array(frameBytes);
+    for (let y = 0, o = 0; y < height; y++)
+      for (let x = 0; x < width; x++, o += 3) {
+        const [v, u] = [[], [width - 1 - x, y], [height - 1 - y, width - 1 - x], [x, height - 1 - y]][picture.turn];
+        out.set(rgb.subarray(3 * (v * size[1] + u), 3 * (v * size[1] + u) + 3), o);
+      }
+    return out;
+  }
+
+  /** A part of a picture that is scaled to `big`: RGB. @param {Picture} picture @param {number[]} big @param {number[]} corner @param {number[]} size */
+  function cutOut(picture, big, [top, left], [height, width]) {
+    // neighbours share U and V, unless the last one had no partner, or each has its own in the file
+    const apart = big[1] % 2 || picture.planes[1].width === picture.planes[0].width ? 1 : 2;
     const [first, last] = [Math.floor(left / apart), Math.floor((left + width - 1) / apart)];
     const [ys, us, vs] = picture.planes.map((plane, i) =>
       i
@@ -689,7 +707,7 @@
     const colour = converter(picture, apart === 2);
     const half = picture.planes[0].height < big[0] ? 0 : 1 << 18; // what is enlarged is not rounded
     const whole = (/** @type {number} */ x) => (apart === 2 ? (x + half) >> 19 : x / 524288);
-    const rgb = new Uint8ClampedArray(frameBytes);
+    const rgb = new Uint8ClampedArray(3 * height * width);
     for (let y = 0, o = 0; y < height; y++)
       for (let x = 0; x < width; x++, o += 3) {
         const i = y * (last - first + 1) + Math.floor((x + left) / apart) - first;
@@ -709,8 +727,9 @@
     try {
       const share = { I420: [2, 2], I422: [2, 1], I444: [1, 1], NV12: [2, 2] }[String(f.format)];
       const { matrix, fullRange, transfer } = f.colorSpace;
-      const turned = f.displayWidth !== video.videoWidth || /** @type {any} */ (f).rotation || /** @type {any} */ (f).flip;
-      if (!share || turned || matrix === 'rgb' || ['pq', 'hlg'].includes(String(transfer))) return null;
+      const { rotation = 0, flip } = /** @type {any} */ (f);
+      const odd = f.displayWidth !== video.videoWidth || flip || matrix === 'rgb';
+      if (!share || odd || ['pq', 'hlg'].includes(String(transfer))) return null;
       const { width: w, height: h } = /** @type {DOMRectReadOnly} */ (f.visibleRect);
       const data = new Uint8Array(f.allocationSize());
       const planes = await f.copyTo(data);
@@ -724,6 +743,7 @@
         ],
         matrix: String(matrix),
         full: Boolean(fullRange),
+        turn: rotation / 90,
       };
     } catch {
       return null;
@@ -755,7 +775,7 @@
         planes[1].data[o] = 128 - 0.148223 * r - 0.290993 * g + 0.439216 * b;
         planes[2].data[o] = 128 + 0.439216 * r - 0.367788 * g - 0.071427 * b;
       }
-    return { planes, matrix: 'smpte170m', full: false };
+    return { planes, matrix: 'smpte170m', full: false, turn: 0 };
   }
 
   /** The frame on screen as the models see it. @param {HTMLVideoElement} video @param {HTMLCanvasElement} canvas */
@@ -780,7 +800,7 @@
         off();
         fail(
           new Error(
-            'this browser cannot decode it: it is no video, or of a kind that the browser lacks; MP4 with H.264 works in most',
+            'this browser cannot decode it: it is no video, or the browser lacks its codec; MP4 with H.264 works in most',
           ),
         );
       };
@@ -807,7 +827,8 @@
       const ready = once(video, 'loadeddata', 20, 'the browser does not get it open');
       video.src = url;
       await ready;
-      if (!video.videoWidth) throw new Error('it has no picture, only sound');
+      if (!video.videoWidth)
+        throw new Error('this browser hears its sound and sees no picture: there is none, or the browser lacks its codec; MP4 with H.264 works in most');
       // a recording may not say how long it is: its end is where seeking stops
       if (!Number.isFinite(video.duration)) await seek(video, 1e7);
       const length = Number.isFinite(video.duration) ? video.duration : video.currentTime;
