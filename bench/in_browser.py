@@ -36,7 +36,7 @@ def watched(tab, video):
     began = time.perf_counter()
     tab.set_input_files('#try-file', str(video))
     while 'seconds.' not in (said := tab.evaluate(SAID)):
-        if 'cannot' in said: raise SystemExit(said)
+        if tab.locator('#try-watched.try-error').count(): raise SystemExit(said)
         tab.wait_for_timeout(20)
     return tab.evaluate('tryIt.watched.probabilities'), time.perf_counter() - began
 

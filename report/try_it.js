@@ -586,62 +586,201 @@
     };
   }
 
-  /** Which inputs make an output, and by how much, along one side: the triangle with which ffmpeg's bilinear scaler averages.
-   * @param {number} from @param {number} to @param {number} offset @param {number} count @returns {[number, number][][]} */
-  function triangle(from, to, offset, count) {
-    const scale = from / to;
-    const reach = Math.max(scale, 1);
+  // A frame becomes what the library makes of it. Its Y, U and V are scaled and converted as ffmpeg's swscale does it, in the
+  // same whole numbers: the colours of two neighbours are one, and all is 1.5 levels darker than the textbook has it.
+
+  /** @typedef {{data: Uint8Array | Uint8ClampedArray, at: number, stride: number, step: number, width: number, height: number}} Plane */
+  /** @typedef {{planes: Plane[], matrix: string, full: boolean, turn: number}} Picture  `turn`: by how many quarters, clockwise */
+
+  /** Which inputs make an output, and by how much, along one side: a triangle of whole numbers that add up to `one`.
+   * @param {number} from @param {number} to @param {number} offset @param {number} count @param {number} one
+   * @returns {[number, number][][]} */
+  function triangle(from, to, offset, count, one) {
+    const step = Math.floor((from * 65536 + (to >> 1)) / to);
+    const reach = Math.max(from / to, 1);
     return Array.from({ length: count }, (_, i) => {
-      const middle = (i + offset + 0.5) * scale - 0.5;
-      /** @type {[number, number][]} */
-      const some = [];
+      const middle = ((2 * (i + offset) + 1) * step - 65536) / 131072;
+      /** @type {Map<number, number>} */
+      const some = new Map();
       let sum = 0;
       for (let j = Math.ceil(middle - reach); j <= middle + reach; j++) {
         const weight = 1 - Math.abs(j - middle) / reach;
-        some.push([Math.max(0, Math.min(from - 1, j)), weight]);
+        const k = Math.max(0, Math.min(from - 1, j));
+        some.set(k, (some.get(k) || 0) + weight);
         sum += weight;
       }
-      return some.map(([j, weight]) => [j, weight / sum]);
+      let error = 0;
+      return [...some].map(([j, weight]) => {
+        const exact = (weight / sum) * one + error;
+        error = exact - Math.round(exact);
+        return [j, Math.round(exact)];
+      });
     });
   }
 
-  /** The picture on screen as the models see it: scaled to cover the box, its middle cut out.
-   * @param {HTMLVideoElement} video @param {HTMLCanvasElement} canvas */
-  function look(video, canvas) {
+  /** A part of a plane scaled to `to`, in units of 2^-19. @param {Plane} plane
+   * @param {number[]} to @param {number[]} corner @param {number[]} size height and width, like the others */
+  function scaled({ data, at, stride, step, width: w, height: h }, to, corner, size) {
+    const across = triangle(w, to[1], corner[1], size[1], 1 << 14);
+    const down = triangle(h, to[0], corner[0], size[0], 1 << 12);
+    const wide = new Int32Array(h * size[1]);
+    for (let y = 0, o = 0; y < h; y++)
+      for (const some of across) {
+        let sum = 0;
+        for (const [x, weight] of some) sum += weight * data[at + y * stride + x * step];
+        wide[o++] = Math.min(sum >> 7, 32767);
+      }
+    const out = new Int32Array(size[0] * size[1]);
+    down.forEach((some, y) => {
+      for (let x = 0; x < size[1]; x++) {
+        let sum = 0;
+        for (const [from, weight] of some) sum += weight * wide[from * size[1] + x];
+        out[y * size[1] + x] = sum;
+      }
+    });
+    return out;
+  }
+
+  /** What V adds to red, U to blue, U and V to green, times 65536. @type {Record<string, number[]>} */
+  const matrices = {
+    smpte170m: [104597, 132201, -25675, -53279],
+    bt709: [117489, 138438, -13975, -34925],
+    'bt2020-ncl': [110013, 140363, -12277, -42626],
+  };
+
+  /** What makes red, green and blue, each 0 to 255, of Y, U and V. @param {Picture} picture @param {boolean} paired
+   * @returns {(y: number, u: number, v: number) => number[]} */
+  function converter({ matrix, full }, paired) {
+    const some = (matrices[matrix] || matrices.smpte170m).map((c) => (full ? (c * 224) / 255 : c));
+    const [low, gain] = full ? [0, 65536] : [16, Math.floor((65536 * 255) / 219)];
+    if (!paired) {
+      const [rv, bu, gu, gv] = some.map((c) => c / 65536);
+      return (y, u, v) => {
+        const light = ((y - low) * gain) / 65536 + 0.5;
+        return [light + rv * (v - 128), light + gu * (u - 128) + gv * (v - 128), light + bu * (u - 128)].map(Math.floor);
+      };
+    }
+    const [rv, bu, gu, gv] = some.map((c) => Math.trunc((Math.trunc(c) * 65536 + 32768) / gain));
+    const shift = (/** @type {number} */ x, /** @type {number} */ c) => ((x * c) >> 16) - (c >> 9);
+    const light = (/** @type {number} */ i) => ((i + (full ? 384 : 326)) * gain - ((384 + low) << 16) + 32768) >> 16;
+    return (y, u, v) => [
+      light(y + shift(v, rv)),
+      light(y + shift(u, gu) + shift(v, gv)),
+      light(y + shift(u, bu)),
+    ];
+  }
+
+  /** A picture as the models see it: scaled to cover the box, its middle cut out.
+   * @param {Picture} picture @param {number} h @param {number} w its height and width as it is shown */
+  function shaped(picture, h, w) {
     const [boxHeight, boxWidth] = study.box;
-    const [h, w] = [video.videoHeight, video.videoWidth];
     const k = Math.max(boxHeight / h, boxWidth / w);
-    const big = [Math.max(boxHeight, Math.round(h * k)), Math.max(boxWidth, Math.round(w * k))];
+    const big = [Math.max(boxHeight, even(h * k)), Math.max(boxWidth, even(w * k))];
+    const top = Math.floor((big[0] - boxHeight) / 2) + Math.floor((boxHeight - height + 1) / 2);
+    const left = Math.floor((big[1] - boxWidth) / 2) + Math.floor((boxWidth - width + 1) / 2);
+    if (!picture.turn) return cutOut(picture, big, [top, left], [height, width]);
+    // scaled as it lies in the file, then turned
+    const [below, right] = [big[0] - top - height, big[1] - left - width];
+    const lying = picture.turn % 2;
+    const corner = [[], [right, top], [below, right], [left, below]][picture.turn];
+    const size = lying ? [width, height] : [height, width];
+    const rgb = cutOut(picture, lying ? [big[1], big[0]] : big, corner, size);
+    const out = new Uint8Array(frameBytes);
+    for (let y = 0, o = 0; y < height; y++)
+      for (let x = 0; x < width; x++, o += 3) {
+        const [v, u] = [[], [width - 1 - x, y], [height - 1 - y, width - 1 - x], [x, height - 1 - y]][picture.turn];
+        out.set(rgb.subarray(3 * (v * size[1] + u), 3 * (v * size[1] + u) + 3), o);
+      }
+    return out;
+  }
+
+  /** A part of a picture that is scaled to `big`: RGB. @param {Picture} picture @param {number[]} big @param {number[]} corner @param {number[]} size */
+  function cutOut(picture, big, [top, left], [height, width]) {
+    // neighbours share U and V, unless the last one had no partner, or each has its own in the file
+    const apart = big[1] % 2 || picture.planes[1].width === picture.planes[0].width ? 1 : 2;
+    const [first, last] = [Math.floor(left / apart), Math.floor((left + width - 1) / apart)];
+    const [ys, us, vs] = picture.planes.map((plane, i) =>
+      i
+        ? scaled(plane, [big[0], Math.ceil(big[1] / apart)], [top, first], [height, last - first + 1])
+        : scaled(plane, big, [top, left], [height, width]),
+    );
+    const colour = converter(picture, apart === 2);
+    const half = picture.planes[0].height < big[0] ? 0 : 1 << 18; // what is enlarged is not rounded
+    const whole = (/** @type {number} */ x) => (apart === 2 ? (x + half) >> 19 : x / 524288);
+    const rgb = new Uint8ClampedArray(3 * height * width);
+    for (let y = 0, o = 0; y < height; y++)
+      for (let x = 0; x < width; x++, o += 3) {
+        const i = y * (last - first + 1) + Math.floor((x + left) / apart) - first;
+        rgb.set(colour(whole(ys[y * width + x]), whole(us[i]), whole(vs[i])), o);
+      }
+    return new Uint8Array(rgb.buffer);
+  }
+
+  /** To the nearest whole number, from a half to the even one, as Python does it. @param {number} x */
+  const even = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
+
+  /** Y, U and V of the frame on screen as its file has them; null where the browser does not hand them out.
+   * @param {HTMLVideoElement} video @returns {Promise<Picture | null>} */
+  async function decoded(video) {
+    if (typeof VideoFrame !== 'function') return null;
+    const f = new VideoFrame(video);
+    try {
+      const share = { I420: [2, 2], I422: [2, 1], I444: [1, 1], NV12: [2, 2] }[String(f.format)];
+      const { matrix, fullRange, transfer } = f.colorSpace;
+      const { rotation = 0, flip } = /** @type {any} */ (f);
+      const odd = f.displayWidth !== video.videoWidth || flip || matrix === 'rgb';
+      if (!share || odd || ['pq', 'hlg'].includes(String(transfer))) return null;
+      const { width: w, height: h } = /** @type {DOMRectReadOnly} */ (f.visibleRect);
+      const data = new Uint8Array(f.allocationSize());
+      const planes = await f.copyTo(data);
+      const [y, u, v = { offset: u.offset + 1, stride: u.stride }] = planes;
+      const small = { step: planes.length === 2 ? 2 : 1, width: Math.ceil(w / share[0]), height: Math.ceil(h / share[1]) };
+      return {
+        planes: [
+          { data, at: y.offset, stride: y.stride, step: 1, width: w, height: h },
+          { data, at: u.offset, stride: u.stride, ...small },
+          { data, at: v.offset, stride: v.stride, ...small },
+        ],
+        matrix: String(matrix),
+        full: Boolean(fullRange),
+        turn: rotation / 90,
+      };
+    } catch {
+      return null;
+    } finally {
+      f.close();
+    }
+  }
+
+  /** Y, U and V of the frame as the browser draws it. @param {HTMLVideoElement} video @param {HTMLCanvasElement} canvas @returns {Picture} */
+  function drawn(video, canvas) {
+    const [w, h] = [video.videoWidth, video.videoHeight];
     if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
     const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d', { willReadFrequently: true }));
     context.drawImage(video, 0, 0, w, h);
     const rgba = context.getImageData(0, 0, w, h).data;
-    const [top, left] = [big[0] - boxHeight, big[1] - boxWidth].map((x) => Math.floor(x / 2));
-    const [down, right] = [boxHeight - height, boxWidth - width].map((x) => Math.floor((x + 1) / 2));
-    const across = triangle(w, big[1], left + right, width);
-    const wide = new Float32Array(h * width * 3);
-    for (let y = 0, o = 0; y < h; y++)
-      for (const some of across) {
-        let [r, g, b] = [0, 0, 0];
-        for (const [x, weight] of some) {
-          const i = 4 * (y * w + x);
-          r += weight * rgba[i];
-          g += weight * rgba[i + 1];
-          b += weight * rgba[i + 2];
-        }
-        wide[o++] = r;
-        wide[o++] = g;
-        wide[o++] = b;
-      }
-    const rgb = new Uint8Array(frameBytes);
-    triangle(h, big[0], top + down, height).forEach((some, y) => {
-      for (let x = 0; x < 3 * width; x++) {
-        let sum = 0;
-        for (const [from, weight] of some) sum += weight * wide[from * 3 * width + x];
-        rgb[y * 3 * width + x] = Math.round(sum);
-      }
+    const planes = [2, 1, 1].map((of) => {
+      const [wide, high] = [Math.ceil((w * of) / 2), Math.ceil((h * of) / 2)];
+      return { data: new Uint8ClampedArray(wide * high), at: 0, stride: wide, step: 1, width: wide, height: high };
     });
-    return rgb;
+    for (let y = 0, i = 0; y < h; y++)
+      for (let x = 0; x < w; x++, i += 4)
+        planes[0].data[y * w + x] = 16 + 0.256788 * rgba[i] + 0.504129 * rgba[i + 1] + 0.097906 * rgba[i + 2];
+    const { width: wide, height: high } = planes[1];
+    for (let y = 0, o = 0; y < high; y++)
+      for (let x = 0; x < wide; x++, o++) {
+        const [below, right] = [Math.min(2 * y + 1, h - 1), Math.min(2 * x + 1, w - 1)];
+        const four = [2 * y * w + 2 * x, 2 * y * w + right, below * w + 2 * x, below * w + right];
+        const [r, g, b] = [0, 1, 2].map((c) => four.reduce((s, i) => s + rgba[4 * i + c], 0) / 4);
+        planes[1].data[o] = 128 - 0.148223 * r - 0.290993 * g + 0.439216 * b;
+        planes[2].data[o] = 128 + 0.439216 * r - 0.367788 * g - 0.071427 * b;
+      }
+    return { planes, matrix: 'smpte170m', full: false, turn: 0 };
+  }
+
+  /** The frame on screen as the models see it. @param {HTMLVideoElement} video @param {HTMLCanvasElement} canvas */
+  async function look(video, canvas) {
+    return shaped((await decoded(video)) || drawn(video, canvas), video.videoHeight, video.videoWidth);
   }
 
   /** @param {EventTarget} what @param {string} event @param {number} seconds @param {string} late @returns {Promise<void>} */
@@ -661,7 +800,7 @@
         off();
         fail(
           new Error(
-            'this browser cannot decode it: it is no video, or of a kind that the browser lacks; MP4 with H.264 works in most',
+            'this browser cannot decode it: it is no video, or the browser lacks its codec; MP4 with H.264 works in most',
           ),
         );
       };
@@ -688,24 +827,26 @@
       const ready = once(video, 'loadeddata', 20, 'the browser does not get it open');
       video.src = url;
       await ready;
-      if (!video.videoWidth) throw new Error('it has no picture, only sound');
+      if (!video.videoWidth)
+        throw new Error('this browser hears its sound and sees no picture: there is none, or the browser lacks its codec; MP4 with H.264 works in most');
       // a recording may not say how long it is: its end is where seeking stops
       if (!Number.isFinite(video.duration)) await seek(video, 1e7);
       const length = Number.isFinite(video.duration) ? video.duration : video.currentTime;
       const part = Math.min(length, longest);
       const { starts, at } = windows(part);
-      const wanted = [...new Set(at.flat().map((t) => t.toFixed(4)))].sort((a, b) => Number(a) - Number(b));
+      const wanted = [...new Set(at.flat().map((t) => t.toFixed(6)))].sort((a, b) => Number(a) - Number(b));
       /** @type {Map<string, Uint8Array>} */
       const seen = new Map();
       const canvas = element('canvas');
       await load();
       for (const t of wanted) {
-        await seek(video, Math.min(Number(t), Math.max(0, length - 0.001)));
+        // a frame begins a little early, as in the library: its time and the browser's are rounded to microseconds
+        await seek(video, Math.min(Number(t) + 2e-6, Math.max(0, length - 0.001)));
         if (turn !== watching) return;
-        seen.set(t, look(video, canvas));
+        seen.set(t, await look(video, canvas));
         if (seen.size % 10 === 0) say(watched, `Reading the video: ${Math.round((100 * seen.size) / wanted.length)} %`);
       }
-      const some = at.map((ts) => ts.map((t) => /** @type {Uint8Array} */ (seen.get(t.toFixed(4)))));
+      const some = at.map((ts) => ts.map((t) => /** @type {Uint8Array} */ (seen.get(t.toFixed(6)))));
       const more =
         length > longest ? `Its first ${longest} seconds were watched; kinetics-dance predict watches all of it. ` : '';
       await report(some, starts, part, more, turn);
@@ -741,7 +882,7 @@
       for (let k = 0; k < study.frames; k++) {
         const due = (1000 * study.seconds * (k + 0.5)) / study.frames;
         await new Promise((done) => setTimeout(done, Math.max(0, due - (performance.now() - began))));
-        some.push(look(video, canvas));
+        some.push(await look(video, canvas));
       }
       if (turn === watching) await report([some], [0], study.seconds, '', turn);
     } catch (e) {
@@ -780,7 +921,7 @@
       figures.push(overTime(m, rows, starts, length));
     }
     byId('try-over-time').replaceChildren(...figures);
-    /** @type {any} */ (globalThis).tryIt.watched = { starts, probabilities: all };
+    /** @type {any} */ (globalThis).tryIt.watched = { starts, probabilities: all, frames: some };
     const still = some.every((f) => movement(f) < 0.5)
       ? 'Nothing moves in this video, so order cannot say anything about it. '
       : '';

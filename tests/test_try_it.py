@@ -230,12 +230,93 @@ def test_a_video_stays_here(tab, study, tmp_path):
     assert '1 window over 3.0 seconds' in drop(video) and 'Nothing moves' not in tab.said('#try-watched')
     assert tab.page.locator('#try-over-time figure').count() == 3
     found = np.array(tab.page.evaluate('tryIt.watched.probabilities.per_frame'))
-    # the windows of the library, decoded by the library
+    assert abs(found[0, 0] - np.mean(by_library(video))/255) < 1e-4
+    assert not [u for u in tab.asked if not u.startswith(('blob:', 'data:'))]
+
+
+def by_library(video):
+    "Frames of the first window of a video, as `predict` sees them"
     from kinetics_dance.deploy.windows import watch
     seen = [np.frombuffer(d, np.uint8).reshape(*CROP, 3) for h, d in watch(str(video), T, 3., 3., (48, 64), CROP) if h['kind'] == 'frame']
-    bright = np.mean(seen)/255
-    assert abs(found[0, 0] - bright) < .01, (found, bright)
-    assert not [u for u in tab.asked if not u.startswith(('blob:', 'data:'))]
+    return np.stack(seen[:T])
+
+
+WATCHED = "tryIt.watched.frames[0].map(f => [...f])"
+
+
+def patterns(path, size, codec='libx264', seconds=3, rate=10, pixels='yuv420p', options=None, sound=False):
+    "A video of coloured stripes that move"
+    import av
+    h, w = size
+    y, x = np.mgrid[:h, :w]
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream(codec, rate=rate, options=options or {}); s.width, s.height, s.pix_fmt = w, h, pixels
+        a = f.add_stream('aac', rate=44100) if sound else None
+        for k in range(seconds*rate):
+            rgb = np.stack([127 + 120*np.sin(x/9 + k), 127 + 120*np.sin(y/7 - k/2), 127 + 120*np.sin((x + y)/11 + k/3)], -1).astype('uint8')
+            f.mux(s.encode(av.VideoFrame.from_ndarray(rgb, format='rgb24')))
+        f.mux(s.encode())
+        if a:
+            for k in range(40):
+                sounds = av.AudioFrame.from_ndarray(np.zeros((1, 1024), 'float32'), format='fltp', layout='mono')
+                sounds.sample_rate, sounds.pts = 44100, 1024*k
+                f.mux(a.encode(sounds))
+            f.mux(a.encode())
+    return path
+
+
+@in_browser
+@pytest.mark.parametrize('name,more,apart', [
+    ('even.mp4', dict(size=(192, 256)), .02), ('wide.mp4', dict(size=(180, 426), rate=7), .05), ('tall.mp4', dict(size=(320, 180)), .05), ('small.mp4', dict(size=(32, 40)), .05),
+    ('vp9.webm', dict(size=(120, 214), codec='libvpx-vp9', options=dict(deadline='realtime')), .05), ('full.mp4', dict(size=(192, 256), pixels='yuvj420p'), .05),
+    ('own_colours.mp4', dict(size=(192, 256), pixels='yuv444p'), .05)])
+def test_a_dropped_frame_is_the_librarys(tab, tmp_path, name, more, apart):
+    "Frames that the page decodes are those of `predict`, whatever the shape and form of the video: almost all pixels equal"
+    video = patterns(tmp_path/name, **more)
+    tab.page.set_input_files('#try-file', str(video))
+    tab.shows('#try-watched', 'window')
+    off = np.abs(np.array(tab.page.evaluate(WATCHED)).reshape(T, *CROP, 3) - by_library(video).astype(int))
+    assert off.mean() < apart and off.max() <= 4, (off.mean(), off.max())
+
+
+@in_browser
+@pytest.mark.parametrize('quarters', [1, 2, 3])
+def test_a_phone_that_was_turned(tab, tmp_path, quarters):
+    "The library scales such a video as it lies in the file and turns it then; so does the page"
+    import subprocess
+    import imageio_ffmpeg
+    lying = patterns(tmp_path/'lying.mp4', (180, 320))
+    video = tmp_path/'turned.mp4'
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-display_rotation', str(90*quarters), '-i', lying, '-c', 'copy', video], check=True)
+    tab.page.set_input_files('#try-file', str(video))
+    tab.shows('#try-watched', 'window')
+    off = np.abs(np.array(tab.page.evaluate(WATCHED)).reshape(T, *CROP, 3) - by_library(video).astype(int))
+    assert off.mean() < .05 and off.max() <= 4, (off.mean(), off.max())
+
+
+@in_browser
+def test_a_browser_that_hands_out_no_frames(tab, tmp_path):
+    "Without WebCodecs the page reads what the browser draws: close to the library, not equal"
+    tab.page.evaluate('delete globalThis.VideoFrame')
+    video = patterns(tmp_path/'a.mp4', (192, 256))
+    tab.page.set_input_files('#try-file', str(video))
+    tab.shows('#try-watched', 'window')
+    off = np.abs(np.array(tab.page.evaluate(WATCHED)).reshape(T, *CROP, 3) - by_library(video).astype(int))
+    assert off.mean() < 1, (off.mean(), off.max())
+
+
+@in_browser
+def test_a_codec_that_the_browser_lacks(tab, tmp_path):
+    "MPEG-4 part 2 alone, in AVI, or with sound that the browser does play: a sentence, and the next video is watched"
+    cases = (('silent.mp4', 'the browser lacks its codec', False), ('old.avi', 'the browser lacks its codec', False), ('sound.mp4', 'sees no picture', True))
+    for name, said, sound in cases:
+        tab.page.set_input_files('#try-file', str(patterns(tmp_path/name, (48, 64), 'mpeg4', sound=sound)))
+        tab.shows('#try-watched', f'{name}: this browser')
+        assert said in tab.said('#try-watched') and 'H.264 works in most' in tab.said('#try-watched')
+        assert tab.page.locator('#try-over-time figure').count() == 0
+    tab.page.set_input_files('#try-file', str(patterns(tmp_path/'good.mp4', (48, 64))))
+    tab.shows('#try-watched', '1 window over 3.0 seconds')
+    assert not [w for w in tab.wrong if 'Uncaught' in w]
 
 
 @in_browser
