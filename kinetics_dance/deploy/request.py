@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'LONGEST_NAME', 'check_span', 'check_address', 'check_video', 'find_videos', 'check_target', 'check_folder',
-           'distinct', 'readable', 'run_command', 'script_arguments']
+           'distinct', 'readable', 'plain_flags', 'run_command', 'script_arguments']
 
 # %% ../../nbs/deploy/02_request.ipynb #d914b0dc
 import glob, hashlib, math, os, sys, tempfile, unicodedata, warnings
@@ -151,6 +151,23 @@ def readable(
     try: odd = str(name).encode('utf-8', 'surrogateescape')
     except UnicodeEncodeError: odd = str(name).encode('utf-8', 'backslashreplace')
     return odd.decode('utf-8', 'backslashreplace')
+
+# %% ../../nbs/deploy/02_request.ipynb #f70265b8
+def plain_flags(
+    app, # A typer application
+): # The same
+    "Its help, without `<bool>` beside flags"
+    from typer.core import TyperCommand, TyperGroup
+    def params(self, ctx):
+        found = super(type(self), self).get_params(ctx)
+        for p in found:
+            if getattr(p, 'is_flag', False) and p.metavar is None: p.metavar = ''
+        return found
+    for info in app.registered_commands:
+        base = info.cls or TyperCommand
+        info.cls = type('PlainCommand', (base,), dict(get_params=params))
+    app.info.cls = type('PlainGroup', (app.info.cls or TyperGroup,), dict(get_params=params))
+    return app
 
 # %% ../../nbs/deploy/02_request.ipynb #90ee0321
 def _fail(code, line, debug):

@@ -216,6 +216,91 @@ def _plan(clips, runs, accuracy, margin, as_json, **assumed):
         print(f'to find {points(margin)} with {s} run{"s"*(s > 1)} each: '
               + (f'{need:,} clips' if need else 'no number of clips is enough'))
 
+# %% ../../nbs/study/02_cli.ipynb #4b56f1d8
+def _prediction_files(source):
+    "{(model, seed): file} of a study, a folder of predictions, or a file"
+    from kinetics_dance.models.registry import CONTROLS
+    path = Path(source)
+    if path.is_file(): files = [path]
+    elif path.is_dir():
+        path = path/'predictions' if (path/'predictions').is_dir() else path
+        files = sorted(f for g in ('*.parquet', '*.csv', '*/*.parquet', '*/*.csv')
+                       for f in path.glob(g) if f.parent.name not in CONTROLS)
+        if not files: raise StudyError(f'{source}: no predictions (.parquet, .csv) in this folder')
+    else: raise StudyError(f'{source}: no such file or folder')
+    return {_model_of(f): f for f in files}
+
+def _model_of(file):
+    "(model, seed): `<model>/seed<k>`, or the name of the file"
+    seed = file.stem.removeprefix('seed')
+    if file.stem == f'seed{seed}' and seed.isdecimal():
+        return file.absolute().parent.name, int(seed)
+    return file.stem, 0
+
+# %% ../../nbs/study/02_cli.ipynb #4a5223d5
+def _gathered(sources):
+    "`{model: {seed: file}}`; a model that several sources have is named with its source, too"
+    found = {s: _prediction_files(s) for s in dict.fromkeys(map(str, sources))}
+    owners:dict = {}
+    for s, files in found.items():
+        for m, _ in files: owners.setdefault(m, set()).add(s)
+    out:dict = {}
+    for s, files in found.items():
+        for (m, seed), f in files.items():
+            same_model = all(Path(o).is_file() for o in owners[m])
+            runs = out.setdefault(m if len(owners[m]) == 1 or same_model else f'{s}: {m}', {})
+            if seed in runs:
+                raise StudyError(f'{f}: model {m!r}, run {seed}, was read from {runs[seed]} '
+                                 'already; give one of them another name')
+            runs[seed] = f
+    return out
+
+# %% ../../nbs/study/02_cli.ipynb #a7d45cb7
+def _compare(sources, clips, margin, baseline, resamples, as_json):
+    "Compare predictions, and print a table and the verdicts"
+    from kinetics_dance.comparison import compare, plain_values
+    if not 1 <= resamples <= 10**6: raise StudyError(f'--resamples: {resamples} is none')
+    whole = len(sources) == 1 and (Path(sources[0])/'predictions').is_dir()
+    got = compare(sources[0] if whole else _gathered(sources), clips=clips, margin=margin,
+                  baseline=baseline, n_resamples=resamples)
+    name = Path(sources[0]).absolute().name if whole else 'compare'
+    if as_json: return print(json.dumps(plain_values(got.report(name)), ensure_ascii=False))
+    t = got.scores[got.scores.question == 'classes']
+    print(f'{len(got.predictions.clips):,} clips, {len(got.predictions.classes)} classes')
+    for m, rows in t.groupby('model', sort=False):
+        scores = (f'{r.score} {r["mean"]:.3f} [{r.low:.3f}, {r.high:.3f}]'
+                  for _, r in rows.iterrows())
+        print(for_terminal(f'{m}: ' + ', '.join(scores)))
+    for line in (*got.verdicts, *got.notes): print(for_terminal(line))
+
+# %% ../../nbs/study/02_cli.ipynb #bd969139
+def _checked(video, timeout):
+    "What `file_facts` finds, in a process that may hang or die"
+    from pebble import ProcessExpired
+    from kinetics_dance.core.base import Unavailable
+    from kinetics_dance.core.processes import killable, memory_limit
+    from kinetics_dance.video.file_check import file_facts
+    try: return killable(file_facts, video, timeout=timeout, memory=memory_limit())
+    except TimeoutError: why = f'not read after {timeout:g} s; --timeout gives it more'
+    except ProcessExpired: why = 'the process that read it died'
+    except (Unavailable, StudyError, OSError) as e: why = str(e)
+    return dict(error=why)
+
+def _check(videos, timeout, as_json):
+    "What is odd about files; exit code 2 where one cannot be read"
+    from kinetics_dance.deploy.request import find_videos
+    rows = [dict(video=v) | _checked(v, timeout) for v in find_videos(videos)]
+    if as_json: print(json.dumps(rows))
+    for r in [] if as_json else rows:
+        if 'error' in r:
+            print(for_terminal(f"{r['video']}: error: {r['error']}"))
+            continue
+        print(for_terminal(f"{r['video']}: {r['container']}, {r['codec']}, "
+                           f"{r['width']}×{r['height']}, {r['frames']} frames, {r['seconds']:.2f} s, "
+                           f"{r['fps']:g} per second, {'sound' if r['audio'] else 'no sound'}"))
+        for s in r['odd'] or ['nothing odd']: print(for_terminal(f'  {s}'))
+    return 2 if any('error' in r for r in rows) else 0
+
 # %% ../../nbs/study/02_cli.ipynb #76445ef0
 def _demo_video(out, seed, as_json, overwrite=False):
     from kinetics_dance.synthetic import dancers, uploads
@@ -444,6 +529,30 @@ def _add_features(app, o):
                              grid=grid, device=device, jobs=jobs, timeout=timeout,
                              overwrite=overwrite))
 
+# %% ../../nbs/study/02_cli.ipynb #c8024986
+def _add_compare(app, o):
+    from typer import Exit
+    @app.command()
+    def compare(
+        sources:list[str]=o.argument(..., help='Studies, folders of predictions, files'),
+        clips:str=o.option('same', help='same, or shared: only those that all files have'),
+        margin:float=o.option(.02, help='Smallest difference in accuracy that matters'),
+        baseline:str=o.option('per_frame', help='The model that sees single frames'),
+        resamples:int=o.option(2000, help='Resamples of the bootstrap'),
+        as_json:bool=o.json, debug:bool=o.debug
+    ):
+        "Compare models by their predictions on the same test clips"
+        _compare(sources, clips, margin, baseline, resamples, as_json)
+
+    @app.command()
+    def check(
+        videos:list[str]=o.argument(..., help='Video files, folders, patterns'),
+        timeout:float=o.option(600., min=1, help='Seconds that one video may take'),
+        as_json:bool=o.json, debug:bool=o.debug
+    ):
+        "Say what is odd about video files: damage, gaps, a wrong header"
+        raise Exit(_check(videos, timeout, as_json))
+
 # %% ../../nbs/study/02_cli.ipynb #b59f14cf
 def _add_joints(app, o):
     @app.command()
@@ -462,11 +571,13 @@ def _add_joints(app, o):
 def app():
     "The typer application `kinetics-dance`"
     from kinetics_dance import inference
+    from kinetics_dance.deploy.request import plain_flags
     app, options = inference.predict_app(), _options()
     for add in (_add_download, _add_status, _add_frames, _add_train, _add_plan, _add_settings,
-                _add_report, _add_export, _add_demo_video, _add_features, _add_joints):
+                _add_report, _add_export, _add_demo_video, _add_features, _add_joints,
+                _add_compare):
         add(app, options)
-    return app
+    return plain_flags(app)
 
 # %% ../../nbs/study/02_cli.ipynb #f59d07d3
 def main(
