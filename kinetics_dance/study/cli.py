@@ -286,6 +286,7 @@ def _checked(video, timeout):
     except (Unavailable, StudyError, OSError) as e: why = str(e)
     return dict(error=why)
 
+# %% ../../nbs/study/02_cli.ipynb #553825e7
 def _check(videos, timeout, as_json):
     "What is odd about files; exit code 2 where one cannot be read"
     from kinetics_dance.deploy.request import find_videos
@@ -296,7 +297,8 @@ def _check(videos, timeout, as_json):
             print(for_terminal(f"{r['video']}: error: {r['error']}"))
             continue
         print(for_terminal(f"{r['video']}: {r['container']}, {r['codec']}, "
-                           f"{r['width']}×{r['height']}, {r['frames']} frames, {r['seconds']:.2f} s, "
+                           f"{r['width']}×{r['height']}, {r['frames']} frames, "
+                           f"{r['seconds']:.2f} s, "
                            f"{r['fps']:g} per second, {'sound' if r['audio'] else 'no sound'}"))
         for s in r['odd'] or ['nothing odd']: print(for_terminal(f'  {s}'))
     return 2 if any('error' in r for r in rows) else 0

@@ -30,7 +30,8 @@ def _one_pass(path):
 # %% ../../nbs/video/06_file_check.ipynb #dce9d81b
 def _shape_notes(f, v):
     "What is unusual about how a picture is shown"
-    if any(orientation(f)): yield 'its pictures are stored turned or mirrored; they are shown upright'
+    if any(orientation(f)):
+        yield 'its pictures are stored turned or mirrored; they are shown upright'
     if (v.sample_aspect_ratio or 1) != 1:
         yield f'its pixels are not square ({v.sample_aspect_ratio}); they are made so'
     if f.interlaced_frame: yield 'it is interlaced; two half pictures are mixed in each frame'
