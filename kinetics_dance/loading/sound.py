@@ -208,5 +208,5 @@ def __getitem__(self:SoundStore, clip_id): # (N,1,1,160) int16
 def batch(self:SoundStore, clip_ids, index=None, top=None, left=None, size=None, flip=None):
     "As `FrameStore.batch`, (B,T,1,1,160); there is nothing to cut or to mirror"
     rows = range(self.shape[0])
-    clips = [SoundStore.__getitem__(self, c) for c in clip_ids] # type: ignore[attr-defined]
+    clips = [SoundStore.__getitem__(self, c) for c in clip_ids]
     return np.stack([x[rows if index is None else index[i]] for i, x in enumerate(clips)])
