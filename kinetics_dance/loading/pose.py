@@ -65,9 +65,9 @@ def run_estimator(
         while left:
             Path(tmp, 'job').write_text(json.dumps(left))
             command = [python, pose_worker.__file__, name, f'{tmp}/job']
-            quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.DEVNULL)
-            try: subprocess.run(command, timeout=START + timeout*len(left), **quiet)
+            try:
+                subprocess.run(command, timeout=START + timeout*len(left),
+                               stdin=subprocess.DEVNULL, capture_output=True)
             except subprocess.TimeoutExpired: pass
             # the first that is not there is the one it died of
             left = [t for t in left if not os.path.exists(t[1])][1:]

@@ -98,11 +98,11 @@ def _kept(folder, clip_id, path, seconds):
 # %% ../../nbs/loading/08_sound.ipynb #fc00e176
 def build_sound(
     clips:pd.DataFrame, # `clip_id`, `path` of the video, `seconds`
-    folder:str|Path,    # The store, e.g. `runs/demo/sound`
+    folder:Path,        # The store, e.g. `runs/demo/sound`
     base:str|Path|None=None, # Where relative paths start (default: the folder of the store's)
     jobs:int=1,         # Worker processes
     timeout:float=60,   # Seconds that one clip may take
-    log:Callable=print, # Called with a line of news
+    log:Callable|None=print, # Called with a line of news
 )->pd.DataFrame: # `clip_id`, `said`: ok, short, silent, no track or unreadable
     "Store the sound of all clips; may be killed and run again at any time"
     from filelock import FileLock
@@ -208,4 +208,5 @@ def __getitem__(self:SoundStore, clip_id): # (N,1,1,160) int16
 def batch(self:SoundStore, clip_ids, index=None, top=None, left=None, size=None, flip=None):
     "As `FrameStore.batch`, (B,T,1,1,160); there is nothing to cut or to mirror"
     rows = range(self.shape[0])
-    return np.stack([self[c][rows if index is None else index[i]] for i, c in enumerate(clip_ids)])
+    clips = [SoundStore.__getitem__(self, c) for c in clip_ids]
+    return np.stack([x[rows if index is None else index[i]] for i, x in enumerate(clips)])
