@@ -406,6 +406,29 @@ def _add_export(app, o):
         print(json.dumps(dict(model=str(folder), path=str(path))) if as_json
               else for_terminal(path))
 
+# %% ../../nbs/study/02_cli.ipynb #a9343931
+def _add_hub(app, o):
+    @app.command()
+    def push(
+        folder:str=o.argument(..., help='Folder of a model'),
+        to:str=o.argument(..., help='hf:OWNER/NAME'),
+        licence:str=o.option('other', help='Of the weights, as the hub names licences'),
+        private:bool=o.option(False, '--private', help='Visible to its owner only'),
+        as_json:bool=o.json, debug:bool=o.debug
+    ):
+        "Publish a model to a Hugging Face repository, with a card"
+        from kinetics_dance.deploy.hub import push as publish
+        done = publish(folder, to, licence, private)
+        print(json.dumps(done) if as_json else f"hf:{done['repository']}@{done['revision']}")
+
+    @app.command()
+    def pull(model:str=o.argument(..., help='hf:OWNER/NAME or hf:OWNER/NAME@REVISION'),
+             as_json:bool=o.json, debug:bool=o.debug):
+        "Fetch a model from a Hugging Face repository; prints its folder"
+        from kinetics_dance.deploy.hub import pull as fetch
+        folder = fetch(model)
+        print(json.dumps(dict(model=model, path=str(folder))) if as_json else for_terminal(folder))
+
 # %% ../../nbs/study/02_cli.ipynb #4bb6580a
 def _add_demo_video(app, o):
     @app.command()
@@ -446,7 +469,7 @@ def app():
     from kinetics_dance import inference
     app, options = inference.predict_app(), _options()
     for add in (_add_download, _add_status, _add_frames, _add_train, _add_plan, _add_settings,
-                _add_report, _add_export, _add_demo_video, _add_features):
+                _add_report, _add_export, _add_demo_video, _add_features, _add_hub):
         add(app, options)
     return app
 
