@@ -14,7 +14,7 @@ def write(path, rows):
     ([], 'not a list'), ({'a': 1}, 'not a list'), ([{'pred_score': [.5, .5]}], 'has no gt_label'), ([{'pred_score': [.5, .5], 'gt_label': 2}], 'not from 0 to 1'),
     ([{'pred_score': [.5, .5], 'gt_label': .5}], 'one whole number'), ([{'pred_score': [1.], 'gt_label': 0}], 'shape'),
     ([{'pred_score': [.5, .5], 'gt_label': 0}, {'pred_score': [.5], 'gt_label': 0}], 'different numbers'), ([{'pred_score': [float('nan'), 1], 'gt_label': 0}], 'no numbers'),
-    ([{'pred_score': 'x', 'gt_label': 0}], '')])
+    ([{'pred_score': 'x', 'gt_label': 0}], 'r.json')])
 def test_bad_results_of_mmaction(rows, why, tmp_path):
     with pytest.raises(StudyError, match=why) as e: read_output(write(tmp_path/'r.json', rows))
     assert '\n' not in str(e.value)

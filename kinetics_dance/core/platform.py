@@ -27,6 +27,7 @@ def _lock_whole(number):
     import fcntl
     fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+# %% ../../nbs/core/01_platform.ipynb #8e8d2e87
 def lock_file(
     file, # An open file
     wait:bool=False, # Wait until it is free?
@@ -111,6 +112,7 @@ def cpu_name()->str: # As the system has it
     except (OSError, subprocess.SubprocessError): return name
     return p.stdout.strip() or name
 
+# %% ../../nbs/core/01_platform.ipynb #58cd57e4
 def lower_priority(
     pid:int, # A process that has just started
 ):
@@ -168,6 +170,7 @@ def _junction(there, here):
     import _winapi
     _winapi.CreateJunction(str(there.absolute()), str(here))
 
+# %% ../../nbs/core/01_platform.ipynb #b24f129c
 def link_file(
     there, # A file
     here, # Its other name; `FileExistsError` where there is something

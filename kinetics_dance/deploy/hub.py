@@ -54,6 +54,7 @@ def _network_errors():
     from huggingface_hub.errors import HfHubHTTPError
     return [k for k in HfHubHTTPError.__mro__ if k.__name__ in ('HTTPError', 'RequestException')]
 
+# %% ../../nbs/deploy/06_hub.ipynb #83be7cd4
 def _kept(text):
     "What of a repository is on this machine"
     repo, _ = hub_name(text)
@@ -106,6 +107,7 @@ def pull(
     if not (to/NOTE).is_file(): _fetch(api, text, repo, info.sha, files, to)
     return _as_noted(to, text)
 
+# %% ../../nbs/deploy/06_hub.ipynb #eb134588
 def _fetch(api, text, repo, commit, files, to):
     "The two files, compared with the hashes of the hub; the note, written last, means a model"
     to.mkdir(parents=True, exist_ok=True)
@@ -168,6 +170,7 @@ _LIMITS = ('Accuracy on other videos may be lower: cameras, people and places di
            'the training data. '
            'It was made for research; do not decide about people with it.')
 
+# %% ../../nbs/deploy/06_hub.ipynb #27f72a33
 def _data(config):
     "What a model has seen, as its config says"
     has = {k: for_markdown(str(config[k])) for k in ('study', 'trained', 'trained_on')

@@ -30,6 +30,7 @@ def as_probabilities(
     e = np.exp(x - x.max(1, keepdims=True))
     return e/e.sum(1, keepdims=True)
 
+# %% ../../nbs/evaluation/12_other_tools.ipynb #b287d9ee
 def _checked(scores, labels, names, path):
     "(probabilities, labels, names) that fit one another"
     p = as_probabilities(scores, path)
@@ -78,6 +79,7 @@ def _arrays(path):
         raise StudyError(f'{path}: not arrays of numbers; write them with numpy.savez') from None
     return _checked(scores, labels, [str(i) for i in range(len(scores))], path)
 
+# %% ../../nbs/evaluation/12_other_tools.ipynb #89224e2d
 def read_output(
     path, # .json of MMAction2's results, or .npz of a Trainer's
 )->tuple: # Probabilities (N,K), true classes (N,), names of clips

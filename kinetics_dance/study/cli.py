@@ -192,6 +192,7 @@ def _python(root):
     venv = Path(os.environ.get('VENV') or root/'.venv').absolute()
     return venv/'Scripts'/'python.exe' if os.name == 'nt' else venv/'bin'/'python'
 
+# %% ../../nbs/study/02_cli.ipynb #a5c0cbd9
 def _report(study, runs, as_json, more=()):
     import subprocess
     from kinetics_dance.core.base import study_folder
