@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from .clips.annotations import MOST_CLASSES
 from .deploy.request import (
     check_address, check_video, find_videos, readable, run_command, script_arguments, check_span)
+from .deploy.hub import local_model
 from .models.config import find_model, load_model, model_folders, read_config
 from .core.base import StudyError, writing
 from .core.base import Unavailable
@@ -44,7 +45,7 @@ class Predictor:
         device:str='cpu', # Where the network runs: cpu, cuda, mps
     )->'Predictor':
         "Build the network that the config names and fill in its weights"
-        folder = find_model(path)
+        folder = local_model(path)
         if (config := read_config(folder)).get('shuffled_frames'):
             raise StudyError(f'{folder}: a control, trained on shuffled frames, watches no videos')
         if (shown := config.get('input', 'frames')) != 'frames':
@@ -243,7 +244,7 @@ def _predict(names, top=5, as_json=False, out=None, model_path=None, overwrite=F
     if top > MOST_CLASSES: raise StudyError(f'--top: {top} classes; give at most {MOST_CLASSES}')
     for name in names: check_address(str(name))
     show,many = Printer(top, as_json, out, overwrite),False
-    where = find_model(model_path)
+    where = local_model(model_path)
     def each(row, p, several):
         nonlocal many
         many = several
@@ -278,7 +279,8 @@ def _add_predict(app, option, debug):
     @app.command()
     def predict(
         video:list[str]=argument(..., help='Video files, folders, patterns'),
-        model_path:str=option(None, help='Folder of a model; the newest below runs/ by default'),
+        model_path:str=option(None, help='Folder of a model, or hf:OWNER/NAME; '
+                                          'the newest below runs/ by default'),
         top:int=option(5, help='How many classes to show'),
         start_time:float=option(None, help='Second where to begin; needs an end or a duration'),
         end_time:float=option(None, help='Second where to end'),

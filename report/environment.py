@@ -13,12 +13,15 @@ stopped goes on where it was, after a look for packages that are only half there
     TORCH_INDEX=URL  another index for it
     INSTALLER=pip    do without uv
     VENV=PATH        another place than .venv"""
-import csv, errno, fcntl, hashlib, json, os, re, selectors, shutil, signal, subprocess, sys
-import tempfile, time
+import csv, errno, hashlib, json, os, re, shutil, signal, subprocess, sys
+import tempfile, threading, time
 from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path: sys.path.insert(0, str(ROOT))     # this module needs nothing installed
+from kinetics_dance.core.platform import lock_file as take_lock, open_terminal  # noqa: E402
+
 ENVIRONMENTS = ('report', 'test')       # each one is a part of the next
 TORCH_INDEX = 'https://download.pytorch.org/whl/cpu'
 PAIR = ('torch', 'torchvision')         # both must come from the same kind of build
@@ -131,7 +134,10 @@ def up_to_date(venv, name, root=ROOT):
     return (stamp['environment'], stamp['torch']) == (name, torch)
 
 
-def python_of(venv): return venv/'bin'/'python'
+def scripts_of(venv): return venv/('Scripts' if os.name == 'nt' else 'bin')
+
+
+def python_of(venv): return scripts_of(venv)/('python.exe' if os.name == 'nt' else 'python')
 
 
 def version_of(python):
@@ -148,7 +154,8 @@ def allowed(version, cfg):
 
 
 def site_packages(venv):
-    return next(iter(sorted(venv.glob('lib/python3*/site-packages'))), None)
+    where = 'Lib/site-packages' if os.name == 'nt' else 'lib/python3*/site-packages'
+    return next(iter(sorted(venv.glob(where))), None)
 
 
 def is_whole(info):
@@ -204,17 +211,17 @@ def told(text, n):
 
 def show_lines(child, pipe, start, n):
     "Collect what a program prints, and say at times how far it is"
-    text, last = '', time.monotonic()
-    with selectors.DefaultSelector() as ready:
-        ready.register(pipe, selectors.EVENT_READ)
-        while True:
-            if ready.select(1):
-                data = os.read(pipe.fileno(), 65536)
-                if not data: return text
-                text += data.decode(errors='replace')
-            if time.monotonic() - last >= EVERY:
-                last = time.monotonic()
-                say(f'{last - start:.0f} s, {told(text, n)}')
+    parts, last = [], time.monotonic()
+    def collect():
+        while data := os.read(pipe.fileno(), 65536): parts.append(data.decode(errors='replace'))
+    reading = threading.Thread(target=collect, daemon=True)     # Windows cannot wait for a pipe
+    reading.start()
+    while reading.is_alive():
+        reading.join(1)
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            say(f'{last - start:.0f} s, {told("".join(parts), n)}')
+    return ''.join(parts)
 
 
 def show_terminal(child, master):
@@ -229,27 +236,17 @@ def show_terminal(child, master):
         text = (text + data.decode(errors='replace'))[-100_000:]
 
 
-def terminal():
-    "(Our side, the program's side) of a terminal as wide as ours"
-    import pty, termios
-    master, side = pty.openpty()
-    size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
-    fcntl.ioctl(side, termios.TIOCSWINSZ, size)
-    return master, side
-
-
 def run(command, venv, start, n):
     "Run an installer and show how far it is; (exit status, what it printed). It ends with us"
     command = [str(part) for part in command]
-    in_terminal = sys.stderr.isatty()
-    if in_terminal: master, out = terminal()
-    else: out = subprocess.PIPE
+    drawn = open_terminal(sys.stderr) if sys.stderr.isatty() else None
+    out = drawn[1] if drawn else subprocess.PIPE
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out,
                              stderr=subprocess.STDOUT)
     try:
-        if in_terminal:
+        if drawn:
             os.close(out)
-            text = show_terminal(child, master)
+            text = show_terminal(child, drawn[0])
         else: text = show_lines(child, child.stdout, start, n)
         code = child.wait()
     except BaseException:
@@ -264,7 +261,7 @@ def run(command, venv, start, n):
 def find_uv(venv):
     "uv on PATH or in the environment, if it runs and is not too old, or None"
     if os.environ.get('INSTALLER') == 'pip': return None
-    for uv in filter(None, (shutil.which('uv'), venv/'bin'/'uv')):
+    for uv in filter(None, (shutil.which('uv'), shutil.which('uv', path=scripts_of(venv)))):
         try: p = subprocess.run([uv, '--version'], capture_output=True, text=True)
         except OSError: continue
         version = re.match(r'uv (\d+)\.(\d+)', p.stdout)
@@ -297,11 +294,12 @@ class Installer:
 
     def locked(self, entries, again=False):
         "Install packages as the lock has them; the output where that failed"
-        with tempfile.NamedTemporaryFile('w', suffix='.txt') as f:
-            f.write('\n'.join(entries) + '\n')
-            f.flush()
+        # in a folder: Windows lets no other process open a temporary file that is open here
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder)/'packages.txt'
+            file.write_text('\n'.join(entries) + '\n', encoding='utf-8')
             reinstall = [] if not again else ['--reinstall'] if self.uv else ['--force-reinstall']
-            return self('--no-deps', '--require-hashes', *reinstall, '-r', f.name, n=len(entries))
+            return self('--no-deps', '--require-hashes', *reinstall, '-r', file, n=len(entries))
 
     def fetch_uv(self, entries):
         "Put uv into the environment; where that cannot be done, pip goes on alone"
@@ -316,7 +314,8 @@ class Installer:
 def make_venv(venv, cfg):
     "An environment with a Python that runs and is new enough; the one that is there, if it is"
     if allowed(version_of(python_of(venv)), cfg): return
-    ours = {'bin', 'include', 'lib', 'lib64', 'share', 'etc', '.gitignore', '.lock', 'install.log'}
+    ours = {'bin', 'include', 'lib', 'lib64', 'share', 'etc', '.gitignore', '.lock', 'install.log',
+            'Scripts', 'Include', 'Lib'}
     there = {p.name for p in venv.iterdir()} if venv.exists() else set()
     if 'pyvenv.cfg' not in there and there - ours:
         raise Failure(f'{venv} holds other things than an environment of Python: '
@@ -344,7 +343,7 @@ def size_of(folder):
     for at, _, names in os.walk(folder):
         for name in names:
             s = os.lstat(os.path.join(at, name))
-            seen[s.st_ino] = s.st_blocks*512
+            seen[s.st_ino] = getattr(s, 'st_blocks', -(-s.st_size//512))*512
     return sum(seen.values())
 
 
@@ -419,10 +418,9 @@ def environment(name, root=ROOT):
     if not allowed(sys.version_info[:2], cfg):
         raise Failure(f'{sys.executable} is not Python {cfg["min_python"]} to {cfg["max_python"]}')
     with (root/'settings.ini').open() as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(lock):
             say('another make is installing: waiting for it')
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            take_lock(lock, wait=True)
         if python_of(venv).exists() and up_to_date(venv, name, root): return 0
         if not used_as_it_is(venv): install(venv, name, root)
     return 0
@@ -441,7 +439,7 @@ def main(name, *options):
     except KeyboardInterrupt: line, code = 'stopped; the next make goes on where this one was', 130
     except OSError as e:
         line, code = f'{e.filename or "the disk"}: {e.strerror or e}', 2
-        if e.errno in (errno.ENOSPC, errno.EDQUOT): line = reason('No space left on device', 'make')
+        if e.errno in (errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)): line = reason('No space left on device', 'make')
     print(f'error: {line}', file=sys.stderr)
     return code
 

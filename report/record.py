@@ -1,5 +1,6 @@
 "The run record of a study: what was run, with what, on which machine; no host names, no absolute paths."
-import importlib.metadata, os, platform, re, shutil, subprocess
+import importlib.metadata, platform, re, shutil, subprocess
+from kinetics_dance.core.platform import cores, cpu_name, memory_size
 from kinetics_dance.evaluation.preregistration import read_looks
 from .common import pins, read_json, settings, write_json
 
@@ -10,12 +11,7 @@ def _out(*cmd, cwd=None):
 
 
 def machine():
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as f: cpu = next((l.split(':', 1)[1].strip() for l in f if l.startswith('model name')), cpu)
-    elif platform.system() == 'Darwin': cpu = _out('sysctl', '-n', 'machdep.cpu.brand_string') or cpu
-    res = dict(cpu=cpu, cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-               memory_gb=round(os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/1e9, 1), python=platform.python_version(),
+    res = dict(cpu=cpu_name(), cores=cores(), memory_gb=round((memory_size() or 0)/1e9, 1), python=platform.python_version(),
                platform=f'{platform.system()} {platform.machine()}')
     if shutil.which('nvidia-smi') and (gpu := _out('nvidia-smi', '--query-gpu=name', '--format=csv,noheader')): res['gpu'] = gpu.replace('\n', ', ')
     return res

@@ -8,7 +8,7 @@ built at once. The notebooks of the wings follow at low priority; what they show
 A notebook is fresh while its code, its parameters, the library modules it imports, the outputs of the notebooks
 before it and the pinned versions are the same as when it last ran, and what it wrote is still there, unchanged.
 Outputs count, not runs: a notebook that ran again and wrote the same bytes makes nothing after it stale."""
-import argparse, fcntl, hashlib, http.client, json, os, re, shutil, signal, sys, tempfile, threading, time
+import argparse, hashlib, http.client, json, os, re, shutil, signal, sys, tempfile, threading, time
 import urllib.error, urllib.request
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from kinetics_dance.core.dependencies import closure, plain_source
+from kinetics_dance.core.platform import KILL, lock_file, lower_priority, signal_group
 from kinetics_dance.core.text import for_terminal
 from kinetics_dance.models.registry import encoder_names
 from .common import (NUMBERED, ROOT, UserError, code_cells, exported, load_nb, main, notebooks, pins, read_json,
@@ -118,12 +119,6 @@ def file_sha(p):
     if p.name in VOLATILE and isinstance(d := read_json(p), dict):
         return sha(json.dumps({k: v for k, v in d.items() if k not in VOLATILE[p.name]}, sort_keys=True))
     with p.open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:20]
-
-
-def lower(pid):
-    "Give a process that has just started, and all that it will start, what others leave of the processors"
-    try: os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5))
-    except OSError: pass
 
 
 @dataclass
@@ -383,7 +378,8 @@ class Run:
 
         class Kernel(AsyncKernelManager):
             def __init__(self, **kw):          # sockets in a folder of ours: no TCP ports that others see
-                super().__init__(transport='ipc', ip=f"{os.environ['JUPYTER_RUNTIME_DIR']}/{st.stem.replace('/', '-')}", **kw)
+                ipc = dict(transport='ipc', ip=f"{os.environ['JUPYTER_RUNTIME_DIR']}/{st.stem.replace('/', '-')}")
+                super().__init__(**(ipc if os.name == 'posix' else {}), **kw)
 
             async def start_kernel(self, **kw):
                 env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
@@ -391,7 +387,7 @@ class Run:
                 if run.events: env['KINETICS_DANCE_PROGRESS'] = str(run.events.path(st.stem))
                 if st.one_thread: env.update({k: env.get(k, '1') for k in THREADS})
                 await super().start_kernel(**{**kw, 'env': env, 'cwd': str(st.path.parent)})
-                if st.wing: lower(self.provisioner.process.pid)
+                if st.wing: lower_priority(self.provisioner.process.pid)
                 run.note(self.provisioner.process.pid)
         return Kernel
 
@@ -403,12 +399,12 @@ class Run:
             self.kernels += ((pid, psutil.Process(pid).create_time()),)
             write_json(self.folder/'.kernels', self.kernels)
 
-    def kill(self, kernels, sig=signal.SIGKILL):
+    def kill(self, kernels, sig=KILL):
         "Signal kernels with all they started (each leads its own process group), if they are still the same processes"
         import psutil
         for pid, created in kernels:
             try:
-                if psutil.Process(pid).create_time() == created: os.killpg(pid, sig)
+                if psutil.Process(pid).create_time() == created: signal_group(pid, sig)
             except (psutil.Error, ProcessLookupError, PermissionError): pass
 
     def failed(self): return [st for st in self.stages.values() if st.state == 'failed']
@@ -505,10 +501,9 @@ def locked(folder):
     "One run a study at a time; the lock goes with the process that holds it"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder/'.lock').open('a+') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock_file(f):
             f.seek(0)
-            raise UserError(f'study {folder.name!r} is being run by process {f.read().strip() or "?"}: wait for it, or stop it') from None
+            raise UserError(f'study {folder.name!r} is being run by process {f.read().strip() or "?"}: wait for it, or stop it')
         f.truncate(0); f.write(str(os.getpid())); f.flush()
         try: yield
         finally: f.truncate(0)

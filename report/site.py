@@ -4,6 +4,7 @@
 import argparse, ast, hashlib, inspect, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import yaml
+from kinetics_dance.core.platform import link_path
 from . import gallery, pages, results, try_it
 from .bridge import Api, Media, check_links, definitions, page, prose, to_myst
 from .common import (IN_WING, NUMBERED, ROOT, UserError, code_cells, default_exp, load_nb, main, module_file, notebooks, read_json,
@@ -43,7 +44,7 @@ def process(root, stems, executed, lib, cache, shared=None):
         tmp = Path(tmp)
         (tmp/'settings.ini').write_text((root/'settings.ini').read_text() + '\nrenderer = report.bridge.Api\n')
         (tmp/'nbs').mkdir()
-        (tmp/lib).symlink_to(root/lib)
+        link_path(root/lib, tmp/lib, relative=False)
         for s in todo:
             nb = load_nb(executed[s])
             for c in code_cells(nb, injected=True): c['source'] = not_again(source(c))

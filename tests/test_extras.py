@@ -1,5 +1,5 @@
 "Extras: settings.ini is the one place; every extra that a text recommends exists, and what is absent is said in one line."
-import ast, functools, importlib.metadata, re, runpy, subprocess, sys
+import ast, functools, importlib.metadata, os, re, runpy, subprocess, sys
 from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
@@ -100,13 +100,23 @@ def needed(requirements):
     return {p for p, _ in found}
 
 
+# modules that need the extra `train`; a command that comes to one of them names it in one line (`absent_package`)
+OF_TRAINING = {f'kinetics_dance/{m}.py' for m in (
+    'loading/dataloader', 'loading/fastai_blocks', 'loading/workers', 'training/checkpoints',
+    'training/distributed', 'training/learner', 'training/runs', 'training/tracking')}
+
+
 def test_the_library_imports_what_it_requires():
     "Nothing that only an extra brings is needed to import a module, and all that is imported anywhere can be installed by an extra"
-    main, all_of_it = needed(CFG['requirements']), needed(' '.join([CFG['requirements'], *EXTRAS['cluster'], *EXTRAS['track'], *EXTRAS['export'], *EXTRAS['encoders']]))
+    main, training = needed(CFG['requirements']), needed(' '.join([CFG['requirements'], *EXTRAS['train']]))
+    all_of_it = needed(' '.join([CFG['requirements'], *EXTRAS['train'], *EXTRAS['hub'], *EXTRAS['cluster'], *EXTRAS['track'], *EXTRAS['export'], *EXTRAS['encoders']]))
     for p in sorted(LIB.rglob('*.py')):
         tree, where = ast.parse(p.read_text()), p.relative_to(ROOT)
         guarded = 'need_extra(' in ''.join(ast.unparse(n) for n in tree.body if isinstance(n, ast.Expr))
-        assert guarded or not (extra := distributions(imported(tree, top=True)) - main), f'{where} needs {extra}'
+        needs = distributions(imported(tree, top=True))
+        have = training if where.as_posix() in OF_TRAINING else main
+        assert where.as_posix() not in OF_TRAINING or needs - main, f'{where} needs no extra any more'
+        assert guarded or not (extra := needs - have), f'{where} needs {extra}'
         assert not (unknown := distributions(imported(tree)) - all_of_it), f'{where} imports {unknown}, which settings.ini does not name'
 
 
@@ -169,3 +179,48 @@ def test_the_rest_works_without_extras(tmp_path):
     code = '    import importlib\n    for m in sys.argv[1:]: importlib.import_module(m)'
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', ABSENT.format(packages=absent, code=code), *modules], cwd=tmp_path, capture_output=True, text=True)
     assert p.returncode == 0 and not p.stdout, (p.stdout + p.stderr)[-2000:]
+
+
+# --- what everybody gets: predict and compare
+
+TRAIN = ('fastai', 'yt_dlp', 'decord')
+SMALL = '''
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+def find_spec(name, *a, **k): return None if name.split('.')[0] in {packages!r} else find(name, *a, **k)
+importlib.machinery.PathFinder.find_spec = find_spec
+{code}
+'''
+
+
+def without_training(code, tmp_path, *args):
+    "Run Python without the packages of the extra `train`"
+    (tmp_path/'small.py').write_text(SMALL.format(packages=set(TRAIN), code=code))
+    with (tmp_path/'said').open('w+') as said:      # a file: a process that is left over may hold a pipe open
+        p = subprocess.run([sys.executable, '-W', 'ignore', 'small.py', *map(str, args)], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                           stdout=said, stderr=said, timeout=200, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+        said.seek(0)
+        p.stderr = said.read()
+    return p
+
+
+def test_the_small_core_predicts_and_compares(tmp_path):
+    "Neither predicting nor comparing imports a package of the extra `train`, whatever function does it"
+    from kinetics_dance.synthetic import dancers, uploads
+    from test_inference import make_model
+    make_model(tmp_path/'model')
+    uploads.write_video(tmp_path/'v.mp4', dancers.render_clip('windmill', 0, 0)[::3], fps=5)
+    cli = 'from kinetics_dance.study.cli import main\nmain(sys.argv[1:])'
+    p = without_training(cli, tmp_path, 'predict', 'v.mp4', '--model-path', 'model', '--over-time', '--picture', 'p.png', '--save-video', 's.mp4')
+    assert p.returncode == 0 and (tmp_path/'p.png').exists() and (tmp_path/'s.mp4').exists(), p.stderr
+    modules = [f'kinetics_dance.{p.relative_to(LIB).with_suffix("").as_posix().replace("/", ".")}'
+               for d in ('core', 'evaluation', 'deploy', 'models', 'clips', 'video') for p in sorted((LIB/d).glob('[a-z]*.py'))
+               if p.stem not in ('perturbations', 'features')]      # of trained models, and of encoders: both read as training does
+    p = without_training('import importlib\nfor m in sys.argv[1:]: importlib.import_module(m)', tmp_path, *modules, 'kinetics_dance.comparison')
+    assert p.returncode == 0, p.stderr[-2000:]
+
+
+def test_a_command_that_needs_the_extra(tmp_path):
+    "One line, and what to install"
+    p = without_training('from kinetics_dance.study.cli import main\nmain(sys.argv[1:])', tmp_path, 'train', '--study', 'demo')
+    assert p.returncode == 2 and len(p.stderr.splitlines()) == 1 and 'is not installed: pip install' in p.stderr, p.stderr

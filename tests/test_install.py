@@ -102,13 +102,13 @@ class Project:
     "The Makefile, setup.py and report/environment.py of this project around a library of one line"
     def __init__(self, root, index):
         self.root, self.index, self.venv = root, index, root/'.venv'
-        for f in ('Makefile', 'setup.py', 'report/environment.py', 'LICENSE'):
+        for f in ('Makefile', 'setup.py', 'report/environment.py', 'kinetics_dance/core/platform.py', 'LICENSE'):
             (root/f).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT/f, root/f)
         (root/'settings.ini').write_text(re.sub(r'^((\w+_)?requirements) = .*', r'\1 = tiny', (ROOT/'settings.ini').read_text(), flags=re.M))
         (root/'README.md').write_text('# A project\n')
         (root/'kinetics_dance/study').mkdir(parents=True)
-        for f in ('__init__.py', 'py.typed', 'study/__init__.py'): (root/'kinetics_dance'/f).touch()
+        for f in ('__init__.py', 'py.typed', 'core/__init__.py', 'study/__init__.py'): (root/'kinetics_dance'/f).touch()
         (root/'kinetics_dance/study/cli.py').write_text("def main(): print('hello')\n")
         self.lock('report', 'setuptools', 'tiny')
         self.lock('test', 'setuptools', 'tiny', 'extra')

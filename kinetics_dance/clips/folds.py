@@ -17,6 +17,7 @@ import numpy as np
 from .splits import resolve, sample
 from .table import ClipTable
 from ..core.base import StudyError, pd, writing
+from ..core.platform import link_path
 from ..core.base import Late
 
 # %% ../../nbs/clips/04_folds.ipynb #0e9c37d0
@@ -210,7 +211,7 @@ def fold_folder(
 def _link(there, here):
     "A link that may be made by several processes at once"
     if there.name == 'features': there.mkdir(exist_ok=True)
-    try: here.symlink_to(os.path.relpath(there, here.parent))
+    try: link_path(there, here, folder=there.name != 'storage.url')
     except FileExistsError: pass
 
 def _write_table(path, rows):

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Late', 'StudyError', 'StudyWarning', 'Unavailable', 'nearest', 'need_extra', 'project_root', 'study_folder',
-           'writing']
+__all__ = ['Late', 'StudyError', 'StudyWarning', 'Unavailable', 'nearest', 'need_extra', 'absent_package', 'project_root',
+           'study_folder', 'writing']
 
 # %% ../../nbs/core/00_base.ipynb #825ec9f6
 import difflib, importlib, importlib.util, os, re
@@ -61,6 +61,24 @@ def need_extra(
         if getattr(importlib.util.find_spec(package), 'origin', None) is not None: continue
         raise StudyError(f"{purpose} needs the package {package}, which is not installed: "
                          f"pip install 'kinetics_dance[{extra}]'{instead and ', ' + instead}")
+
+# %% ../../nbs/core/00_base.ipynb #e960f82e
+def absent_package(
+    error:ImportError, # From an `import`
+)->StudyError|None: # None where no extra brings what is absent
+    "What to install where an `import` failed"
+    from importlib.metadata import PackageNotFoundError, requires
+    module = (error.name or '').partition('.')[0]
+    name = re.sub('[_-]+', '-', dict(yt_dlp='yt-dlp', PIL='pillow').get(module, module)).lower()
+    try: lines = requires('kinetics_dance') or []
+    except PackageNotFoundError: return None
+    for line in lines:
+        if not name or not re.match(rf'{re.escape(name)}(?![\w.-])', line, re.I): continue
+        extra = re.search(r"""extra == ['"](\w+)""", line)
+        what = f"'kinetics_dance[{extra[1]}]'" if extra else 'kinetics_dance'
+        return StudyError(f'this needs the package {name}, which is not installed: '
+                          f'pip install {what}')
+    return None
 
 # %% ../../nbs/core/00_base.ipynb #6e048a70
 def project_root(

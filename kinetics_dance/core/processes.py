@@ -7,9 +7,10 @@ __all__ = ['LEAST', 'MOST', 'LIBRARIES', 'MOST_PIXELS', 'TOO_LARGE', 'memory_lim
            'is_too_large', 'killable', 'worker_pool']
 
 # %% ../../nbs/core/02_processes.ipynb #741b451c
-import errno, multiprocessing, os, sys
+import errno, multiprocessing, os
 from contextlib import contextmanager
 from typing import Callable
+from .platform import limit_data, memory_size
 
 # %% ../../nbs/core/02_processes.ipynb #9a01c0e1
 LEAST, MOST = 3*2**29, 2**32 # bytes of one worker, where nobody says how many
@@ -23,8 +24,8 @@ def memory_limit(
     fifths of the machine"""
     said = os.environ.get('KINETICS_DANCE_MEMORY_MB', '')
     if said.isdecimal(): return int(said)*2**20 or None
-    try: whole = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
-    except (ValueError, OSError, AttributeError): return MOST
+    whole = memory_size()
+    if whole is None: return MOST
     return min(MOST, max(LEAST, int(.8*whole)//max(1, jobs)))
 
 # %% ../../nbs/core/02_processes.ipynb #1308262b
@@ -45,15 +46,7 @@ def limit_memory(
     most:int|None, # Bytes that this process may take; None: no limit
 ):
     "Keep the process that calls this, and those that it starts, to a limit"
-    if not most: return
-    try: import resource
-    except ImportError: return # Windows has none
-    kind = resource.RLIMIT_DATA if sys.platform == 'linux' else resource.RLIMIT_AS
-    hard = resource.getrlimit(kind)[1]
-    wanted = max(2**28, most - LIBRARIES)
-    if hard != resource.RLIM_INFINITY: wanted = min(wanted, hard)
-    try: resource.setrlimit(kind, (wanted, wanted))
-    except (ValueError, OSError): return # macOS may refuse
+    if most: limit_data(max(2**28, most - LIBRARIES))
 
 # %% ../../nbs/core/02_processes.ipynb #9a01c0e2
 def is_too_large(

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .base import StudyError
 from .base import Unavailable
+from .platform import is_orphan
 from .processes import TOO_LARGE, limit_memory, memory_limit
 
 # %% ../../nbs/core/03_watchdog.ipynb #c2bff3d1
@@ -20,7 +21,7 @@ def answer_requests():
     out, sys.stdout = sys.stdout.buffer, sys.stderr # the pipe is for messages
     parent = os.getppid()
     def alone():
-        while os.getppid() == parent: time.sleep(1)
+        while not is_orphan(parent): time.sleep(1)
         os._exit(0) # whoever asked was killed
     threading.Thread(target=alone, daemon=True).start()
     def send(head, data=b''):

@@ -10,7 +10,7 @@ __all__ = ['LONGEST', 'LONGEST_NAME', 'check_span', 'check_address', 'check_vide
 import glob, hashlib, math, os, sys, tempfile, unicodedata, warnings
 from pathlib import Path
 from ..clips.annotations import account, walk_videos
-from ..core.base import StudyError, StudyWarning
+from ..core.base import absent_package, StudyError, StudyWarning
 from ..core.base import Unavailable
 from ..core.storage import system_error
 from ..core.text import for_terminal
@@ -184,6 +184,7 @@ def _outcome(error, args):
         words = error.format_message()
         return 2, words + (_dash_hint(args) if words else '')
     if type(error).__name__ == 'Abort': return 130, 'stopped'
+    if isinstance(error, ImportError) and (blame := absent_package(error)): return 2, blame
     if blame := system_error(error, getattr(error, 'filename', None) or 'this machine'):
         return 2, blame
     return 1, (f'a fault of kinetics_dance: {type(error).__name__}: {error} '

@@ -18,6 +18,7 @@ from ..clips.splits import sample
 from ..clips.table import ClipTable
 from ..core.base import StudyError, nearest
 from ..core.ownership import claim, sweep
+from ..core.platform import link_file
 from ..clips.splits import wanted as wanted_clips
 from .cvdf import class_numbers, tar_of
 from .progress import Pace
@@ -282,4 +283,4 @@ def _lay_out(clips, save):
         at = save/c.split/folder_name(c.label)/f'{c.clip_id}.mp4'
         at.parent.mkdir(parents=True, exist_ok=True)
         if at.exists() and not at.samefile(save/c.path): at.unlink()
-        if not at.exists(): os.link(save/c.path, at)
+        if not at.exists(): link_file(save/c.path, at)

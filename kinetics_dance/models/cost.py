@@ -6,7 +6,7 @@
 __all__ = ['count_parameters', 'count_flops', 'time_clip', 'peak_memory', 'measure_cost']
 
 # %% ../../nbs/models/06_cost.ipynb #0ad64ec4
-import copy, os, re, resource, sys, time, warnings
+import copy, os, time, warnings
 from pathlib import Path
 from statistics import median
 import numpy as np, torch
@@ -18,6 +18,7 @@ from .backbones import all_parameters, head_parameters
 from ..core.base import StudyError
 from ..video.reading import frame_times, read_frames
 from ..video.samplers import uniform
+from ..core import platform
 from ..core.processes import killable
 
 # %% ../../nbs/models/06_cost.ipynb #ac6e6d82
@@ -77,12 +78,9 @@ def time_clip(
 
 # %% ../../nbs/models/06_cost.ipynb #214a69f8
 def _most():
-    """MB that this process has held at most (Linux also tells by getrusage, but counts what the
-    parent held)"""
-    try: return int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin'
-                                                                   else 2**10)
+    "MB that this process has held at most; None where the system does not say"
+    most = platform.peak_memory()
+    return None if most is None else most/2**20
 
 def _peak(model, threads, device, *args):
     "Runs in a process of its own: MB of the process, or of the GPU"
@@ -111,6 +109,7 @@ def peak_memory(
                                 timeout=timeout), killable(lib._most, timeout=timeout)
     except (AttributeError, TypeError, OSError, RuntimeError, TimeoutError,
             ImportError):        return unknown
+    if peak is None or before is None: return unknown
     return dict(peak_memory_mb=round(peak, 1), idle_memory_mb=round(before, 1))
 
 # %% ../../nbs/models/06_cost.ipynb #aa188cd3

@@ -180,14 +180,27 @@ def _checkout():
                      'not only the installed '
                      'library; run it in a clone, or `make report` there')
 
-def _report(study, runs, as_json):
+def _python(root):
+    """The Python that runs notebooks: this one where it has what that needs, else that of the
+    project's environment, which is made first, as `make report` makes it"""
+    import os, subprocess
+    from importlib.util import find_spec
+    if all(find_spec(m) for m in ('nbdev', 'papermill', 'ipykernel', 'sphinx', 'psutil')):
+        return sys.executable
+    done = subprocess.run([sys.executable, root/'report'/'environment.py', 'report'], cwd=root)
+    if done.returncode: sys.exit(done.returncode)
+    venv = Path(os.environ.get('VENV') or root/'.venv').absolute()
+    return venv/'Scripts'/'python.exe' if os.name == 'nt' else venv/'bin'/'python'
+
+# %% ../../nbs/study/02_cli.ipynb #a5c0cbd9
+def _report(study, runs, as_json, more=()):
     import subprocess
     from kinetics_dance.core.base import study_folder
     root = _checkout()
     file = Path(study) if study.endswith(('.yaml', '.yml')) else root/'studies'/f'{study}.yaml'
     if not file.is_file(): raise StudyError(f'study: there is no {file}')
-    more = ['--runs', str(Path(runs).absolute())] if runs else []
-    command = [sys.executable, '-m', 'report.run', str(file.resolve()), '--site', *more]
+    if runs: more = [*more, '--runs', str(Path(runs).absolute())]
+    command = [_python(root), '-m', 'report.run', str(file.resolve()), '--site', *more]
     done = subprocess.run(command, cwd=root, stdout=sys.stderr if as_json else None)
     if done.returncode: return done.returncode
     if as_json:
@@ -472,10 +485,16 @@ def _add_report(app, o):
     @app.command()
     def report(
         study:str=o.option('demo', help='Name of a study, or path of a study file'),
+        force:bool=o.option(False, '--force', help='Run also what is fresh'),
+        only:list[str]=o.option([], help='One notebook: its stem or its beginning; repeat it'),
+        replace:bool=o.option(False, '--replace', help='Take over a folder that was '
+                                                     'made from other lists'),
         runs:str=o.runs, as_json:bool=o.json, debug:bool=o.debug
     ):
-        "Run a study's notebooks and build its site; needs the project, not only the library"
-        raise Exit(_report(study, runs, as_json) or 0)
+        """Run a study's notebooks and build its site, as `make report` does; needs the project,
+        not only the library"""
+        more = ['--force']*force + ['--replace']*replace + ['--only']*bool(only) + list(only)
+        raise Exit(_report(study, runs, as_json, more) or 0)
 
 # %% ../../nbs/study/02_cli.ipynb #850911e5
 def _add_export(app, o):
@@ -496,6 +515,29 @@ def _add_export(app, o):
         path = export_model(folder, format, out, overwrite)
         print(json.dumps(dict(model=str(folder), path=str(path))) if as_json
               else for_terminal(path))
+
+# %% ../../nbs/study/02_cli.ipynb #a9343931
+def _add_hub(app, o):
+    @app.command()
+    def push(
+        folder:str=o.argument(..., help='Folder of a model'),
+        to:str=o.argument(..., help='hf:OWNER/NAME'),
+        licence:str=o.option('other', help='Of the weights, as the hub names licences'),
+        private:bool=o.option(False, '--private', help='Visible to its owner only'),
+        as_json:bool=o.json, debug:bool=o.debug
+    ):
+        "Publish a model to a Hugging Face repository, with a card"
+        from kinetics_dance.deploy.hub import push as publish
+        done = publish(folder, to, licence, private)
+        print(json.dumps(done) if as_json else f"hf:{done['repository']}@{done['revision']}")
+
+    @app.command()
+    def pull(model:str=o.argument(..., help='hf:OWNER/NAME or hf:OWNER/NAME@REVISION'),
+             as_json:bool=o.json, debug:bool=o.debug):
+        "Fetch a model from a Hugging Face repository; prints its folder"
+        from kinetics_dance.deploy.hub import pull as fetch
+        folder = fetch(model)
+        print(json.dumps(dict(model=model, path=str(folder))) if as_json else for_terminal(folder))
 
 # %% ../../nbs/study/02_cli.ipynb #4bb6580a
 def _add_demo_video(app, o):
@@ -577,7 +619,7 @@ def app():
     app, options = inference.predict_app(), _options()
     for add in (_add_download, _add_status, _add_frames, _add_train, _add_plan, _add_settings,
                 _add_report, _add_export, _add_demo_video, _add_features, _add_joints,
-                _add_compare):
+                _add_compare, _add_hub):
         add(app, options)
     return plain_flags(app)
 
@@ -586,7 +628,10 @@ def main(
     args:list|None=None, # Arguments; those of the process by default
 ):
     "The command `kinetics-dance`: exit code 0; 2 for a mistake of the user; 1 for a fault of ours"
+    from kinetics_dance.core.platform import run_in_utf8
     from kinetics_dance.inference import main as run
+    code = run_in_utf8('kinetics_dance.study.cli', sys.argv[1:] if args is None else args)
+    if code is not None: sys.exit(code)
     run(args, app())
 
 # %% ../../nbs/study/02_cli.ipynb #2d9f187c

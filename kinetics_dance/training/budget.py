@@ -15,6 +15,7 @@ from ..clips.folds import read_folds
 from ..clips.splits import hash_order
 from ..clips.table import ClipTable
 from ..core.base import StudyError, study_folder, writing
+from ..core.platform import link_path
 from ..evaluation.figures import Look
 from ..evaluation.intervals import bootstrap
 from ..evaluation.predictions import load_predictions, stack_predictions
@@ -51,7 +52,7 @@ def budget_folder(
     "The same frames and a clip table of fewer training clips"
     to = run/'budgets'/name
     to.mkdir(parents=True, exist_ok=True)
-    if not (to/'frames').exists(): (to/'frames').symlink_to(os.path.relpath(run/'frames', to))
+    if not (to/'frames').exists(): link_path(run/'frames', to/'frames')
     # the study may have changed
     rows = training_share(ClipTable(run/'clips.sqlite').frame(), share)
     with writing(to/'clips.sqlite') as part:
