@@ -203,7 +203,7 @@ def push(
     said = json.loads(report.read_text(encoding='utf-8')) if report.is_file() else None
     from huggingface_hub import CommitOperationAdd as Add
     card = model_card(config, said, licence).replace('OWNER/NAME', repo)
-    files = {'README.md': card.encode(), CONFIG: config_path(folder).read_bytes(),
+    files:dict = {'README.md': card.encode(), CONFIG: config_path(folder).read_bytes(),
              WEIGHTS: str(folder/WEIGHTS)}
     with _asking(text):
         api.create_repo(repo, private=private, exist_ok=True)

@@ -106,7 +106,7 @@ def build_sound(
 )->pd.DataFrame: # `clip_id`, `said`: ok, short, silent, no track or unreadable
     "Store the sound of all clips; may be killed and run again at any time"
     from filelock import FileLock
-    folder = claim(Path(folder), 'sound')
+    folder = Path(claim(Path(folder), 'sound'))
     base = Path(base) if base is not None else folder.parent
     rows = [(r.clip_id, base/str(r.path), float(r.seconds)) for r in clips.itertuples()]
     with FileLock(folder.with_name(f'.{folder.name}.lock')):

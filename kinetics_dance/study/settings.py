@@ -188,8 +188,7 @@ def check_study(
     if p['weights'] not in ('none', 'imagenet') and not rooted(p['weights']).is_file():
         raise StudyError(f"weights: {p['weights']} is neither none nor imagenet nor a file")
     if p['jobs'] < 1: raise StudyError(f"jobs: {p['jobs']} at a time; give at least 1")
-    # its settings are checked when it is made
-    if p['source'] in SOURCE_SETTINGS: get_source(p['source'], source_settings(p))
+    if p['source'] in SOURCE_SETTINGS: get_source(p['source'], source_settings(p)) # checks them
     _check_classes(p)
     if {'study', 'controls'} <= set(params): _check_prereg(p) # all are given, not those of a stage
     return p

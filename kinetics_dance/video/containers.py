@@ -319,6 +319,7 @@ _BEGINNINGS = {b'\x1a\x45\xdf\xa3': Matroska, b'FLV\x01': FLV, b'OggS': Ogg, b'R
 def chain_of(path:str|Path # A file
             ) -> Chain|None:
     "The chain of a file's container; None if it has none that is known here"
+    path = Path(path)
     with open(path, 'rb') as f: head = f.read(16)
     if head[4:8] in (b'ftyp', b'styp', b'moov', b'free', b'wide'): return MP4(path)
     if head[:1] == b'G' or head[4:5] == b'G': return Transport(path)
