@@ -73,7 +73,7 @@ def execute(folder):
     clips.loc[clips.index[:30], ['status', 'reason']] = np.array([['missing']*30, classes]).T
     shown = {'crosstab', 'gone.groupby', 'attrition_report(', 'balance(', 'plot_attrition(', 'plot_audit(', 'video = lambda', 'Markdown(conclusion('}
     def data(c):
-        c.source = re.sub(r"(?m)^(run|check_study|lines, gone|clips = choose|test_eq|outcome = collect|p = dict|         n_train=|         url_template|         memory_mb).*\n", '', c.source)
+        c.source = re.sub(r"(?m)^(run|check_study|lines, gone|clips = choose|test_eq|outcome = collect|p = dict|         n_train=|         motion=|         url_template|         memory_mb).*\n", '', c.source)
         return '#| study' in c.source and any(s in c.source for s in shown) or 'import' in c.source
     cells('00_data', '', data, run=run, lines=clips, gone=clips[:30], clips=clips, outcome=clips, listed=clips, source='youtube', folds=None)
     from types import SimpleNamespace
