@@ -171,8 +171,8 @@ def test_without_the_extra(package, tmp_path):
 
 
 def test_the_rest_works_without_extras(tmp_path):
-    "All modules but the one of several processes are imported"
-    only = sorted(needed(' '.join(EXTRAS['cluster'] + EXTRAS['track'] + EXTRAS['export'])) - needed(CFG['requirements']))
+    "With what trains, all modules but the one of several processes are imported"
+    only = sorted(needed(' '.join(EXTRAS['cluster'] + EXTRAS['track'] + EXTRAS['export'])) - needed(' '.join([CFG['requirements'], *EXTRAS['train']])))
     absent = {m for m, d in owners().items() if canonicalize_name(d[0]) in only and m not in ('kinetics_dance',)}
     assert {'dask', 'wandb', 'onnxruntime', 'webdataset'} <= absent
     modules = ['.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in sorted(LIB.rglob('*.py')) if p.name[0] != '_' and p.parent.name + p.stem != 'trainingdistributed']
