@@ -1,5 +1,5 @@
 "Models of a Hugging Face repository, against a server on this machine: published, fetched, used; and what must not be read."
-import base64, hashlib, json, os, re, subprocess, sys, threading
+import base64, contextlib, hashlib, json, os, re, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT
@@ -74,8 +74,19 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf'))
     monkeypatch.setenv('HF_HUB_DISABLE_XET', '1')
     monkeypatch.delenv('HF_TOKEN', raising=False)
-    yield made
+    with imported_anew('huggingface_hub'): yield made
     made.server.shutdown()
+
+
+@contextlib.contextmanager
+def imported_anew(package):
+    "It reads its environment when it is imported, which another test may have done before"
+    def taken(): return {m: sys.modules.pop(m) for m in list(sys.modules) if m.split('.')[0] == package}
+    before = taken()
+    try: yield
+    finally:
+        taken()
+        sys.modules.update(before)
 
 
 @pytest.fixture(scope='module')
