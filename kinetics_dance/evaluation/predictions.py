@@ -90,9 +90,8 @@ def read_predictions(
     _check_predictions(df, path)
     df = df.assign(clip_id=df.clip_id.astype(str),
                    label=df.label.astype(str)).sort_values('clip_id', ignore_index=True)
-    # numbers of a parquet file and the text of a CSV file mean the same upload
     df['group'] = (df.clip_id.str.replace(_TIMES, '', regex=True) if attrs['named']
-                   else df.group.astype(str))
+                   else df.group.astype(str)) # in a parquet file it may be a number
     df.attrs = attrs
     return df[['clip_id', 'group', 'label', *sorted(df.filter(regex='^p_'))]]
 
