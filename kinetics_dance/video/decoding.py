@@ -527,6 +527,7 @@ class _Clock:
         self.rate = float(v.guessed_rate or v.average_rate or 25)
         self.name = c.format.name
         self.tb = v.time_base
+        self.ticks = {s.index: float(s.time_base or 0) for s in c.streams} # seconds of a tick
         self.zero, self.reach, self.at = (c.start_time or 0)/1e6, 0., None
         self.n, self.empty, self.last, self.steps = 0, 0, None, []
         self.packets, self.dropped, self.offset = 0, 0, 0. # offset: of what is behind a seam
@@ -607,7 +608,8 @@ def resume(self:_Clock, p):
 def look(self:_Clock, p):
     "Up to which second the packets go, and whether bytes lie between them that are in none"
     if p.pts is not None:
-        self.reach = max(self.reach, float((p.pts + (p.duration or 0))*p.time_base))
+        tick = self.ticks.get(p.stream.index) or float(p.time_base) # a stream may turn up late
+        self.reach = max(self.reach, (p.pts + (p.duration or 0))*tick)
     if self.name == 'mpegts' and p.pos is not None and p.pos >= 0:
         far, self.at = p.pos - (p.pos if self.at is None else self.at), p.pos
         # its packets are 188 bytes long, on discs 192, on the air 204
