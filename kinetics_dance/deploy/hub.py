@@ -13,6 +13,7 @@ from ..core.base import StudyError, need_extra, writing
 from ..core.text import for_markdown
 from ..models.config import (
     CONFIG, LARGEST_CONFIG, config_path, find_model, read_config, read_model)
+from ..video.encoding import file_digest
 
 # %% ../../nbs/deploy/06_hub.ipynb #77dd3087
 PREFIX = 'hf:'
@@ -85,10 +86,9 @@ def _check_files(text, files):
 
 def _digest(path, kind):
     "Hash of a file: sha256, or git's (`blob`)"
-    h = hashlib.sha256() if kind == 'sha256' else hashlib.sha1(b'blob %d\0' % path.stat().st_size)
-    with path.open('rb') as f:
-        while data := f.read(2**20): h.update(data)
-    return h.hexdigest()
+    if kind == 'sha256': return file_digest(path)['sha256']
+    def git(): return hashlib.sha1(b'blob %d\0' % path.stat().st_size)
+    with path.open('rb') as f: return hashlib.file_digest(f, git).hexdigest()
 
 # %% ../../nbs/deploy/06_hub.ipynb #0ebed107
 def pull(
