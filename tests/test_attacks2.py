@@ -3,7 +3,7 @@ import os, signal, subprocess, sys, threading, time
 import pytest
 from conftest import ROOT
 from kinetics_dance.core.base import StudyError
-from test_loading_faults import LINUX, ClipLoader, loader, noise, run  # noqa: F401 (a fixture)
+from test_loading_faults import LINUX, ClipLoader, loader, noise, run, with_shared_memory  # noqa: F401 (a fixture)
 
 
 # --- workers that fetch batches
@@ -63,13 +63,7 @@ if __name__ == '__main__':
 @pytest.mark.parametrize('mount', ['size=64m', 'size=1m', 'ro'])
 def test_a_shared_memory_of_docker(noise, tmp_path, mount):  # noqa: F811
     "64 MB, as Docker gives; less; none that can be written: all batches or one line, an end in any case, and no traceback of `__del__`"
-    small = f'mount -t tmpfs -o {mount} none /dev/shm &&'
-    if subprocess.run(['unshare', '-m', 'bash', '-c', small + ' true'], capture_output=True).returncode:
-        pytest.skip('this user may not mount a small /dev/shm (unshare -m)')
-    for f in ('frames', 'table.csv'): (tmp_path/f).symlink_to(noise[0].parent/f)
-    (tmp_path/'script.py').write_text(SHM)
-    p = subprocess.run(['unshare', '-m', 'bash', '-c', f'{small} exec {sys.executable} -W ignore script.py'], cwd=tmp_path, capture_output=True,
-                       text=True, timeout=120, env=os.environ | {'PYTHONPATH': str(ROOT)})
+    p = with_shared_memory(mount, SHM, noise, tmp_path)
     assert p.returncode == 0 and 'Traceback' not in p.stderr, p.stderr
     lines = p.stdout.splitlines()
     assert 2 <= len(lines) <= 3 and all(line.startswith('error: ') or line == '96' for line in lines), lines

@@ -333,21 +333,28 @@ def test_a_video_network_is_trained_on_stored_tokens_and_predicts_from_its_folde
     with pytest.raises(StudyError, match='other weights than the one this head was trained on'): load_model(moved)
 
 
+def written(folder, name, head, **how):
+    "The folder of a model whose encoder is timm's, with random weights from a file; the network and its config"
+    import timm
+    from safetensors.torch import save_file
+    from kinetics_dance.models.config import write_model
+    from kinetics_dance.models.encoder_heads import EncoderModel
+    save_file(timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=32).state_dict(), folder/'net.safetensors')
+    spec = f'timm:vit_tiny_patch16_224@32={folder/"net.safetensors"}'
+    net = EncoderModel(3, spec, head)
+    config = dict(format=1, model='kinetics_dance.models.encoder_heads:EncoderModel', arguments=dict(encoder=spec, head=head), classes=['a', 'b', 'c'],
+                  clip_seconds=3., encoder=net.save_encoder(folder/name, folder/'shared'), **how)
+    write_model(folder/name, net, config)
+    return net, config
+
+
 def test_the_command_predicts_with_an_encoder(tmp_path):
     "From a folder that was moved, and without the files that its encoder came from"
     need('timm')
-    import shutil, timm
-    from safetensors.torch import save_file
+    import shutil
     from kinetics_dance.inference import watch_videos
-    from kinetics_dance.models.config import write_model
-    from kinetics_dance.models.encoder_heads import EncoderModel
     from kinetics_dance.synthetic import dancers, uploads
-    save_file(timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=32).state_dict(), tmp_path/'net.safetensors')
-    spec = f'timm:vit_tiny_patch16_224@32={tmp_path/"net.safetensors"}'
-    net = EncoderModel(3, spec, 'transformer')
-    config = dict(format=1, model='kinetics_dance.models.encoder_heads:EncoderModel', arguments=dict(encoder=spec, head='transformer'), classes=['a', 'b', 'c'],
-                  frames=4, crop=[48, 48], stored=dict(height=48, width=64), clip_seconds=3., encoder=net.save_encoder(tmp_path/'first', tmp_path/'shared'))
-    write_model(tmp_path/'first', net, config)
+    net, config = written(tmp_path, 'first', 'transformer', frames=4, crop=[48, 48], stored=dict(height=48, width=64))
     (tmp_path/'net.safetensors').unlink()
     shutil.rmtree(tmp_path/'shared')
     shutil.move(tmp_path/'first', tmp_path/'moved')
@@ -362,17 +369,10 @@ def test_the_command_predicts_with_an_encoder(tmp_path):
 def test_a_model_with_an_encoder_is_exported(tmp_path):
     "Encoder and head are one graph, which says what the model says"
     need('timm', 'onnx', 'onnxscript', 'onnxruntime')
-    import onnxruntime, timm
-    from safetensors.torch import save_file
+    import onnxruntime
     from kinetics_dance.deploy.export import export_model
-    from kinetics_dance.models.config import load_model, write_model
-    from kinetics_dance.models.encoder_heads import EncoderModel
-    save_file(timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=32).state_dict(), tmp_path/'net.safetensors')
-    spec = f'timm:vit_tiny_patch16_224@32={tmp_path/"net.safetensors"}'
-    net = EncoderModel(3, spec, 'attentive')
-    config = dict(format=1, model='kinetics_dance.models.encoder_heads:EncoderModel', arguments=dict(encoder=spec, head='attentive'), classes=['a', 'b', 'c'],
-                  frames=3, crop=[32, 32], stored=dict(height=32, width=32), clip_seconds=3., encoder=net.save_encoder(tmp_path/'m', tmp_path/'shared'))
-    write_model(tmp_path/'m', net, config)
+    from kinetics_dance.models.config import load_model
+    written(tmp_path, 'm', 'attentive', frames=3, crop=[32, 32], stored=dict(height=32, width=32))
     x = film(3)
     said = onnxruntime.InferenceSession(export_model(tmp_path/'m')).run(None, dict(frames=x.numpy()))[0]
     with torch.inference_mode(): want = load_model(tmp_path/'m')(normalise(x)).softmax(-1)

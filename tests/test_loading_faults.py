@@ -74,16 +74,21 @@ if __name__ == '__main__':
 '''
 
 
+def with_shared_memory(mount, script, noise, folder):
+    "Run a script beside the clips of noise, where /dev/shm is mounted so"
+    small = f'mount -t tmpfs -o {mount} none /dev/shm &&'
+    if subprocess.run(['unshare', '-m', 'bash', '-c', small + ' true'], capture_output=True).returncode:
+        pytest.skip('this user may not mount a small /dev/shm (unshare -m)')
+    for f in ('frames', 'table.csv'): (folder/f).symlink_to(noise[0].parent/f)
+    (folder/'script.py').write_text(script)
+    return subprocess.run(['unshare', '-m', 'bash', '-c', f'{small} exec {sys.executable} -W ignore script.py'], cwd=folder, capture_output=True,
+                          text=True, timeout=120, env=os.environ | {'PYTHONPATH': str(ROOT)})
+
+
 @LINUX
 def test_a_full_shared_memory_is_an_error(noise, tmp_path):
     "Three epochs of 54 clips: all of them, or one line; never fewer clips in silence"
-    small = 'mount -t tmpfs -o size=2m none /dev/shm &&'
-    if subprocess.run(['unshare', '-m', 'bash', '-c', small + ' true'], capture_output=True).returncode:
-        pytest.skip('this user may not mount a small /dev/shm (unshare -m)')
-    for f in ('frames', 'table.csv'): (tmp_path/f).symlink_to(noise[0].parent/f)
-    (tmp_path/'script.py').write_text(COUNT)
-    p = subprocess.run(['unshare', '-m', 'bash', '-c', f'{small} exec {sys.executable} -W ignore script.py'], cwd=tmp_path, capture_output=True,
-                       text=True, timeout=120, env=os.environ | {'PYTHONPATH': str(ROOT)})
+    p = with_shared_memory('size=2m', COUNT, noise, tmp_path)
     six, auto = p.stdout.splitlines()
     assert six.startswith('6 error: a worker that fetches batches: there is no room for batches in /dev/shm (2 MB); set workers: 0')
     assert '--shm-size' in six and 'Traceback' not in p.stderr
